@@ -1,0 +1,26 @@
+"""Kernels for reinforcement learning of generative recommenders: trie-constrained beams, log-probs, TAWin, GRPO losses.
+
+Each op checks its arguments and picks an implementation by device; `reference` holds every op in plain PyTorch.
+"""
+
+from . import reference
+from .advantage import group_advantages, tawin_weights
+from .beam_step import beam_step
+from .grpo_loss import grpo_loss, tawin_grpo_loss
+from .log_prob import linear_log_probs
+from .records import BeamStep, GRPOLoss, TAWin
+from .trie import ItemTrie
+
+__all__ = [
+    "BeamStep",
+    "GRPOLoss",
+    "ItemTrie",
+    "TAWin",
+    "beam_step",
+    "group_advantages",
+    "grpo_loss",
+    "linear_log_probs",
+    "reference",
+    "tawin_grpo_loss",
+    "tawin_weights",
+]

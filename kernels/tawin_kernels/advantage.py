@@ -1,0 +1,73 @@
+"""Group-relative advantages, with the negatives weighted by TAWin around an anchor rank (arXiv 2604.22504).
+
+Weights and advantages are constants for the gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from . import reference
+from .arguments import Impl, require_implementation
+from .records import TAWin
+
+
+def tawin_weights(
+    scores: torch.Tensor,
+    negatives: torch.Tensor,
+    tawin: TAWin,
+    *,
+    impl: Impl = "auto",
+    check_values: bool | None = None,
+) -> torch.Tensor:
+    """The weights of a group's negatives: a soft window of mass tawin.window around rank tawin.anchor.
+
+    With sigma_i the zero-based rank of negative i by descending score (ties: lower index first) and phi the rank
+    transform, x_i = -|phi(sigma_i) - phi(anchor)|, T_i = min(1, exp((x_i - lambda) / temperature)) with lambda such
+    that sum T_i = window, and w_i = T_i |N| / sum_j T_j (arXiv 2604.22504). From window >= |N| on, all are 1.
+
+    scores: [B, G] fp32, bf16, fp16, fp64; -inf is allowed and ranks last. negatives: bool [B, G].
+    impl: "auto", "triton" or "reference"; an explicit choice that cannot run raises.
+    check_values: whether tensor values are checked; None: on the CPU only, as it synchronises a GPU.
+
+    Returns fp32 [B, G] (fp64 for fp64), 1 where not a negative; the negatives' weights sum to |N|.
+    Raises TypeError or ValueError naming the argument (NaN scores).
+    """
+    require_implementation("tawin_weights", impl)
+    return reference.tawin_weights(scores, negatives, tawin, check_values=check_values)
+
+
+def group_advantages(
+    rewards: torch.Tensor,
+    scores: torch.Tensor | None = None,
+    *,
+    tawin: TAWin | None = None,
+    normalize_std: bool = True,
+    eps: float = 1e-4,
+    valid: torch.Tensor | None = None,
+    impl: Impl = "auto",
+    check_values: bool | None = None,
+) -> torch.Tensor:
+    """A_m = (r_m - mean(r)) / (std(r) + eps) within each group, times the TAWin weight for negatives.
+
+    rewards: [B, G] fp32, bf16, fp16, fp64, finite. A negative is a valid completion with reward <= 0.
+    scores: [B, G] floating, what the negatives are ranked by; needed with tawin.
+    tawin: the window; None: plain GRPO advantages.
+    normalize_std: divide by the unbiased standard deviation (n - 1) plus eps.
+    valid: bool [B, G], the completions that exist; None: all. Others get 0, count nowhere and are not read.
+    impl: "auto", "triton" or "reference"; an explicit choice that cannot run raises.
+    check_values: whether tensor values are checked; None: on the CPU only, as it synchronises a GPU.
+
+    Returns fp32 [B, G] (fp64 for fp64 rewards). A group whose valid rewards are all equal gets exactly 0.
+    Raises TypeError or ValueError naming the argument.
+    """
+    require_implementation("group_advantages", impl)
+    return reference.group_advantages(
+        rewards,
+        scores,
+        tawin=tawin,
+        normalize_std=normalize_std,
+        eps=eps,
+        valid=valid,
+        check_values=check_values,
+    )

@@ -1,0 +1,113 @@
+"""Argument checks that all ops share, and the one place that says which implementations there are.
+
+A check raises TypeError (wrong kind or dtype) or ValueError (wrong shape, device or value); the message names the
+argument, what was expected and what came. Nothing here knows an op's mathematics.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+Impl = Literal["auto", "triton", "reference"]
+
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+INT64 = (torch.int64,)
+BOOL = (torch.bool,)
+
+IGNORED_TOKEN = -100
+
+
+def require_implementation(op: str, impl: str) -> None:
+    """An explicit choice that cannot run raises, it never falls back.
+
+    No op has a Triton kernel yet, so "auto" is the reference op on every device.
+    """
+    require_choice("impl", impl, ("auto", "triton", "reference"))
+    if impl == "triton":
+        raise NotImplementedError(f"impl: {op} has no Triton kernel yet; use impl='auto' or impl='reference'")
+
+
+def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def require_number(name: str, value: object, *, minimum: float | None = None, above: float | None = None) -> None:
+    """A finite Python number, at least `minimum` or strictly above `above`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: expected a number, got {value!r} of type {type(value).__name__}")
+    expected = "a finite number" if minimum is None else f"a finite number >= {minimum:g}"
+    expected = expected if above is None else f"a finite number > {above:g}"
+    if not math.isfinite(value) or (minimum is not None and value < minimum) or (above is not None and value <= above):
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+
+
+def require_int(name: str, value: object, *, minimum: int, maximum: int | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name}: expected an int, got {value!r} of type {type(value).__name__}")
+    number = int(value)
+    if number < minimum or (maximum is not None and number > maximum):
+        expected = f">= {minimum}" if maximum is None else f"in [{minimum}, {maximum}]"
+        raise ValueError(f"{name}: expected an int {expected}, got {value!r}")
+
+
+def require_tensor(
+    name: str,
+    value: object,
+    *,
+    dims: str,
+    sizes: Sequence[int | None],
+    dtypes: Sequence[torch.dtype],
+    device_of: tuple[str, torch.Tensor] | None = None,
+) -> None:
+    """A tensor of the given sizes (None: any), one of `dtypes`, on the device of another argument.
+
+    dims: how the documentation writes the shape, such as "[B, G, L]".
+    """
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name}: expected a tensor {dims}, got {type(value).__name__}")
+    if value.dtype not in dtypes:
+        expected = " or ".join(_dtype_name(dtype) for dtype in dtypes)
+        raise TypeError(f"{name}: expected dtype {expected}, got {_dtype_name(value.dtype)}")
+    fits = value.dim() == len(sizes) and all(
+        size is None or size == got for size, got in zip(sizes, value.shape, strict=True)
+    )
+    if not fits:
+        known = f" = [{', '.join('any' if size is None else str(size) for size in sizes)}]"
+        known = "" if all(size is None for size in sizes) else known
+        raise ValueError(f"{name}: expected shape {dims}{known}, got {list(value.shape)}")
+    if device_of is not None and value.device != device_of[1].device:
+        other, tensor = device_of
+        raise ValueError(f"{name}: expected device {tensor.device} as {other}, got {value.device}")
+
+
+def require_same_dtype(name: str, tensor: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
+    if tensor.dtype != other.dtype:
+        raise TypeError(
+            f"{name}: expected the dtype of {other_name}, {_dtype_name(other.dtype)}, got {_dtype_name(tensor.dtype)}; "
+            "cast one of them"
+        )
+
+
+def values_are_checked(check_values: object, tensor: torch.Tensor) -> bool:
+    """Whether tensor values are checked: asked for, or free of a device synchronisation."""
+    if check_values is not None and not isinstance(check_values, bool):
+        raise TypeError(f"check_values: expected None, True or False, got {check_values!r}")
+    return tensor.device.type == "cpu" if check_values is None else check_values
+
+
+def require_values(name: str, is_good: torch.Tensor, tensor: torch.Tensor, expected: str) -> None:
+    """Every element of `is_good` (the shape of `tensor`) is true; the message shows the first element that is not."""
+    if bool(is_good.all()):
+        return
+    index = tuple(int(i) for i in (~is_good).nonzero()[0])
+    raise ValueError(f"{name}: expected {expected}, got {tensor[index].item()} at index {list(index)}")
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,121 @@
+"""The LM head in plain PyTorch, in pieces: log-probs of given tokens without the logits of all rows at once.
+
+Rows come in already selected: everything that is given here is read.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+from .records import Normalizer
+
+# The logits of one piece of rows have at most this many elements (128 MiB in fp32).
+MAX_LOGITS = 2**25
+
+
+def accumulation_dtype(tensor: torch.Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def row_log_probs(
+    hidden: torch.Tensor,
+    lm_head_weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    token_ids: torch.Tensor,
+    temperature: float,
+) -> torch.Tensor:
+    """log p(token_ids[i] | hidden[i]), fp32 or fp64 [rows], differentiable. hidden [rows, H], token_ids [rows]."""
+    dtype = accumulation_dtype(hidden)
+    weight = lm_head_weight.to(dtype)
+    wide_bias = None if bias is None else bias.to(dtype)
+    at_once = _rows_at_once(weight)
+    if len(hidden) <= at_once:
+        return _piece_log_probs(hidden, weight, wide_bias, token_ids, temperature)
+    # The backward pass computes the logits of each piece again, so that those of one piece are alive at a time.
+    pieces = [
+        checkpoint(
+            _piece_log_probs,
+            some_hidden,
+            weight,
+            wide_bias,
+            some_tokens,
+            temperature,
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
+        for some_hidden, some_tokens in zip(hidden.split(at_once), token_ids.split(at_once), strict=True)
+    ]
+    return torch.cat(pieces)
+
+
+def child_log_probs(
+    hidden: torch.Tensor,
+    lm_head_weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    tokens: torch.Tensor,
+    counts: torch.Tensor,
+    temperature: float,
+    normalizer: Normalizer,
+) -> torch.Tensor:
+    """log p(token | hidden state) of ragged children: row i of hidden [rows, H] has the next counts[i] of tokens.
+
+    Returns fp32 or fp64 [tokens]. The softmax runs over the vocabulary, with normalizer "trie" over the row's children.
+    """
+    if normalizer == "trie":
+        # Only logits of tokens that are somebody's child are wanted.
+        used = torch.zeros(len(lm_head_weight), dtype=torch.bool, device=tokens.device)
+        used[tokens] = True
+        lm_head_weight = lm_head_weight[used]
+        bias = None if bias is None else bias[used]
+        tokens = (used.cumsum(0) - 1)[tokens]
+    dtype = accumulation_dtype(hidden)
+    weight = lm_head_weight.to(dtype)
+    wide_bias = None if bias is None else bias.to(dtype)
+    at_once = _rows_at_once(weight)
+    piece_counts = counts.split(at_once)
+    piece_tokens = tokens.split([int(some_counts.sum()) for some_counts in piece_counts])
+    log_probs = []
+    for some_hidden, some_counts, some_tokens in zip(hidden.split(at_once), piece_counts, piece_tokens, strict=True):
+        logits = _logits(some_hidden.to(dtype), weight, wide_bias, temperature)  # [some rows, V]
+        rows = torch.arange(len(some_counts), device=hidden.device).repeat_interleave(some_counts)
+        picked = logits[rows, some_tokens]  # [some tokens]
+        if normalizer == "vocab":
+            normalization = logits.logsumexp(dim=-1)  # [some rows]
+        else:
+            normalization = _ragged_logsumexp(picked, rows, len(some_counts))
+        log_probs.append(picked - normalization[rows])
+    return torch.cat(log_probs)
+
+
+def _rows_at_once(lm_head_weight: torch.Tensor) -> int:
+    return max(1, MAX_LOGITS // max(1, len(lm_head_weight)))
+
+
+def _piece_log_probs(
+    hidden: torch.Tensor,
+    lm_head_weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    token_ids: torch.Tensor,
+    temperature: float,
+) -> torch.Tensor:
+    logits = _logits(hidden.to(lm_head_weight.dtype), lm_head_weight, bias, temperature)  # [rows, V]
+    return -F.cross_entropy(logits, token_ids, reduction="none")
+
+
+def _logits(
+    hidden: torch.Tensor, lm_head_weight: torch.Tensor, bias: torch.Tensor | None, temperature: float
+) -> torch.Tensor:
+    with torch.autocast(hidden.device.type, enabled=False):  # an autocast region would accumulate in its low precision
+        logits = F.linear(hidden, lm_head_weight, bias)
+    return logits if temperature == 1.0 else logits / temperature
+
+
+def _ragged_logsumexp(values: torch.Tensor, rows: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """[num_rows]: logsumexp of the values of each row."""
+    maxima = values.new_full((num_rows,), -math.inf).scatter_reduce(0, rows, values, "amax")
+    maxima = maxima.masked_fill(maxima == -math.inf, 0.0)
+    return maxima + torch.zeros_like(maxima).index_add(0, rows, (values - maxima[rows]).exp()).log()

@@ -1,0 +1,318 @@
+"""ItemTrie: the catalogue as a breadth-first CSR token trie.
+
+Nodes are numbered breadth first with the root 0 and the children of a node ascending by token, so edge e leads to
+node e + 1 and no child pointer is stored. The module knows item numbers and token numbers, not what they mean.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
+
+import torch
+
+from .arguments import INT64, require_int, require_tensor, require_values
+
+_FORMAT = "tawin_kernels.ItemTrie.1"
+_ARRAYS = ("child_offsets", "edge_tokens", "item_offsets", "item_ids")
+_INT32_MAX = 2**31 - 1
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ItemTrie:
+    """A catalogue of token sequences. Build it with `ItemTrie.from_sequences`, not by hand.
+
+    Four int32 arrays, at most 16 bytes a node: the edges of node n are child_offsets[n] .. child_offsets[n + 1], the
+    items that end at node n are item_ids[item_offsets[n] : item_offsets[n + 1]], ascending. Items end at leaves only.
+    """
+
+    child_offsets: torch.Tensor  # int32 [nodes + 1]
+    edge_tokens: torch.Tensor  # int32 [nodes - 1]
+    item_offsets: torch.Tensor  # int32 [nodes + 1]
+    item_ids: torch.Tensor  # int32 [items]
+    level_offsets: tuple[int, ...]
+    """The first node of each depth, then num_nodes: depth d has the nodes level_offsets[d] .. level_offsets[d + 1]."""
+    max_children: int
+    max_token: int
+
+    @classmethod
+    def from_sequences(
+        cls,
+        token_ids: torch.Tensor | Sequence[Sequence[int]],
+        *,
+        end_token: int | None = None,
+        lengths: torch.Tensor | None = None,
+    ) -> ItemTrie:
+        """The trie of a catalogue; item i is row i, and several items may share a sequence.
+
+        token_ids: int64 [items, L], or a list of token lists of any lengths.
+        end_token: appended to every item; needed where an item is a proper prefix of another.
+        lengths: int64 [items], how many tokens of each row of a tensor count; what follows them is not read.
+
+        The trie lies on the device of `token_ids`. ValueError for an item that is a proper prefix of another (both are
+        named), negative tokens, tokens above int32, empty items and no items.
+        """
+        flat, lengths = _flatten(token_ids, lengths)
+        _check_tokens(flat, lengths)
+        if end_token is not None:
+            require_int("end_token", end_token, minimum=0, maximum=_INT32_MAX)
+            flat, lengths = _append(flat, lengths, int(end_token))
+        starts = _starts(lengths)  # [items]
+
+        # Level by level: the items' current nodes and next tokens, sorted and made unique, are the next level's nodes.
+        leaves = torch.zeros_like(lengths)  # [items], the node that each item has come to
+        going_on = torch.arange(len(lengths), device=flat.device)  # the items that have a next token
+        stride = int(flat.max()) + 1
+        parents, tokens = [], []
+        num_nodes = 1
+        for depth in range(int(lengths.max())):
+            going_on = going_on[lengths[going_on] > depth]
+            edges, edge_of_item = torch.unique(
+                leaves[going_on] * stride + flat[starts[going_on] + depth], return_inverse=True
+            )
+            parents.append(edges // stride)
+            tokens.append(edges % stride)
+            leaves[going_on] = edge_of_item + num_nodes
+            num_nodes += len(edges)
+        if max(num_nodes, len(lengths)) >= _INT32_MAX:
+            raise ValueError(f"token_ids: expected fewer than 2**31 nodes and items, got {num_nodes} nodes")
+
+        child_counts = torch.bincount(torch.cat(parents), minlength=num_nodes)
+        _check_prefixes(flat, lengths, child_counts[leaves] > 0)
+        return cls._from_arrays(
+            child_offsets=_offsets(child_counts),
+            edge_tokens=torch.cat(tokens).int(),
+            item_offsets=_offsets(torch.bincount(leaves, minlength=num_nodes)),
+            item_ids=torch.argsort(leaves, stable=True).int(),
+        )
+
+    @classmethod
+    def _from_arrays(
+        cls,
+        child_offsets: torch.Tensor,
+        edge_tokens: torch.Tensor,
+        item_offsets: torch.Tensor,
+        item_ids: torch.Tensor,
+    ) -> ItemTrie:
+        levels = [0, 1]
+        while (following := int(child_offsets[levels[-1]]) + 1) > levels[-1]:
+            levels.append(following)
+        return cls(
+            child_offsets=child_offsets,
+            edge_tokens=edge_tokens,
+            item_offsets=item_offsets,
+            item_ids=item_ids,
+            level_offsets=tuple(levels),
+            max_children=int(child_offsets.diff().max()),
+            max_token=int(edge_tokens.max()),
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"ItemTrie(num_items={self.num_items}, num_nodes={self.num_nodes}, max_depth={self.max_depth}, "
+            f"max_children={self.max_children}, device={str(self.device)!r})"
+        )
+
+    @property
+    def num_items(self) -> int:
+        return len(self.item_ids)
+
+    @property
+    def num_nodes(self) -> int:
+        return len(self.child_offsets) - 1
+
+    @property
+    def max_depth(self) -> int:
+        """Tokens of the longest item, the end token included."""
+        return len(self.level_offsets) - 2
+
+    @property
+    def device(self) -> torch.device:
+        return self.child_offsets.device
+
+    @property
+    def leaf_of_item(self) -> torch.Tensor:
+        """The node at which each item ends, int64 [items]."""
+        nodes = torch.arange(self.num_nodes, device=self.device)
+        leaves = torch.empty(self.num_items, dtype=torch.int64, device=self.device)
+        leaves[self.item_ids.long()] = nodes.repeat_interleave(self.item_offsets.diff())
+        return leaves
+
+    def to(self, device: torch.device | str) -> ItemTrie:
+        return replace(self, **{name: getattr(self, name).to(device) for name in _ARRAYS})
+
+    def is_leaf(self, nodes: torch.Tensor) -> torch.Tensor:
+        """Which nodes (int64, any shape) have no children; a dead beam's -1 is not a leaf."""
+        if not isinstance(nodes, torch.Tensor) or nodes.dtype != torch.int64:
+            raise TypeError(f"nodes: expected an int64 tensor, got {getattr(nodes, 'dtype', type(nodes).__name__)}")
+        known = nodes.clamp(min=0)
+        return (nodes >= 0) & (self.child_offsets[known] == self.child_offsets[known + 1])
+
+    def items_at(self, node: int) -> torch.Tensor:
+        """The items that end at a node, int64, ascending; none for an inner node."""
+        require_int("node", node, minimum=0)
+        if node >= self.num_nodes:
+            raise ValueError(f"node: expected a node in [0, {self.num_nodes}), got {node}")
+        first, last = self.item_offsets[node : node + 2].tolist()
+        return self.item_ids[first:last].long()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a safetensors file; an existing file is replaced at once, never left half written."""
+        safetensors = _import_safetensors()
+        tensors = {name: getattr(self, name).cpu().contiguous() for name in _ARRAYS}
+        temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
+        try:
+            safetensors.torch.save_file(tensors, temporary, metadata={"format": _FORMAT})
+            os.replace(temporary, path)
+        finally:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> ItemTrie:
+        """Read a file that `save` wrote, onto the CPU. ValueError for a file that is no trie or is damaged."""
+        safetensors = _import_safetensors()
+        try:
+            with safetensors.safe_open(os.fspath(path), framework="pt") as file:
+                file_format = (file.metadata() or {}).get("format")
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"path: {os.fspath(path)} is not a readable safetensors file ({error})") from error
+        if file_format != _FORMAT or sorted(arrays) != sorted(_ARRAYS):
+            raise ValueError(
+                f"path: expected a file that ItemTrie.save wrote (format {_FORMAT!r}, tensors {', '.join(_ARRAYS)}), "
+                f"got format {file_format!r}, tensors {', '.join(sorted(arrays)) or 'none'} in {os.fspath(path)}"
+            )
+        damage = _damage(**arrays)
+        if damage is not None:
+            raise ValueError(f"path: {os.fspath(path)} holds a damaged trie: {damage}")
+        return cls._from_arrays(**arrays)
+
+
+def _import_safetensors() -> Any:
+    try:
+        import safetensors
+        import safetensors.torch
+    except ImportError as error:
+        raise ImportError(
+            "ItemTrie.save and ItemTrie.load need the package safetensors (pip install safetensors, or tawin[train])"
+        ) from error
+    return safetensors
+
+
+def _flatten(token_ids: Any, lengths: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tokens of all items one after another (int64), and how many each item has (int64 [items])."""
+    if isinstance(token_ids, torch.Tensor):
+        require_tensor("token_ids", token_ids, dims="[items, L]", sizes=(None, None), dtypes=INT64)
+        num_items, width = token_ids.shape
+        if lengths is None:
+            return token_ids.reshape(-1), token_ids.new_full((num_items,), width)
+        like = ("token_ids", token_ids)
+        require_tensor("lengths", lengths, dims="[items]", sizes=(num_items,), dtypes=INT64, device_of=like)
+        require_values("lengths", (lengths >= 0) & (lengths <= width), lengths, f"lengths in [0, {width}]")
+        return token_ids[torch.arange(width, device=token_ids.device) < lengths[:, None]], lengths
+    if lengths is not None:
+        raise TypeError(f"lengths: expected None with a list of token lists, got {type(lengths).__name__}")
+    if not isinstance(token_ids, (list, tuple)):
+        raise TypeError(
+            f"token_ids: expected an int64 tensor [items, L] or a list of token lists, got {type(token_ids).__name__}"
+        )
+    try:
+        flat = torch.tensor(list(chain.from_iterable(token_ids)))
+        lengths = torch.tensor([len(item) for item in token_ids], dtype=torch.int64)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise TypeError(f"token_ids: expected a list of lists of int tokens ({error})") from error
+    if len(flat) > 0 and flat.dtype != torch.int64:
+        raise TypeError(f"token_ids: expected int tokens, got {str(flat.dtype).removeprefix('torch.')}")
+    return flat.long(), lengths
+
+
+def _starts(lengths: torch.Tensor) -> torch.Tensor:
+    return lengths.cumsum(0) - lengths
+
+
+def _offsets(counts: torch.Tensor) -> torch.Tensor:
+    """int32 [n + 1]: the running sum of n counts, from 0."""
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)]).int()
+
+
+def _append(flat: torch.Tensor, lengths: torch.Tensor, token: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """All items with one more token."""
+    longer = lengths + 1
+    appended = flat.new_full((len(flat) + len(lengths),), token)
+    is_old = torch.ones_like(appended, dtype=torch.bool)
+    is_old[longer.cumsum(0) - 1] = False
+    appended[is_old] = flat
+    return appended, longer
+
+
+def _name_item(flat: torch.Tensor, lengths: torch.Tensor, item: int) -> str:
+    end = int(lengths[: item + 1].sum())
+    return f"item {item} {flat[end - int(lengths[item]) : end].tolist()}"
+
+
+def _check_tokens(flat: torch.Tensor, lengths: torch.Tensor) -> None:
+    if len(lengths) == 0:
+        raise ValueError("token_ids: expected at least one item, got none")
+    if bool((lengths == 0).any()):
+        item = int((lengths == 0).nonzero()[0])
+        raise ValueError(f"token_ids: expected at least one token in every item, got none in item {item}")
+    bad = ((flat < 0) | (flat > _INT32_MAX)).nonzero()
+    if len(bad) > 0:
+        item = int(torch.searchsorted(lengths.cumsum(0), bad[0], right=True))
+        raise ValueError(
+            f"token_ids: expected tokens in [0, 2**31), got {int(flat[bad[0]])} in {_name_item(flat, lengths, item)}"
+        )
+
+
+def _check_prefixes(flat: torch.Tensor, lengths: torch.Tensor, is_prefix: torch.Tensor) -> None:
+    """is_prefix: bool [items], whether other items go on from where the item ends."""
+    if not bool(is_prefix.any()):
+        return
+    prefix = int(is_prefix.nonzero()[0])
+    starts, length = _starts(lengths), int(lengths[prefix])
+    longer = (lengths > length).nonzero().squeeze(1)
+    heads = flat[starts[longer, None] + torch.arange(length, device=flat.device)]
+    own = flat[int(starts[prefix]) : int(starts[prefix]) + length]
+    other = int(longer[(heads == own).all(1)][0])
+    raise ValueError(
+        f"token_ids: expected no item that is a proper prefix of another, got {_name_item(flat, lengths, prefix)} and "
+        f"{_name_item(flat, lengths, other)}; give an end_token that no item contains, it is appended to every item"
+    )
+
+
+def _damage(
+    child_offsets: torch.Tensor, edge_tokens: torch.Tensor, item_offsets: torch.Tensor, item_ids: torch.Tensor
+) -> str | None:
+    """What keeps the four arrays from being a trie, in words."""
+    for name, array in zip(_ARRAYS, (child_offsets, edge_tokens, item_offsets, item_ids), strict=True):
+        if array.dtype != torch.int32 or array.dim() != 1:
+            return f"{name} is {array.dtype} of {array.dim()} dimensions, expected int32 of one"
+    num_nodes = len(child_offsets) - 1
+    if num_nodes < 2 or len(item_ids) < 1 or len(edge_tokens) != num_nodes - 1 or len(item_offsets) != num_nodes + 1:
+        return f"{num_nodes} nodes do not go with {len(edge_tokens)} edges and {len(item_offsets)} item offsets"
+    for name, offsets, end in (
+        ("child_offsets", child_offsets, num_nodes - 1),
+        ("item_offsets", item_offsets, len(item_ids)),
+    ):
+        if int(offsets[0]) != 0 or int(offsets[-1]) != end or bool((offsets.diff() < 0).any()):
+            return f"{name} does not rise from 0 to {end}"
+    children, items = child_offsets.diff(), item_offsets.diff()
+    if bool((child_offsets[1:-1] < torch.arange(1, num_nodes)).any()):
+        return "child_offsets do not number the nodes breadth first"  # every node but the root has an earlier parent
+    if bool(((children > 0) == (items > 0)).any()):
+        return "items do not end at the leaves, all of them and nothing else"
+    if int(edge_tokens.min()) < 0 or not _ascends_within(edge_tokens, children):
+        return "the children of a node do not ascend by token"
+    if not bool((item_ids.sort().values == torch.arange(len(item_ids))).all()) or not _ascends_within(item_ids, items):
+        return "item_ids is not every item once, ascending within a node"
+    return None
+
+
+def _ascends_within(values: torch.Tensor, counts: torch.Tensor) -> bool:
+    """Whether the values ascend strictly within each of the consecutive groups of the given sizes."""
+    groups = torch.arange(len(counts)).repeat_interleave(counts)
+    return bool(((values.diff() > 0) | (groups.diff() > 0)).all())

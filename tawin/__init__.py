@@ -1,0 +1,8 @@
+"""tawin: train LLM-based recommenders by reinforcement learning, aimed at the Top-K that users see."""
+
+from . import metrics
+from .catalog import Catalog, load_catalog
+from .rollout import BeamOutput, beam_search
+
+__all__ = ["BeamOutput", "Catalog", "beam_search", "load_catalog", "metrics"]
+__version__ = "0.1.0"

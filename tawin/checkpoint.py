@@ -1,0 +1,165 @@
+"""Checkpoints: models in Hugging Face format, and the training state that --resume goes on from.
+
+    checkpoints/sft/      the best model of the SFT stage (safetensors, tokenizer): plain from_pretrained loads it
+    checkpoints/grpo/     the best model of the GRPO stage, the SFT start included
+    checkpoints/state/    weights in training, optimizer, schedule, random state, progress
+
+A folder is written beside its place and renamed, so that a reader or a crash never meets half of one. No pickle: tensors are
+safetensors, the rest JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from .policy import merged
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a stage has come."""
+
+    stage: str
+    step: int = 0
+    best_step: int = -1  # -1: nothing evaluated yet
+    best_value: float = -1.0
+    stale: int = 0  # evaluations since the best one
+    finished: bool = False
+    seconds: float = 0.0
+    metrics_size: int = 0  # bytes of metrics.jsonl that belong to the steps so far
+
+
+def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a model (adapters merged in) and its tokenizer in Hugging Face format, replacing the folder whole."""
+
+    def write(temporary: Path) -> None:
+        plain: Any = merged(model)
+        plain.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+
+    _replace_folder(folder, write)
+
+
+def save_state(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    progress: Progress,
+) -> None:
+    """Write all that a stage needs to go on as if it had never stopped."""
+
+    def write(temporary: Path) -> None:
+        temporary.mkdir()
+        weights = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+        save_file(weights, temporary / "weights.safetensors")
+        tensors, numbers = _split_tensors(optimizer.state_dict()["state"])
+        tensors["random_state"] = torch.get_rng_state()
+        if torch.cuda.is_available():
+            tensors["random_state_cuda"] = torch.cuda.get_rng_state()
+        save_file(tensors, temporary / "optimizer.safetensors")
+        state = {"progress": asdict(progress), "optimizer": numbers, "scheduler": _plain(scheduler.state_dict())}
+        (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
+
+    _replace_folder(folder, write)
+
+
+def read_progress(folder: Path) -> Progress | None:
+    """The progress in a state folder, or None where there is none yet."""
+    _finish_replacing(folder)
+    path = folder / "state.json"
+    if not path.exists():
+        return None
+    return Progress(**json.loads(path.read_text(encoding="utf-8"))["progress"])
+
+
+def load_state(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+) -> None:
+    """Put a state that `save_state` wrote back into a model, optimizer and schedule built as they were then."""
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    weights = load_file(folder / "weights.safetensors")
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if weights.keys() != trained.keys():
+        raise ValueError(
+            f"{folder}: expected weights named as the model's, got {sorted(weights.keys() ^ trained.keys())}"
+        )
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(weights[name])
+    tensors = load_file(folder / "optimizer.safetensors")
+    torch.set_rng_state(tensors.pop("random_state"))
+    cuda = tensors.pop("random_state_cuda", None)
+    if cuda is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(cuda)
+    whole = optimizer.state_dict()
+    whole["state"] = _join_tensors(tensors, state["optimizer"])
+    optimizer.load_state_dict(whole)
+    scheduler.load_state_dict(state["scheduler"])
+    for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+        group["lr"] = rate
+
+
+def _split_tensors(state: dict[int, dict[str, Any]]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Optimizer state as named tensors ("3.exp_avg") and the rest, for safetensors and JSON."""
+    tensors, numbers = {}, {}
+    for index, entries in state.items():
+        for name, value in entries.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{index}.{name}"] = value.detach().contiguous()
+            else:
+                numbers[f"{index}.{name}"] = value
+    return tensors, numbers
+
+
+def _join_tensors(tensors: dict[str, torch.Tensor], numbers: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in {**tensors, **numbers}.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    return state
+
+
+def _plain(state: dict[str, Any]) -> dict[str, Any]:
+    """The part of a scheduler's state that JSON can hold: its counters, not its functions."""
+    return {
+        name: value
+        for name, value in state.items()
+        if isinstance(value, (int, float, bool, list)) and name != "lr_lambdas"
+    }
+
+
+def _replace_folder(folder: Path, write: Any) -> None:
+    temporary = folder.with_name(f".{folder.name}.writing")
+    old = folder.with_name(f".{folder.name}.old")
+    _finish_replacing(folder)
+    shutil.rmtree(temporary, ignore_errors=True)
+    write(temporary)
+    for path in temporary.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(temporary, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _finish_replacing(folder: Path) -> None:
+    """After a crash between the two renames of a replacement, the old folder is still whole: take it back."""
+    old = folder.with_name(f".{folder.name}.old")
+    if not folder.exists() and old.exists():
+        os.rename(old, folder)

@@ -1,0 +1,348 @@
+"""Every option of the main job, as frozen dataclasses: the field names are the command line and the YAML.
+
+A run's config is the preset, then the YAML file, then the command line; the later one wins. This module knows nothing of
+data or models: it only checks that values make sense by themselves and names the first difference between two configs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+KS = (1, 3, 5, 10)  # the cut-offs that every evaluation reports
+
+
+def _require(condition: bool, field_name: str, expected: str, value: object) -> None:
+    if not condition:
+        raise ValueError(f"{field_name}: expected {expected}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """Which interactions are trained on, and by which stage."""
+
+    max_history: int = 10
+    """Items of history in a prompt, the most recent ones."""
+    rl_share: float = 1.0
+    """Share of the users whose last training interaction is kept from SFT, as a prompt for RL."""
+
+    def __post_init__(self) -> None:
+        _require(self.max_history >= 1, "split.max_history", "at least 1", self.max_history)
+        _require(0.0 <= self.rl_share <= 1.0, "split.rl_share", "a share in [0, 1]", self.rl_share)
+
+
+@dataclass(frozen=True)
+class SyntheticConfig:
+    """The catalogue that is made when no --data is given."""
+
+    num_users: int = 2000
+    num_items: int = 500
+    num_clusters: int = 25
+    min_length: int = 6
+    max_length: int = 14
+
+    def __post_init__(self) -> None:
+        _require(self.num_users >= 1, "synthetic.num_users", "at least 1", self.num_users)
+        _require(2 <= self.num_clusters <= self.num_items, "synthetic.num_clusters", "2..num_items", self.num_clusters)
+        _require(3 <= self.min_length <= self.max_length, "synthetic.min_length", "3..max_length", self.min_length)
+
+
+@dataclass(frozen=True)
+class CatalogConfig:
+    """How an item becomes tokens."""
+
+    item_tokens: Literal["semantic_id", "title"] = "semantic_id"
+    """New tokens, one range a level; or the tokenizer's own tokens of the title and an end token."""
+    separate_shared_ids: bool = True
+    """Items that share a semantic id are told apart by an extra last token."""
+    levels: int = 3
+    """Levels of semantic ids that are built here (ignored where the data has ids)."""
+    codes: int = 256
+    """Codes a level of semantic ids that are built here (fewer where the catalogue is small)."""
+    vectors: str | None = None
+    """A .npy of item vectors [items, dimensions] to build ids from; None: from co-occurrence in the training data."""
+    title_vocabulary: int = 2048
+    """Tokens of the tokenizer trained on the titles (title mode without --model)."""
+    instruction: str = ""
+    """Text before every history; needs a --model with a tokenizer of its own, or title mode."""
+
+    def __post_init__(self) -> None:
+        choices = ("semantic_id", "title")
+        _require(self.item_tokens in choices, "catalog.item_tokens", f"one of {choices}", self.item_tokens)
+        _require(1 <= self.levels <= 8, "catalog.levels", "1..8", self.levels)
+        _require(2 <= self.codes <= 65536, "catalog.codes", "2..65536", self.codes)
+        _require(self.title_vocabulary >= 300, "catalog.title_vocabulary", "at least 300", self.title_vocabulary)
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """The small Qwen2 that is built when no --model is given, and LoRA for the one that is."""
+
+    hidden_size: int = 128
+    layers: int = 3
+    heads: int = 4
+    intermediate_size: int = 384
+    attention_dropout: float = 0.0
+    lora_rank: int = 0
+    """0: train all weights."""
+    lora_alpha: float = 32.0
+
+    def __post_init__(self) -> None:
+        _require(self.hidden_size >= 1, "policy.hidden_size", "at least 1", self.hidden_size)
+        _require(self.layers >= 1, "policy.layers", "at least 1", self.layers)
+        _require(
+            self.heads >= 1 and self.hidden_size % (2 * self.heads) == 0,
+            "policy.heads",
+            f"a number such that hidden_size {self.hidden_size} splits into heads of even size",
+            self.heads,
+        )
+        _require(self.intermediate_size >= 1, "policy.intermediate_size", "at least 1", self.intermediate_size)
+        _require(0.0 <= self.attention_dropout < 1.0, "policy.attention_dropout", "in [0, 1)", self.attention_dropout)
+        _require(self.lora_rank >= 0, "policy.lora_rank", "0 or more", self.lora_rank)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """What SFT and GRPO share."""
+
+    learning_rate: float
+    batch_size: int
+    """Sequences (SFT) or prompts (GRPO) of one forward."""
+    gradient_accumulation: int = 1
+    """Forwards of one optimizer step."""
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_share: float = 0.05
+    """Share of the steps over which the learning rate rises from 0."""
+
+    _section = "optimizer"
+
+    def __post_init__(self) -> None:
+        name = self._section
+        _require(self.learning_rate > 0, f"{name}.learning_rate", "above 0", self.learning_rate)
+        _require(self.batch_size >= 1, f"{name}.batch_size", "at least 1", self.batch_size)
+        _require(
+            self.gradient_accumulation >= 1, f"{name}.gradient_accumulation", "at least 1", self.gradient_accumulation
+        )
+        _require(self.weight_decay >= 0, f"{name}.weight_decay", "0 or more", self.weight_decay)
+        _require(self.max_grad_norm > 0, f"{name}.max_grad_norm", "above 0", self.max_grad_norm)
+        _require(self.schedule in ("cosine", "constant"), f"{name}.schedule", "'cosine' or 'constant'", self.schedule)
+        _require(0.0 <= self.warmup_share <= 1.0, f"{name}.warmup_share", "in [0, 1]", self.warmup_share)
+
+
+@dataclass(frozen=True)
+class SFTConfig(OptimizerConfig):
+    """Supervised fine-tuning: next-item tokens by cross-entropy, one sequence a user."""
+
+    learning_rate: float = 2e-3
+    batch_size: int = 64
+    epochs: int = 10
+    patience: int = 3
+    """Evaluations without a better valid recall before SFT stops."""
+    evaluate_every: int = 1
+    """Epochs between evaluations."""
+
+    _section = "sft"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.epochs >= 0, "sft.epochs", "0 or more", self.epochs)
+        _require(self.patience >= 1, "sft.patience", "at least 1", self.patience)
+        _require(self.evaluate_every >= 1, "sft.evaluate_every", "at least 1", self.evaluate_every)
+
+
+@dataclass(frozen=True)
+class TAWinConfig:
+    """The window of METHOD: negatives are weighted around the anchor rank."""
+
+    enabled: bool = True
+    anchor: float = 2.0
+    window: float = 3.0
+    temperature: float = 1.0
+    rank_transform: Literal["identity", "log2", "fraction"] = "identity"
+
+
+@dataclass(frozen=True)
+class GRPOConfig(OptimizerConfig):
+    """Reinforcement learning: G completions a prompt, reward 1 for the target item."""
+
+    learning_rate: float = 1e-4
+    batch_size: int = 64
+    steps: int = 100
+    group_size: int = 16
+    negatives: Literal["beam", "random", "sample"] = "beam"
+    """Where the completions come from: constrained beam search, uniform over the catalogue, sampled from the policy."""
+    ensure_positive: bool = False
+    """Put the target into the group, in place of the last completion, where it is missing."""
+    loss_type: Literal["grpo", "dapo", "dr_grpo", "gspo"] = "grpo"
+    epsilon_low: float = 0.2
+    epsilon_high: float = 0.2
+    beta: float = 0.0
+    """Weight of the KL to the reference model; 0 keeps no reference model and skips groups without gradient."""
+    normalize_std: bool = True
+    evaluate_every: int = 20
+    """Steps between evaluations on valid; the best checkpoint is kept, the SFT start included."""
+    tawin: TAWinConfig = field(default_factory=TAWinConfig)
+
+    _section = "grpo"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.steps >= 0, "grpo.steps", "0 or more", self.steps)
+        _require(2 <= self.group_size <= 512, "grpo.group_size", "2..512", self.group_size)
+        choices = ("beam", "random", "sample")
+        _require(self.negatives in choices, "grpo.negatives", f"one of {choices}", self.negatives)
+        losses = ("grpo", "dapo", "dr_grpo", "gspo")
+        _require(self.loss_type in losses, "grpo.loss_type", f"one of {losses}", self.loss_type)
+        _require(0 <= self.epsilon_low < 1, "grpo.epsilon_low", "in [0, 1)", self.epsilon_low)
+        _require(self.epsilon_high >= 0, "grpo.epsilon_high", "0 or more", self.epsilon_high)
+        _require(self.beta >= 0, "grpo.beta", "0 or more", self.beta)
+        _require(self.evaluate_every >= 1, "grpo.evaluate_every", "at least 1", self.evaluate_every)
+        _require(
+            self.negatives != "random" or self.ensure_positive,
+            "grpo.ensure_positive",
+            "True with grpo.negatives 'random' (a random group almost never holds the target)",
+            self.ensure_positive,
+        )
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Constrained beam search over the whole catalogue."""
+
+    beam_width: int = 50
+    batch_size: int = 64
+    valid_users: int | None = 1000
+    """Users that are evaluated on valid while training (sampled once); None: all."""
+    test_users: int | None = None
+    """Users of the final evaluations of valid and test; None: all. results.json says how many."""
+    exclude_history: bool = False
+    """Never recommend an item of the prompt's history again."""
+    select: Literal["recall@1", "recall@3", "recall@5", "recall@10", "ndcg@3", "ndcg@5", "ndcg@10"] = "recall@5"
+    """The valid metric by which checkpoints are chosen."""
+
+    def __post_init__(self) -> None:
+        _require(self.beam_width >= max(KS), "evaluation.beam_width", f"at least {max(KS)}", self.beam_width)
+        _require(self.batch_size >= 1, "evaluation.batch_size", "at least 1", self.batch_size)
+        for name in ("valid_users", "test_users"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"evaluation.{name}", "at least 1, or None", value)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train a generative recommender: SFT, then GRPO with TAWin."""
+
+    data: str | None = None
+    """Folder with interactions.parquet and items.parquet; None: a synthetic catalogue."""
+    model: str | None = None
+    """Folder or hub name of a causal LM with its tokenizer; None: a small Qwen2 from scratch."""
+    seed: int = 0
+    split: SplitConfig = field(default_factory=SplitConfig)
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    catalog: CatalogConfig = field(default_factory=CatalogConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    grpo: GRPOConfig = field(default_factory=GRPOConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+def dump_yaml(config: Config) -> str:
+    """The config as YAML, one field a line, in the order of the dataclasses."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+
+
+def load_yaml(path: Path, base: Config | None = None) -> Config:
+    """A config from a YAML file; fields that it leaves out come from `base` (default: the defaults).
+
+    Raises ValueError that names the file and the unknown field or wrong type.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"--config {path}: no such file") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config {path}: not valid YAML: {error}") from None
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise ValueError(f"--config {path}: expected a mapping of options, got {type(values).__name__}")
+    return _updated(base or Config(), values, str(path), "")
+
+
+def _updated(section: Any, values: dict[str, Any], source: str, prefix: str) -> Any:
+    fields = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
+    changes: dict[str, Any] = {}
+    for name, value in values.items():
+        full = f"{prefix}{name}"
+        if name not in fields:
+            raise ValueError(f"{source}: unknown option {full!r}; expected one of {sorted(fields)}")
+        old = fields[name]
+        if dataclasses.is_dataclass(old):
+            if not isinstance(value, dict):
+                raise ValueError(f"{source}: {full}: expected a mapping of options, got {value!r}")
+            changes[name] = _updated(old, value, source, f"{full}.")
+        else:
+            changes[name] = _typed(type(section), name, value, f"{source}: {full}")
+    return dataclasses.replace(section, **changes)
+
+
+def _typed(section: type, name: str, value: Any, where: str) -> Any:
+    """Check a YAML value against the field's annotation; whole numbers and '1e-5' are accepted where a float is wanted."""
+    hints = {
+        "int": (int,),
+        "float": (float, int),
+        "bool": (bool,),
+        "str": (str,),
+        "str | None": (str, type(None)),
+        "int | None": (int, type(None)),
+    }
+    annotation = {f.name: f.type for f in dataclasses.fields(section)}[name]
+    expected = hints.get(str(annotation), (str,))  # what is left is a Literal of strings, checked by the dataclass
+    if annotation == "float" and isinstance(value, str):
+        try:
+            value = float(value)  # YAML 1.1 reads 1e-5 as a string
+        except ValueError:
+            pass
+    if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
+        raise ValueError(f"{where}: expected {annotation}, got {value!r}")
+    return float(value) if annotation == "float" else value
+
+
+def differences(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
+    """Fields in which two configs differ: (dotted name, old value, new value)."""
+    return list(_walk_differences(dataclasses.asdict(old), dataclasses.asdict(new), ""))
+
+
+def _walk_differences(old: dict[str, Any], new: dict[str, Any], prefix: str) -> list[tuple[str, Any, Any]]:
+    found: list[tuple[str, Any, Any]] = []
+    for name in old:
+        if isinstance(old[name], dict):
+            found += _walk_differences(old[name], new[name], f"{prefix}{name}.")
+        elif old[name] != new[name]:
+            found.append((f"{prefix}{name}", old[name], new[name]))
+    return found
+
+
+PRESETS: dict[str, Config] = {
+    # A first look: synthetic data, under 3 minutes on 2 CPU cores.
+    "demo": Config(),
+    # Real catalogues of up to 31,000 users on 2 CPU cores, within 20 minutes.
+    "cpu-small": Config(
+        evaluation=EvaluationConfig(test_users=5000),
+    ),
+    # The paper's settings (arXiv 2604.22504): Qwen2.5-0.5B, titles, on a GPU.
+    "paper": Config(
+        model="Qwen/Qwen2.5-0.5B",
+        catalog=CatalogConfig(item_tokens="title"),
+        sft=SFTConfig(learning_rate=3e-4, batch_size=16, gradient_accumulation=8, epochs=10, schedule="cosine"),
+        grpo=GRPOConfig(
+            learning_rate=1e-5, batch_size=64, gradient_accumulation=2, steps=500, beta=1e-3, schedule="cosine"
+        ),
+    ),
+}

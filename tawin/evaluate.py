@@ -1,0 +1,94 @@
+"""Evaluation: constrained beam search over the whole catalogue, and the rank of the item that each user took next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+from tqdm import tqdm
+
+from . import metrics
+from .catalog import Catalog
+from .config import EvaluationConfig
+from .data import Examples
+from .rollout import beam_search
+
+
+@dataclass(frozen=True)
+class Recommendations:
+    """Ranked items for some histories, best first."""
+
+    items: np.ndarray  # int64 [N, W], index of the item, -1 = missing
+    scores: np.ndarray  # fp32 [N, W]
+
+
+def recommend(
+    model: nn.Module,
+    catalog: Catalog,
+    histories: list[np.ndarray],
+    config: EvaluationConfig,
+    *,
+    description: str = "recommend",
+    progress: bool = False,
+) -> Recommendations:
+    """The `config.beam_width` best items for each history; with `exclude_history` none of the history itself.
+
+    Histories of like length share a batch, so little is padded. The model is put into eval mode and back.
+    """
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    items = np.full((len(histories), config.beam_width), -1, dtype=np.int64)
+    scores = np.full((len(histories), config.beam_width), -np.inf, dtype=np.float32)
+    for rows in tqdm(list(_batches(histories, config.batch_size)), desc=description, disable=not progress, leave=False):
+        batch = [histories[row] for row in rows]
+        input_ids, attention_mask = catalog.encode_histories(batch)
+        found = beam_search(model, input_ids.to(device), attention_mask.to(device), catalog.trie, config.beam_width)
+        items[rows], scores[rows] = found.item_ids.cpu().numpy(), found.scores.cpu().numpy()
+        if config.exclude_history:
+            for row, history in zip(rows, batch, strict=True):
+                items[row], scores[row] = _without(items[row], scores[row], history)
+    model.train(was_training)
+    return Recommendations(items, scores)
+
+
+def _batches(histories: list[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    order = np.argsort([len(history) for history in histories], kind="stable")
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def _without(items: np.ndarray, scores: np.ndarray, history: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Drop the history's items; those behind move up, the end is filled with missing ones."""
+    keep = ~np.isin(items, history)
+    left = int(keep.sum())
+    kept_items, kept_scores = np.full_like(items, -1), np.full_like(scores, -np.inf)
+    kept_items[:left], kept_scores[:left] = items[keep], scores[keep]
+    return kept_items, kept_scores
+
+
+def sampled(examples: Examples, users: int | None, seed: int) -> Examples:
+    """At most `users` of the examples, the same ones for the same seed; None: all."""
+    return examples if users is None else examples.sample(users, seed)
+
+
+def target_ranks(found: Recommendations, targets: np.ndarray) -> np.ndarray:
+    """Zero-based rank of each target among the recommended items, -1 = not found. int64 [N]."""
+    match = found.items == targets[:, None]
+    return np.where(match.any(1), match.argmax(1), -1)
+
+
+def evaluate(
+    model: nn.Module,
+    catalog: Catalog,
+    examples: Examples,
+    config: EvaluationConfig,
+    *,
+    description: str = "evaluate",
+    progress: bool = False,
+) -> dict[str, float]:
+    """Recall, NDCG and WPAUC at 1, 3, 5, 10 over all examples."""
+    found = recommend(model, catalog, examples.histories, config, description=description, progress=progress)
+    return metrics.ranking_metrics(target_ranks(found, examples.targets))

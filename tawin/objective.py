@@ -1,0 +1,159 @@
+"""Groups and their loss: completions and rewards for a batch of prompts, then the grouped policy-gradient loss.
+
+A group is the G completions of one prompt. Reward is 1 for the sequence of the target item, else 0, decided by the trie node,
+never by text. Groups whose rewards are all equal carry no gradient and, without KL, are left out of the forward; the loss is
+still divided by the whole batch's count, so leaving them out is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from tawin_kernels import GRPOLoss, TAWin, linear_log_probs, tawin_grpo_loss
+from torch import Tensor, nn
+
+from .catalog import Catalog
+from .config import GRPOConfig
+from .rollout import Sequences, beam_sequences, random_sequences, sample_sequences, score_sequences
+from .tree_attention import backbone, completion_hidden
+
+
+@dataclass(frozen=True)
+class Groups:
+    """A batch of prompts with their completions."""
+
+    input_ids: Tensor  # int64 [B, P], left-padded
+    attention_mask: Tensor  # int64 [B, P]
+    token_ids: Tensor  # int64 [B, G, L], -100 = padding or missing
+    rewards: Tensor  # fp32 [B, G]
+    scores: Tensor  # fp32 [B, G], summed log p of each completion
+    hits: Tensor  # bool [B], the rollout itself found the target
+
+    @property
+    def mask(self) -> Tensor:
+        """bool [B, G, L], the tokens that exist."""
+        return self.token_ids >= 0
+
+    @property
+    def valid(self) -> Tensor:
+        """bool [B, G], the completions that exist."""
+        return self.mask.any(-1)
+
+    @property
+    def live(self) -> Tensor:
+        """bool [B]: groups with unequal rewards, hence with a gradient."""
+        highest = self.rewards.masked_fill(~self.valid, -torch.inf).amax(1)
+        lowest = self.rewards.masked_fill(~self.valid, torch.inf).amin(1)
+        return highest > lowest
+
+    def take(self, index: Tensor) -> Groups:
+        """The groups at `index`, prompts cut to the longest one left."""
+        attention_mask = self.attention_mask[index]
+        start = int((~attention_mask.bool()).long().cumprod(1).sum(1).min()) if len(index) else 0
+        return Groups(
+            self.input_ids[index, start:],
+            attention_mask[:, start:],
+            self.token_ids[index],
+            self.rewards[index],
+            self.scores[index],
+            self.hits[index],
+        )
+
+
+def roll_out(
+    model: nn.Module,
+    catalog: Catalog,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    targets: Tensor,
+    config: GRPOConfig,
+    generator: torch.Generator,
+) -> Groups:
+    """Completions, scores and rewards for a batch of prompts.
+
+    Args:
+        model: the policy; put into eval mode for the rollout and back afterwards.
+        input_ids, attention_mask: int64 [B, P], left-padded prompts.
+        targets: int64 [B], the item that each user took next.
+        generator: of random and sampled completions.
+    """
+    was_training = model.training
+    model.eval()
+    size = config.group_size
+    if config.negatives == "beam":
+        sequences = beam_sequences(model, input_ids, attention_mask, catalog.trie, size)
+    elif config.negatives == "sample":
+        sequences = sample_sequences(model, input_ids, attention_mask, catalog.trie, size, generator=generator)
+    else:
+        sequences = random_sequences(catalog.trie, catalog.token_ids, input_ids.shape[0], size, generator=generator)
+    target_nodes = catalog.item_nodes[targets]  # [B]
+    hits = (sequences.nodes == target_nodes[:, None]).any(1)
+    if config.ensure_positive:
+        sequences = _put_target_last(sequences, target_nodes, catalog.token_ids[targets], ~hits)
+    if config.ensure_positive or config.negatives == "random":
+        known = score_sequences(model, input_ids, attention_mask, sequences.token_ids)
+        scores = torch.where(sequences.scores.isinf(), known, sequences.scores)
+    else:
+        scores = sequences.scores
+    model.train(was_training)
+    rewards = (sequences.nodes == target_nodes[:, None]).float()
+    return Groups(input_ids, attention_mask, sequences.token_ids, rewards, scores, hits)
+
+
+def _put_target_last(sequences: Sequences, target_nodes: Tensor, target_tokens: Tensor, where: Tensor) -> Sequences:
+    """Replace the last completion by the target in the groups `where` bool [B]; its score is not yet known (-inf)."""
+    nodes, tokens, scores = sequences.nodes.clone(), sequences.token_ids.clone(), sequences.scores.clone()
+    nodes[where, -1] = target_nodes[where]
+    tokens[where, -1] = target_tokens[where].masked_fill(target_tokens[where] < 0, -100)
+    scores[where, -1] = -torch.inf
+    return Sequences(nodes, tokens, tokens >= 0, scores)
+
+
+def group_loss(
+    model: nn.Module,
+    reference: Callable[[Groups], Tensor] | None,
+    groups: Groups,
+    config: GRPOConfig,
+    denominator: float,
+) -> GRPOLoss:
+    """The loss of some groups of a batch, divided by the whole batch's `denominator`.
+
+    `reference` gives the reference model's log-probs [B, G, L]; needed where beta > 0.
+    """
+    parts = backbone(model)
+    hidden = completion_hidden(parts, groups.input_ids, groups.attention_mask, groups.token_ids)
+    tawin = config.tawin
+    return tawin_grpo_loss(
+        hidden,
+        parts.weight.to(hidden.dtype),
+        groups.token_ids,
+        groups.mask,
+        groups.rewards,
+        groups.scores,
+        tawin=TAWin(tawin.anchor, tawin.window, tawin.temperature, tawin.rank_transform) if tawin.enabled else None,
+        ref_log_probs=reference(groups) if reference is not None else None,
+        loss_type=config.loss_type,
+        epsilon_low=config.epsilon_low,
+        epsilon_high=config.epsilon_high,
+        beta=config.beta,
+        bias=parts.bias,
+        denominator=denominator,
+    )
+
+
+def loss_denominator(groups: list[Groups], loss_type: str) -> float:
+    """What the summed loss of all `groups` of a batch is divided by: sequences, tokens, or sequences x max length."""
+    if loss_type == "dapo":
+        return float(sum(int(g.mask.sum()) for g in groups))
+    sequences = sum(int(g.valid.sum()) for g in groups)
+    return float(sequences * (groups[0].token_ids.shape[2] if loss_type == "dr_grpo" else 1))
+
+
+@torch.no_grad()
+def completion_log_probs(model: nn.Module, groups: Groups) -> Tensor:
+    """Log p of every completion token under `model`, without gradient: fp32 [B, G, L], 0 at padding."""
+    parts = backbone(model)
+    hidden = completion_hidden(parts, groups.input_ids, groups.attention_mask, groups.token_ids)
+    return linear_log_probs(hidden, parts.weight.to(hidden.dtype), groups.token_ids, bias=parts.bias)

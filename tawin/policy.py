@@ -1,0 +1,106 @@
+"""The policy: a causal LM and its tokenizer, loaded from a folder or the hub, or built small from a config.
+
+Knows transformers and peft. Knows nothing of losses, rewards or runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
+
+from .config import PolicyConfig
+from .tree_attention import backbone
+
+
+def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
+    """A tokenizer as transformers loads it; remote code is never run."""
+    return AutoTokenizer.from_pretrained(name_or_path)
+
+
+def build_model(config: PolicyConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> nn.Module:
+    """A small Qwen2 with random weights, tied embeddings and one embedding a token. fp32, on the CPU."""
+    qwen = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.heads,
+        attention_dropout=config.attention_dropout,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        attn_implementation="sdpa",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Qwen2ForCausalLM(qwen)
+
+
+def load_model(name_or_path: str | Path, *, tokens: int | None = None, seed: int = 0) -> nn.Module:
+    """A causal LM as transformers loads it, in fp32 with sdpa attention.
+
+    Args:
+        name_or_path: a folder or a hub name.
+        tokens: size of the tokenizer; where it is larger than the embedding, rows are added (mean of the old rows
+            plus noise, transformers' own rule).
+        seed: of the new rows.
+
+    Raises:
+        ValueError: where shared-prefix attention or a plain softmax head would be wrong for this model.
+    """
+    model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=torch.float32, attn_implementation="sdpa")
+    if tokens is not None and tokens > model.get_input_embeddings().weight.shape[0]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model.resize_token_embeddings(tokens)
+    check_head(model)
+    return model
+
+
+@torch.no_grad()
+def check_head(model: nn.Module) -> None:
+    """Refuse a model whose logits are not hidden @ weight.T + bias: every log-prob here would be wrong."""
+    parts = backbone(model)
+    input_ids = torch.zeros(1, 2, dtype=torch.int64, device=parts.weight.device)
+    was_training = model.training
+    model.eval()
+    expected = model(input_ids=input_ids).logits
+    hidden = parts.decoder(input_ids=input_ids).last_hidden_state
+    model.train(was_training)
+    got = torch.nn.functional.linear(hidden, parts.weight, parts.bias)
+    if not torch.allclose(got, expected, rtol=1e-3, atol=1e-3):
+        raise ValueError(
+            f"model {type(model).__name__}: its logits are not hidden @ lm_head.T "
+            f"(largest difference {(got - expected).abs().max():.3g}); such heads are not supported"
+        )
+
+
+def add_lora(model: nn.Module, config: PolicyConfig, new_tokens: list[int]) -> nn.Module:
+    """Freeze the model and put LoRA on its linear layers; the embeddings of `new_tokens` stay trainable."""
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        target_modules="all-linear",
+        trainable_token_indices=new_tokens or None,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, lora)
+
+
+def merged(model: nn.Module) -> nn.Module:
+    """A plain transformers model with the adapters merged in: a copy for peft models, the model itself otherwise."""
+    if not hasattr(model, "merge_and_unload"):
+        return model
+    import copy
+
+    copied: Any = copy.deepcopy(model)
+    return copied.merge_and_unload()

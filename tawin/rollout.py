@@ -1,0 +1,306 @@
+"""Completions for a batch of prompts: constrained beam search, sampling, random items.
+
+Beam search runs on tree attention: the prompt is run once, every beam token once, and each step is one call of
+`tawin_kernels.beam_step`. Finished hypotheses are kept the way transformers' `generate(num_beams=W)` keeps them. This module
+knows tokens and tries, not rewards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from tawin_kernels import ItemTrie, beam_step, linear_log_probs
+from torch import Tensor, nn
+
+from .tree_attention import Backbone, BeamTree, backbone, check_prompts, completion_hidden, prefill
+
+Normalizer = Literal["vocab", "trie"]
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Token sequences of the catalogue for each prompt, best first where they come from a beam search."""
+
+    nodes: Tensor  # int64 [B, W], the leaf of each sequence in the trie, -1 = missing
+    token_ids: Tensor  # int64 [B, W, L], -100 = padding
+    mask: Tensor  # bool [B, W, L]
+    scores: Tensor  # fp32 [B, W], -inf = missing
+
+
+@dataclass(frozen=True)
+class BeamOutput:
+    """Items for each prompt, best first."""
+
+    item_ids: Tensor  # int64 [B, W], row of the item in the trie's catalogue, -1 = missing
+    token_ids: Tensor  # int64 [B, W, L], -100 = padding or missing
+    mask: Tensor  # bool [B, W, L]
+    scores: Tensor  # fp32 [B, W], -inf = missing
+
+
+def beam_search(
+    model: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    trie: ItemTrie,
+    beam_width: int,
+    *,
+    normalizer: Normalizer = "vocab",
+    length_penalty: float = 0.0,
+) -> BeamOutput:
+    """Constrained beam search: the `beam_width` best items of the catalogue for every prompt.
+
+    Args:
+        model: any transformers causal LM (or a peft model of one) with sdpa or eager attention. It is run as it is: call
+            `model.eval()` first where it has dropout.
+        input_ids: int64 [B, P], left-padded prompts.
+        attention_mask: [B, P], 0 = padding.
+        trie: the catalogue.
+        beam_width: W, beams and items returned; may exceed the catalogue.
+        normalizer: "vocab": scores are log p over the whole vocabulary, as in transformers' beam search; "trie":
+            renormalised over the children of each node.
+        length_penalty: a finished sequence of n tokens scores (sum of log p) / n ** length_penalty, as in transformers.
+
+    Returns:
+        BeamOutput. The best W sequences are expanded to their items (same score, in item order) and cut to W.
+
+    Raises:
+        ValueError, TypeError: for arguments that do not fit, by name.
+
+    Search, stopping rule included, follows transformers' `generate(num_beams=W, num_return_sequences=W)` with the same
+    constraint: at each step the best 2 W candidates are looked at, those of the best W that complete an item are kept as
+    finished, the best W others go on.
+    """
+    sequences = beam_sequences(
+        model, input_ids, attention_mask, trie, beam_width, normalizer=normalizer, length_penalty=length_penalty
+    )
+    return expand_items(sequences, trie)
+
+
+@torch.no_grad()
+def beam_sequences(
+    model: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    trie: ItemTrie,
+    beam_width: int,
+    *,
+    normalizer: Normalizer = "vocab",
+    length_penalty: float = 0.0,
+) -> Sequences:
+    """Like `beam_search`, but the distinct sequences themselves: what a training group is made of."""
+    check_prompts(input_ids, attention_mask)
+    if not isinstance(beam_width, int) or beam_width < 1:
+        raise ValueError(f"beam_width: expected an int of at least 1, got {beam_width!r}")
+    parts = backbone(model)
+    prompt = prefill(parts, input_ids, attention_mask)
+    tree = BeamTree(parts, prompt)
+    weight, bias = parts.weight.to(prompt.last_hidden.dtype), parts.bias
+
+    batch = input_ids.shape[0]
+    search = _Search.start(batch, beam_width, trie, length_penalty)
+    hidden = prompt.last_hidden[:, None]  # [B, 1, H]
+    for depth in range(1, trie.max_depth + 1):
+        step = beam_step(
+            hidden,
+            weight,
+            trie,
+            search.nodes,
+            search.scores,
+            search.candidates(depth),
+            normalizer=normalizer,
+            bias=bias,
+        )
+        parents = search.advance(depth, step.tokens, step.nodes, step.scores, step.parents)
+        if depth == trie.max_depth or not search.may_go_on(depth):
+            break
+        hidden = tree.append(search.last_tokens.clamp_min(0), parents)
+    return search.result()
+
+
+class _Search:
+    """The bookkeeping of one beam search: running beams, finished hypotheses, who may still win."""
+
+    def __init__(self, nodes: Tensor, scores: Tensor, tokens: Tensor, trie: ItemTrie, beam_width: int, penalty: float):
+        self.nodes = nodes  # int64 [B, running], -1 = dead
+        self.scores = scores  # fp32 [B, running], summed log p
+        self.last_tokens = tokens[..., 0]  # int64 [B, running], the newest token of each beam, -100 = dead
+        self._tokens = tokens  # int64 [B, running, L], -100 = not yet written
+        self._trie = trie
+        self._width = beam_width
+        self._penalty = penalty
+        self._finishing_depths = _depths_with_leaves(trie)
+        batch, _, length = tokens.shape
+        self._done_nodes = nodes.new_full((batch, beam_width), -1)
+        self._done_scores = scores.new_full((batch, beam_width), -torch.inf)
+        self._done_tokens = tokens.new_full((batch, beam_width, length), -100)
+        self._open = torch.ones(batch, 1, dtype=torch.bool, device=nodes.device)  # may a running beam still win?
+
+    @classmethod
+    def start(cls, batch: int, beam_width: int, trie: ItemTrie, penalty: float) -> _Search:
+        nodes = torch.zeros(batch, 1, dtype=torch.int64, device=trie.device)
+        scores = torch.zeros(batch, 1, dtype=torch.float32, device=trie.device)
+        tokens = nodes.new_full((batch, 1, trie.max_depth), -100)
+        return cls(nodes, scores, tokens, trie, beam_width, penalty)
+
+    def candidates(self, depth: int) -> int:
+        """Candidates to look at: W, or 2 W where some of them finish and others go on."""
+        mixed = depth in self._finishing_depths and depth < self._trie.max_depth
+        return 2 * self._width if mixed else self._width
+
+    def advance(self, depth: int, tokens: Tensor, nodes: Tensor, scores: Tensor, parents: Tensor) -> Tensor:
+        """Take the candidates of one step (all [B, C], best first); returns the parents int64 [B, W] of those that run on."""
+        history = self._tokens.gather(1, parents[..., None].expand(-1, -1, self._tokens.shape[2])).clone()
+        history[..., depth - 1] = tokens.masked_fill(nodes < 0, -100)  # [B, C, L]
+        if depth in self._finishing_depths:
+            leaf = self._trie.is_leaf(nodes)  # bool [B, C], False where missing
+            rank = torch.arange(nodes.shape[1], device=nodes.device)
+            finishing = leaf & (rank < self._width) & self._open
+            self._keep_finished(nodes, scores / depth**self._penalty, history, finishing)
+            scores = scores.masked_fill(leaf, -torch.inf)
+            nodes = nodes.masked_fill(leaf, -1)
+            # Stable: the ones that finished go to the end, the others keep their order.
+            order = scores.sort(dim=1, descending=True, stable=True).indices[:, : self._width]
+            nodes, scores, parents = nodes.gather(1, order), scores.gather(1, order), parents.gather(1, order)
+            history = history.gather(1, order[..., None].expand(-1, -1, history.shape[2]))
+        self.nodes, self.scores, self._tokens = nodes, scores, history
+        self.last_tokens = history[..., depth - 1]
+        return parents
+
+    def _keep_finished(self, nodes: Tensor, scores: Tensor, tokens: Tensor, finishing: Tensor) -> None:
+        scores = torch.cat((self._done_scores, scores.masked_fill(~finishing, -torch.inf)), dim=1)
+        nodes = torch.cat((self._done_nodes, nodes.masked_fill(~finishing, -1)), dim=1)
+        tokens = torch.cat((self._done_tokens, tokens), dim=1)
+        order = scores.sort(dim=1, descending=True, stable=True).indices[:, : self._width]
+        self._done_scores, self._done_nodes = scores.gather(1, order), nodes.gather(1, order)
+        self._done_tokens = tokens.gather(1, order[..., None].expand(-1, -1, tokens.shape[2]))
+
+    def may_go_on(self, depth: int) -> bool:
+        """Whether any prompt has a running beam that can still enter its best W (transformers' early_stopping=False)."""
+        if depth < min(self._finishing_depths):
+            return True  # nothing has finished yet: no host synchronisation either
+        best = self.scores[:, :1] / depth**self._penalty
+        self._open &= best > self._done_scores[:, -1:]  # -inf while fewer than W have finished
+        return bool(self._open.any())
+
+    def result(self) -> Sequences:
+        missing = self._done_nodes < 0
+        tokens = self._done_tokens.masked_fill(missing[..., None], -100)
+        return Sequences(self._done_nodes, tokens, tokens >= 0, self._done_scores)
+
+
+def _depths_with_leaves(trie: ItemTrie) -> frozenset[int]:
+    """Depths at which some item ends. Read from the trie once per search; a few hundred bytes cross to the host."""
+    offsets = trie.level_offsets
+    leaves = trie.leaf_of_item
+    bounds = torch.tensor(offsets, device=leaves.device)
+    return frozenset((torch.bucketize(leaves, bounds, right=True) - 1).unique().tolist())
+
+
+def expand_items(sequences: Sequences, trie: ItemTrie) -> BeamOutput:
+    """The items of each sequence (same score, in item order), cut to as many items as there are sequences."""
+    nodes = sequences.nodes
+    width = nodes.shape[1]
+    present = nodes >= 0
+    offsets = trie.item_offsets.long()
+    start = offsets[nodes.clamp_min(0)]  # [B, W]
+    count = (offsets[nodes.clamp_min(0) + 1] - start).masked_fill(~present, 0)
+    end = count.cumsum(1)  # [B, W], items of the sequences up to and including this one
+    slot = torch.arange(width, device=nodes.device).expand_as(nodes).contiguous()
+    source = torch.searchsorted(end, slot, right=True)  # the sequence that item slot comes from; W = missing
+    found = source < width
+    source = source.clamp_max(width - 1)
+    item = start.gather(1, source) + slot - (end - count).gather(1, source)
+    items = trie.item_ids[item.masked_fill(~found, 0)].long().masked_fill(~found, -1)
+    tokens = sequences.token_ids.gather(1, source[..., None].expand(-1, -1, sequences.token_ids.shape[2]))
+    tokens = tokens.masked_fill(~found[..., None], -100)
+    scores = sequences.scores.gather(1, source).masked_fill(~found, -torch.inf)
+    return BeamOutput(items, tokens, tokens >= 0, scores)
+
+
+@torch.no_grad()
+def sample_sequences(
+    model: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    trie: ItemTrie,
+    group_size: int,
+    *,
+    generator: torch.Generator | None = None,
+) -> Sequences:
+    """`group_size` sequences a prompt, drawn token by token from the policy restricted to the trie; repeats may occur.
+
+    The draw is over the children of a node (softmax over them alone); scores are summed log p over the whole
+    vocabulary, like those of beam search. Arguments as in `beam_search`.
+    """
+    check_prompts(input_ids, attention_mask)
+    parts = backbone(model)
+    prompt = prefill(parts, input_ids, attention_mask)
+    tree = BeamTree(parts, prompt)
+    weight, bias = parts.weight.to(prompt.last_hidden.dtype), parts.bias
+    batch = input_ids.shape[0]
+    nodes = torch.zeros(batch, group_size, dtype=torch.int64, device=input_ids.device)
+    scores = torch.zeros(batch, group_size, device=input_ids.device)
+    tokens = nodes.new_full((batch, group_size, trie.max_depth), -100)
+    parents = torch.zeros_like(nodes)
+    hidden = prompt.last_hidden[:, None].expand(-1, group_size, -1)  # [B, G, H]
+    for depth in range(trie.max_depth):
+        running = ~trie.is_leaf(nodes)
+        children, present = _children(trie, nodes, running)  # edges [B, G, C], bool
+        child_tokens = trie.edge_tokens[children].long()
+        logits = hidden.float() @ weight.float().T  # [B, G, V]
+        if bias is not None:
+            logits = logits + bias.float()
+        log_probs = logits.log_softmax(-1).gather(2, child_tokens)  # [B, G, C]
+        weights = log_probs.masked_fill(~present, -torch.inf).softmax(-1)
+        # A finished row has no children: any draw will do, it is masked out below.
+        weights = torch.where(running[..., None], weights, torch.ones_like(weights))
+        drawn = torch.multinomial(weights.flatten(0, 1), 1, generator=generator).view(batch, group_size, 1)
+        token = torch.where(running, child_tokens.gather(2, drawn)[..., 0], -100)
+        tokens[..., depth] = token
+        scores = scores + torch.where(running, log_probs.gather(2, drawn)[..., 0], torch.zeros_like(scores))
+        nodes = torch.where(running, children.gather(2, drawn)[..., 0] + 1, nodes)
+        if depth + 1 == trie.max_depth or bool(trie.is_leaf(nodes).all()):
+            break
+        hidden = tree.append(token.clamp_min(0), parents)
+        if depth == 0:
+            parents = torch.arange(group_size, device=nodes.device).expand(batch, -1)
+    return Sequences(nodes, tokens, tokens >= 0, scores)
+
+
+def _children(trie: ItemTrie, nodes: Tensor, running: Tensor) -> tuple[Tensor, Tensor]:
+    """Edges below each node, padded to the widest one: int64 [B, G, C] and bool [B, G, C] (False = padding)."""
+    offsets = trie.child_offsets.long()
+    start, end = offsets[nodes], offsets[nodes + 1]
+    count = (end - start).masked_fill(~running, 0)
+    slot = torch.arange(max(1, int(count.max())), device=nodes.device)
+    present = slot < count[..., None]
+    return (start[..., None] + slot).masked_fill(~present, 0), present
+
+
+def random_sequences(
+    trie: ItemTrie, item_token_ids: Tensor, batch: int, group_size: int, *, generator: torch.Generator | None = None
+) -> Sequences:
+    """`group_size` distinct sequences a prompt, uniform over the catalogue's distinct sequences.
+
+    `item_token_ids` int64 [items, L] holds the tokens of each item, -1 = padding. Scores are -inf (not yet known). Where the
+    catalogue has fewer distinct sequences than `group_size`, the rest is missing.
+    """
+    leaves = trie.leaf_of_item.unique()
+    width = min(group_size, leaves.numel())
+    draws = torch.rand(batch, leaves.numel(), generator=generator, device=leaves.device)
+    nodes = leaves.new_full((batch, group_size), -1)
+    nodes[:, :width] = leaves[draws.topk(width, dim=1).indices]
+    first_item = trie.item_ids[trie.item_offsets[nodes.clamp_min(0)].long()].long()  # [B, G]
+    tokens = item_token_ids[first_item].masked_fill((nodes < 0)[..., None], -1)
+    tokens = tokens.masked_fill(tokens < 0, -100)
+    return Sequences(nodes, tokens, tokens >= 0, torch.full(nodes.shape, -torch.inf, device=nodes.device))
+
+
+@torch.no_grad()
+def score_sequences(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, token_ids: Tensor) -> Tensor:
+    """Summed log p over the whole vocabulary of given completions, int64 [B, G, L] with -100 = padding. fp32 [B, G]."""
+    parts: Backbone = backbone(model)
+    hidden = completion_hidden(parts, input_ids, attention_mask, token_ids)
+    return linear_log_probs(hidden, parts.weight.to(hidden.dtype), token_ids, bias=parts.bias).sum(-1)

@@ -1,0 +1,121 @@
+"""A run's folder: its config, its metrics line by line, its results. Knows files, not models.
+
+    config.yaml     every option of the run
+    metrics.jsonl   a line a training step or evaluation
+    results.json    the final figures, written stage by stage
+    catalog/        items, their tokens, their semantic ids
+    checkpoints/    see checkpoint.py
+
+A folder that holds another run is never written into; every whole file is written beside its place and renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .config import Config, differences, dump_yaml, load_yaml
+
+
+class RunFolderError(ValueError):
+    """The folder cannot be used as asked; the message says why and what to do."""
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old content or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.writing")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """An existing run folder."""
+
+    path: Path
+
+    @staticmethod
+    def check_new(path: Path) -> None:
+        """Refuse a path that cannot become a new run: another run, or a folder or file with anything in it."""
+        if not path.exists():
+            return
+        if not path.is_dir():
+            raise RunFolderError(f"--out {path}: expected a folder, got a file")
+        if (path / "config.yaml").exists():
+            raise RunFolderError(f"--out {path}: holds another run; pass --resume to go on with it, or another folder")
+        if any(path.iterdir()):
+            raise RunFolderError(f"--out {path}: expected a new or empty folder, got one with other files in it")
+
+    @classmethod
+    def create(cls, path: Path, config: Config) -> RunFolder:
+        """Make the folder of a new run."""
+        cls.check_new(path)
+        (path / "checkpoints").mkdir(parents=True)
+        write_atomically(path / "config.yaml", dump_yaml(config))
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """An existing run, by its folder."""
+        if not (path / "config.yaml").is_file():
+            raise RunFolderError(f"{path}: expected a run folder (one with a config.yaml), found none")
+        return cls(path)
+
+    @classmethod
+    def resume(cls, path: Path, config: Config) -> RunFolder:
+        """An existing run that is to go on with the same config; the first field that differs is named."""
+        run = cls.open(path)
+        changed = differences(run.config, config)
+        if changed:
+            raise RunFolderError(
+                f"--resume {path}: the run was started with another config: "
+                + "; ".join(f"{name} was {old!r}, is now {new!r}" for name, old, new in changed)
+            )
+        return run
+
+    @property
+    def config(self) -> Config:
+        """The config that the run was started with."""
+        return load_yaml(self.path / "config.yaml")
+
+    @property
+    def catalog(self) -> Path:
+        return self.path / "catalog"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Append a line to metrics.jsonl."""
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    @property
+    def metrics_size(self) -> int:
+        """Bytes of metrics.jsonl."""
+        path = self.path / "metrics.jsonl"
+        return path.stat().st_size if path.exists() else 0
+
+    def forget_metrics_after(self, size: int) -> None:
+        """Cut metrics.jsonl to its first `size` bytes: the steps behind them will be done again."""
+        if self.metrics_size > size:
+            os.truncate(self.path / "metrics.jsonl", size)
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """What results.json holds so far."""
+        path = self.path / "results.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def add_results(self, **parts: Any) -> dict[str, Any]:
+        """Merge parts into results.json."""
+        results = {**self.results, **parts}
+        write_atomically(self.path / "results.json", json.dumps(results, indent=2) + "\n")
+        return results

@@ -1,0 +1,262 @@
+"""Shared-prefix forwards: a prompt and all that follows it in one sequence, kept apart by a mask.
+
+The prompt comes first, then every completion token once. A mask says who sees whom: a token sees its prompt, its
+ancestors and itself. Position ids say how deep it stands. So the keys and values of a prompt are computed and stored once a
+prompt, not once a beam, and choosing a parent is an index on the mask, not a copy of the cache. This works through
+transformers' own forward, which takes a 4-D mask and position ids.
+
+This module knows nothing of items, tries, rewards or losses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+_LAYER_TYPES = ("full_attention", "sliding_attention")
+# Options by which some decoders change their logits after the LM head. log_softmax(hidden @ weight.T) would be wrong there.
+_HEAD_OPTIONS = ("final_logit_softcapping", "logits_soft_cap", "logit_scale", "logits_scaling", "lm_head_multiplier")
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A causal LM taken apart: `decoder` gives hidden states, `head` the output embedding that follows them."""
+
+    decoder: nn.Module
+    head: nn.Module
+    config: Any  # the text config of the decoder
+
+    @property
+    def weight(self) -> Tensor:
+        """LM-head weight [V, H] as it takes part in the forward: adapters included, differentiable."""
+        return _effective_weight(self.head)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """LM-head bias [V], or None."""
+        return getattr(_unwrap_head(self.head), "bias", None)
+
+
+def backbone(model: nn.Module) -> Backbone:
+    """Take a causal LM apart (peft models included).
+
+    Raises ValueError by name for what shared-prefix attention or a plain softmax head would get wrong: attention
+    implementations without a 4-D mask, layers that are neither full nor sliding attention, heads that rescale logits.
+    """
+    if hasattr(model, "get_base_model"):  # peft: the adapters are modules inside the base model
+        model = model.get_base_model()
+    config = model.config.get_text_config(decoder=True)
+    name = type(model).__name__
+    if config._attn_implementation not in ("sdpa", "eager"):
+        raise ValueError(
+            f"model {name}: attention implementation {config._attn_implementation!r} takes no 4-D mask; "
+            "expected 'sdpa' or 'eager' (pass attn_implementation='sdpa' to from_pretrained)"
+        )
+    other = sorted(set(getattr(config, "layer_types", None) or ()) - set(_LAYER_TYPES))
+    if other:
+        raise ValueError(f"model {name}: layer types {other} have no shared-prefix mask; expected {_LAYER_TYPES}")
+    for option in _HEAD_OPTIONS:
+        value = getattr(config, option, None)
+        if value is not None and value != 1:
+            raise ValueError(f"model {name}: {option} = {value} changes the logits after the LM head; not supported")
+    head = model.get_output_embeddings()
+    if head is None:
+        raise ValueError(f"model {name}: expected a causal LM with an LM head, got none")
+    return Backbone(model.get_decoder(), head, config)
+
+
+def _unwrap_head(head: nn.Module) -> nn.Module:
+    """The module that holds the head's own weight and bias, below peft's wrappers."""
+    while True:
+        if hasattr(head, "modules_to_save"):  # peft.utils.ModulesToSaveWrapper
+            adapters = head.active_adapters
+            head = head.modules_to_save[adapters[0]] if adapters else head.original_module
+        elif hasattr(head, "token_adapter"):  # peft.utils.TrainableTokensWrapper
+            head = head.original_module
+        elif hasattr(head, "base_layer"):  # a LoRA layer
+            head = head.base_layer
+        else:
+            return head
+
+
+def _effective_weight(head: nn.Module) -> Tensor:
+    weight = _unwrap_head(head).weight
+    adapter = getattr(head, "token_adapter", None)
+    if adapter is not None:
+        active = [] if adapter.disable_adapters else adapter.active_adapters
+        return adapter.get_merged_weights(active) if active else weight
+    if hasattr(head, "lora_A") and not head.disable_adapters:
+        for name in head.active_adapters:
+            if name in head.lora_A:
+                weight = weight + head.get_delta_weight(name)
+    return weight
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prefilled prompt: the cache, and what later tokens need to know of it."""
+
+    cache: DynamicCache
+    last_hidden: Tensor  # [B, H], the state that predicts the first completion token
+    key_mask: Tensor  # bool [B, P], False = padding
+    key_positions: Tensor  # int64 [B, P]
+    lengths: Tensor  # int64 [B], tokens of each prompt
+
+
+def check_prompts(input_ids: Tensor, attention_mask: Tensor) -> None:
+    """Refuse anything but a non-empty left-padded batch: input_ids int64 [B, P], attention_mask 0/1 [B, P]."""
+    if input_ids.dim() != 2 or input_ids.dtype != torch.int64:
+        raise ValueError(f"input_ids: expected int64 [B, P], got {input_ids.dtype} {list(input_ids.shape)}")
+    if attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask: expected the shape of input_ids {list(input_ids.shape)}, got {list(attention_mask.shape)}"
+        )
+    mask = attention_mask.bool()
+    if input_ids.shape[1] == 0 or not bool(mask[:, -1].all()):
+        raise ValueError("attention_mask: expected left-padded prompts of at least one token (last column all 1)")
+    if bool((mask[:, :-1] & ~mask[:, 1:]).any()):
+        raise ValueError("attention_mask: expected left-padded prompts (zeros, then ones), got a hole")
+
+
+def positions_of(attention_mask: Tensor) -> Tensor:
+    """Position of every token of left-padded prompts, padding at 0. int64 [B, P]."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
+
+
+def model_mask(config: Any, visible: Tensor, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype) -> Any:
+    """What the decoder takes as attention_mask.
+
+    Args:
+        visible: bool [B, Q, K], who sees whom in a layer of full attention.
+        query_positions, key_positions: int64 [B, Q] and [B, K]; a sliding window is a distance in these.
+        dtype: of the additive mask that eager attention wants.
+
+    Returns:
+        A mask [B, 1, Q, K] (bool for sdpa, additive for eager), or a dict of them, one a layer type.
+    """
+
+    def finish(mask: Tensor) -> Tensor:
+        mask = mask[:, None]  # [B, 1, Q, K]
+        if config._attn_implementation == "sdpa":
+            return mask
+        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+
+    types = set(getattr(config, "layer_types", None) or ())
+    window = getattr(config, "sliding_window", None)
+    if window is None or types == {"full_attention"}:
+        return finish(visible)
+    sliding = finish(visible & (key_positions[:, None, :] > query_positions[:, :, None] - window))
+    if not types:  # one mask for all layers (Mistral)
+        return sliding
+    return {"full_attention": finish(visible), "sliding_attention": sliding}
+
+
+def prefill(model: Backbone, input_ids: Tensor, attention_mask: Tensor) -> Prompt:
+    """Run each prompt once and keep its keys and values.
+
+    input_ids int64 [B, P] left-padded, attention_mask [B, P].
+    """
+    key_mask = attention_mask.bool()
+    positions = positions_of(key_mask)
+    cache = DynamicCache()  # without a config every layer keeps all keys; windows are the mask's business
+    hidden = model.decoder(
+        input_ids=input_ids,
+        attention_mask=model_mask(model.config, _causal(key_mask), positions, positions, model.weight.dtype),
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state  # [B, P, H]
+    return Prompt(cache, hidden[:, -1], key_mask, positions, key_mask.sum(-1))
+
+
+def _causal(key_mask: Tensor) -> Tensor:
+    """bool [B, P, P]: causal over real tokens; padding sees itself, so that no row of a softmax is empty."""
+    length = key_mask.shape[1]
+    ones = torch.ones(length, length, dtype=torch.bool, device=key_mask.device)
+    return (ones.tril() & key_mask[:, None, :]) | torch.eye(length, dtype=torch.bool, device=key_mask.device)
+
+
+class BeamTree:
+    """The beams of a decode, appended to their prompt's sequence level by level, never moved.
+
+    Holds, for each live beam, which of the appended tokens are its ancestors.
+    """
+
+    def __init__(self, model: Backbone, prompt: Prompt) -> None:
+        self._model = model
+        self._prompt = prompt
+        self._depth = 0
+        batch = prompt.key_mask.shape[0]
+        self._ancestors = torch.zeros(batch, 1, 0, dtype=torch.bool, device=prompt.key_mask.device)  # [B, W, keys]
+        self._key_positions = prompt.key_positions  # [B, P + appended tokens]
+
+    def append(self, tokens: Tensor, parents: Tensor) -> Tensor:
+        """Append one token a beam and run it.
+
+        Args:
+            tokens: int64 [B, W], the token of each new beam (any valid token for a dead one).
+            parents: int64 [B, W], index of each beam's parent among the beams appended last (0 at the first call).
+
+        Returns:
+            hidden [B, W, H]: the states that predict each beam's next token.
+        """
+        batch, width = tokens.shape
+        ancestors = self._ancestors.gather(1, parents[..., None].expand(-1, -1, self._ancestors.shape[2]))
+        itself = torch.eye(width, dtype=torch.bool, device=tokens.device).expand(batch, -1, -1)
+        self._ancestors = torch.cat((ancestors, itself), dim=2)  # [B, W, appended]
+        positions = (self._prompt.lengths + self._depth)[:, None].expand(-1, width)  # [B, W]
+        self._key_positions = torch.cat((self._key_positions, positions), dim=1)
+        self._depth += 1
+
+        visible = torch.cat((self._prompt.key_mask[:, None].expand(-1, width, -1), self._ancestors), dim=2)
+        mask = model_mask(self._model.config, visible, positions, self._key_positions, self._model.weight.dtype)
+        return self._model.decoder(
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=self._prompt.cache,
+            use_cache=True,
+        ).last_hidden_state
+
+
+def completion_hidden(model: Backbone, input_ids: Tensor, attention_mask: Tensor, token_ids: Tensor) -> Tensor:
+    """Hidden states that predict every completion token, each prompt run once for all its completions. Differentiable.
+
+    Args:
+        input_ids, attention_mask: [B, P], left-padded prompts.
+        token_ids: int64 [B, G, L], completions; -100 = padding at the end.
+
+    Returns:
+        hidden [B, G, L, H]; the state at padding is of no meaning.
+    """
+    batch, group, length = token_ids.shape
+    prompt_length = input_ids.shape[1]
+    key_mask = attention_mask.bool()
+    # The last token of a completion predicts nothing that is trained, so it is not run.
+    suffix = token_ids[:, :, : length - 1].clamp_min(0).reshape(batch, -1)  # [B, G * (L - 1)]
+
+    steps = torch.arange(length - 1, device=token_ids.device)
+    depth = steps.repeat(group)  # [G * (L - 1)]
+    owner = torch.arange(group, device=token_ids.device).repeat_interleave(length - 1)
+    suffix_positions = key_mask.sum(-1, keepdim=True) + depth  # [B, G * (L - 1)]
+    positions = torch.cat((positions_of(key_mask), suffix_positions), dim=1)
+
+    total = prompt_length + suffix.shape[1]
+    visible = torch.zeros(batch, total, total, dtype=torch.bool, device=token_ids.device)
+    visible[:, :prompt_length, :prompt_length] = _causal(key_mask)
+    visible[:, prompt_length:, :prompt_length] = key_mask[:, None, :]
+    visible[:, prompt_length:, prompt_length:] = (owner[:, None] == owner) & (depth[:, None] >= depth)
+
+    hidden = model.decoder(
+        input_ids=torch.cat((input_ids, suffix), dim=1),
+        attention_mask=model_mask(model.config, visible, positions, positions, model.weight.dtype),
+        position_ids=positions,
+        use_cache=False,
+    ).last_hidden_state  # [B, P + G * (L - 1), H]
+    first = hidden[:, prompt_length - 1, None, None].expand(-1, group, 1, -1)  # [B, G, 1, H]
+    rest = hidden[:, prompt_length:].unflatten(1, (group, length - 1)) if length > 1 else first[:, :, :0]
+    return torch.cat((first, rest), dim=2)
