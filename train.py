@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,8 +48,9 @@ class Job:
     model: nn.Module
 
 
-def main() -> None:
-    options = parse_training(sys.argv[1:])
+def main(arguments: Sequence[str]) -> None:
+    """The whole job. `arguments`: the command line without the program's name."""
+    options = parse_training(arguments)
     transformers_logging.disable_progress_bar()
     try:
         run = RunFolder.resume(options.out, options.config) if options.resume else None
@@ -181,4 +183,4 @@ def _describe(job: Job) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -108,10 +108,13 @@ class Catalog:
         """
         if len(first_targets) != len(windows):
             raise ValueError(f"first_targets: expected one a window, {len(windows)}, got {len(first_targets)}")
+        first = np.asarray(first_targets, dtype=np.int64)  # [B]
+        if (first < 0).any():
+            raise ValueError(f"first_targets: expected indexes into the windows, 0 or more, got {first.min()}")
         tokens, sequence, position, place = self._tokens_of("windows", windows)
         input_ids, attention_mask = self._pad(tokens, sequence, position)
         labels = torch.full_like(input_ids, IGNORED)
-        is_target = (place >= 0) & (place >= np.asarray(first_targets, dtype=np.int64)[sequence])
+        is_target = place >= first[sequence]
         rows, columns = torch.from_numpy(sequence[is_target]), torch.from_numpy(position[is_target])
         labels[rows, columns] = torch.from_numpy(tokens[is_target])
         return input_ids, attention_mask, labels
@@ -233,7 +236,7 @@ class Catalog:
             np.array_equal(self.item_ids, other.item_ids)
             and (self.titles or [None] * self.num_items) == (other.titles or [None] * other.num_items)
             and self.semantic_ids == other.semantic_ids
-            and torch.equal(self.token_ids, other.token_ids)
+            and torch.equal(self.token_ids.cpu(), other.token_ids)
             and (self.prefix, self.pad_token, self.end_token) == (other.prefix, other.pad_token, other.end_token)
         )
         if not same:

@@ -108,7 +108,7 @@ def load_state(
     whole = optimizer.state_dict()
     whole["state"] = _join_tensors(tensors, state["optimizer"])
     optimizer.load_state_dict(whole)
-    scheduler.load_state_dict(state["scheduler"])
+    scheduler.load_state_dict({**scheduler.state_dict(), **state["scheduler"]})
     for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
         group["lr"] = rate
 
@@ -135,11 +135,7 @@ def _join_tensors(tensors: dict[str, torch.Tensor], numbers: dict[str, Any]) -> 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:
     """The part of a scheduler's state that JSON can hold: its counters, not its functions."""
-    return {
-        name: value
-        for name, value in state.items()
-        if isinstance(value, (int, float, bool, list)) and name != "lr_lambdas"
-    }
+    return {name: value for name, value in state.items() if name != "lr_lambdas"}
 
 
 def _replace_folder(folder: Path, write: Any) -> None:

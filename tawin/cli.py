@@ -82,8 +82,8 @@ def print_results(run: RunFolder) -> None:
     Console().print(table)
 
 
-def main() -> None:
-    """The console script."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console script. `arguments`: the command line without the program's name; None: the process's own."""
     parser = argparse.ArgumentParser(prog="tawin", description="Look at and use the runs that train.py made.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -109,7 +109,7 @@ def main() -> None:
     command.add_argument("--out", type=Path, help="folder of the report (default: the first run's)")
     command.set_defaults(act=_report)
 
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     try:
         options.act(options)
     except (ValueError, OSError) as error:

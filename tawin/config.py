@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 import yaml
 
+from tawin_kernels import TAWin
+
 KS = (1, 3, 5, 10)  # the cut-offs that every evaluation reports
 
 
@@ -165,6 +167,16 @@ class TAWinConfig:
     window: float = 3.0
     temperature: float = 1.0
     rank_transform: Literal["identity", "log2", "fraction"] = "identity"
+
+    def __post_init__(self) -> None:
+        try:
+            self.kernel_options()
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"grpo.tawin: {error}") from None
+
+    def kernel_options(self) -> TAWin:
+        """The same as the kernels take it; checked there."""
+        return TAWin(self.anchor, self.window, self.temperature, self.rank_transform)
 
 
 @dataclass(frozen=True)

@@ -259,9 +259,9 @@ def _semantic_ids(table: pa.Table, item_ids: np.ndarray, path: Path) -> list[tup
     def refuse(row: int, expected: str, got: object) -> DataError:
         return DataError(f"{path}: column 'semantic_id': item {item_ids[row]}: expected {expected}, got {got}")
 
-    if column.null_count:
-        row = int(np.argmax(column.is_null().to_numpy()))
-        raise refuse(row, f"an id for every item or for none ({column.null_count} of {len(item_ids)} are null)", "null")
+    for row, found in enumerate(column.to_pylist()):
+        if found is None or (isinstance(found, list) and None in found):
+            raise refuse(row, "a code at every level, as other items have (or ids for no item at all)", found)
     values, lengths = read_integer_lists(table, "semantic_id", path)
     levels = int(lengths[0])
     if levels == 0:
@@ -317,6 +317,8 @@ def read_integers(table: pa.Table, column: str, path: Path) -> np.ndarray:
 def read_integer_lists(table: pa.Table, column: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
     """All values one after another, and how many belong to each row; both int64."""
     lists = table[column].combine_chunks()
+    if len(lists) == 0:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     kind = lists.type
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
         raise DataError(f"{path}: column '{column}': expected lists of integers, got {kind}")

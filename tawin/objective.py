@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from tawin_kernels import GRPOLoss, TAWin, linear_log_probs, tawin_grpo_loss
+from tawin_kernels import GRPOLoss, linear_log_probs, tawin_grpo_loss
 from torch import Tensor, nn
 
 from .catalog import Catalog
@@ -124,7 +124,6 @@ def group_loss(
     """
     parts = backbone(model)
     hidden = completion_hidden(parts, groups.input_ids, groups.attention_mask, groups.token_ids)
-    tawin = config.tawin
     return tawin_grpo_loss(
         hidden,
         parts.weight.to(hidden.dtype),
@@ -132,13 +131,14 @@ def group_loss(
         groups.mask,
         groups.rewards,
         groups.scores,
-        tawin=TAWin(tawin.anchor, tawin.window, tawin.temperature, tawin.rank_transform) if tawin.enabled else None,
+        tawin=config.tawin.kernel_options() if config.tawin.enabled else None,
         ref_log_probs=reference(groups) if reference is not None else None,
         loss_type=config.loss_type,
         epsilon_low=config.epsilon_low,
         epsilon_high=config.epsilon_high,
         beta=config.beta,
         bias=parts.bias,
+        normalize_std=config.normalize_std,
         denominator=denominator,
     )
 

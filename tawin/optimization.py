@@ -69,9 +69,9 @@ class Stage:
         progress = read_progress(folder)
         if progress is not None and progress.stage == name:
             load_state(folder, model, optimizer, scheduler)
-            run.forget_metrics_after(progress.metrics_size)
         else:
-            progress = Progress(name, metrics_size=run.metrics_size)
+            progress = Progress(name, metrics_size=progress.metrics_size if progress is not None else 0)
+        run.forget_metrics_after(progress.metrics_size)
         model, optimizer = accelerator.prepare(model, optimizer)
         started = time.monotonic() - progress.seconds
         return cls(accelerator, model, tokenizer, optimizer, scheduler, run, progress, config.max_grad_norm, started)

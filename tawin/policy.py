@@ -68,7 +68,8 @@ def load_model(name_or_path: str | Path, *, tokens: int | None = None, seed: int
 def check_head(model: nn.Module) -> None:
     """Refuse a model whose logits are not hidden @ weight.T + bias: every log-prob here would be wrong."""
     parts = backbone(model)
-    input_ids = torch.zeros(1, 2, dtype=torch.int64, device=parts.weight.device)
+    # Not token 0: it is often the padding, whose embedding, hidden state and logits are all zero.
+    input_ids = torch.arange(1, min(5, len(parts.weight)), device=parts.weight.device)[None]
     was_training = model.training
     model.eval()
     expected = model(input_ids=input_ids).logits

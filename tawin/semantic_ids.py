@@ -17,13 +17,13 @@ from scipy import sparse
 from scipy.sparse.linalg import svds
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from .config import CatalogConfig
 from .data import DataError, Dataset
 
-ITEMS_A_CODE = (
-    16  # of the first level, at least, on average; fewer codes are used where the catalogue is too small for it
-)
+MAX_LEVELS = 25  # of the data: tokens name levels by letters, and one letter is kept for telling shared ids apart
+ITEMS_A_CODE = 16  # on average, at least; where the catalogue is too small for it, fewer codes are used
 UNSEEN_NOISE = 1e-3
 
 
@@ -35,6 +35,10 @@ def build_semantic_ids(
     Built ids see `training_sequences` only (dense item indexes), or config.vectors where that names a file.
     """
     semantic_ids = dataset.items.semantic_ids
+    if semantic_ids is not None and len(semantic_ids[0]) > MAX_LEVELS:
+        raise DataError(
+            f"{dataset.name}: column 'semantic_id': expected at most {MAX_LEVELS} levels, got {len(semantic_ids[0])}"
+        )
     if semantic_ids is None:
         num_items = len(dataset.items)
         if config.vectors is None:
@@ -69,7 +73,7 @@ def cooccurrence_vectors(
     dimensions: int = 64,
     window: int = 5,
     *,
-    shift: float = 1.0,
+    shift: float = 2.0,
     seed: int = 0,
 ) -> np.ndarray:
     """Item vectors of unit length from who occurs near whom: float32 [num_items, dimensions].
@@ -85,7 +89,8 @@ def cooccurrence_vectors(
     rank = min(dimensions, num_items - 1)
     if association.nnz and rank >= 1:
         start = rng.uniform(0.5, 1.5, size=num_items)  # a fixed start makes ARPACK deterministic
-        left, singular, _ = svds(association, k=rank, v0=start)
+        with threadpool_limits(1):  # sums over threads come in any order
+            left, singular, _ = svds(association, k=rank, v0=start)
         order = np.argsort(-singular)
         vectors[:, :rank] = left[:, order] * np.sqrt(np.maximum(singular[order], 0.0))
 
@@ -154,7 +159,8 @@ def residual_kmeans(vectors: np.ndarray, levels: int, codes: int, seed: int) -> 
     if levels < 1 or codes < 1:
         raise ValueError(f"levels, codes: expected at least 1 each, got {levels} and {codes}")
     used = codes_used(items, levels, codes)
-    residuals = vectors.astype(np.float32)
+    # k-means does not depend on the scale, and squares of scaled values cannot overflow.
+    residuals = (vectors / max(float(np.abs(vectors).max()), np.finfo(np.float32).tiny)).astype(np.float32)
     result = np.zeros((items, levels), dtype=np.int64)
     prefixes = np.zeros(items, dtype=np.int64)  # number of the group of items with equal codes so far
     for level in range(levels):
@@ -185,17 +191,17 @@ def _count_contexts(sequences: Sequence[np.ndarray], num_items: int, window: int
 
 
 def _shifted_positive_pmi(counts: sparse.csr_matrix, shift: float) -> sparse.csr_matrix:
-    rows, columns = counts.nonzero()
-    values = np.asarray(counts[rows, columns]).ravel()
+    pairs = counts.tocoo()
     by_item = np.asarray(counts.sum(axis=1)).ravel()
     by_context = np.asarray(counts.sum(axis=0)).ravel()
-    pmi = np.log(values * counts.sum() / (by_item[rows] * by_context[columns])) - np.log(shift)
-    return sparse.csr_matrix((np.maximum(pmi, 0.0), (rows, columns)), shape=counts.shape)
+    pmi = np.log(pairs.data * counts.sum() / (by_item[pairs.row] * by_context[pairs.col])) - np.log(shift)
+    kept = pmi > 0
+    return sparse.csr_matrix((pmi[kept], (pairs.row[kept], pairs.col[kept])), shape=counts.shape)
 
 
 def _distances_to_centres(points: np.ndarray, codes: int, seed: int) -> np.ndarray:
     """Squared distances to the centres of a k-means, float32 [items, codes]."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), threadpool_limits(1):  # sums over threads come in any order
         # Fewer distinct points than codes is fine here: the codes left empty are filled afterwards.
         warnings.simplefilter("ignore", ConvergenceWarning)
         centres = KMeans(codes, n_init=1, max_iter=50, random_state=seed).fit(points).cluster_centers_

@@ -62,15 +62,14 @@ def beam_step(
     candidate_scores = scores[prompts, beams].to(dtype)[rows] + log_probs
 
     # One row a prompt. Candidates stand in the order of beam, then edge, which is the order of ties.
-    per_prompt = torch.bincount(prompts[rows], minlength=B)  # [B]
-    offsets = per_prompt.cumsum(0) - per_prompt
-    columns = torch.arange(len(rows), device=hidden.device) - offsets[prompts[rows]]
+    per_prompt = counts.new_zeros(B).index_add(0, prompts, counts)
     width = int(per_prompt.max()) if B > 0 else 0
-    padded = candidate_scores.new_full((B, width), -math.inf)  # [B, width]
-    padded[prompts[rows], columns] = candidate_scores.masked_fill(candidate_scores.isnan(), -math.inf)
+    padded = candidate_scores.new_full((B, width), -math.inf)
+    is_candidate = torch.arange(width, device=hidden.device) < per_prompt[:, None]  # [B, width]
+    padded[is_candidate] = candidate_scores.masked_fill(candidate_scores.isnan(), -math.inf)
     best, order = _top_k_stable(padded, beam_width)  # [B, beam_width]
     missing = best == -math.inf
-    chosen = (offsets[:, None] + order).masked_fill(missing, 0)
+    chosen = (per_prompt.cumsum(0)[:, None] - per_prompt[:, None] + order).masked_fill(missing, 0)
     if len(rows) == 0:
         rows, edges, tokens, beams = (nodes.new_zeros(1) for _ in range(4))
     return BeamStep(

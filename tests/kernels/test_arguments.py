@@ -1,0 +1,120 @@
+"""What all ops share: impl and check_values, and the shape of their signatures."""
+
+from __future__ import annotations
+
+import inspect
+import math
+
+import pytest
+import tawin_kernels
+import torch
+from tawin_kernels import ItemTrie, TAWin, reference
+
+V, H = 5, 3
+
+
+def calls() -> dict[str, tuple[list, str]]:
+    """Op -> good arguments and the message about its first bad tensor value, once the value is made bad."""
+    hidden, weight = torch.randn(2, 3, H), torch.randn(V, H)
+    int_zeros = torch.zeros(2, 3, dtype=torch.int64)
+    zeros, nan, ones = torch.zeros(2, 3), torch.full((2, 3), math.nan), torch.ones(2, 3, 4, dtype=torch.bool)
+    trie = ItemTrie.from_sequences([[0, 1]])
+    bad_tokens = torch.full((2, 3, 4), V)
+    return {
+        "beam_step": ([hidden, weight, trie, int_zeros + 9, zeros, 2], "nodes"),
+        "linear_log_probs": ([hidden, weight, int_zeros + V], "token_ids"),
+        "tawin_weights": ([nan, torch.ones(2, 3, dtype=torch.bool), TAWin()], "scores"),
+        "group_advantages": ([nan, zeros], "rewards"),
+        "grpo_loss": ([torch.zeros(2, 3, 4), ones, zeros], "denominator"),
+        "tawin_grpo_loss": ([torch.randn(2, 3, 4, H), weight, bad_tokens, ones, zeros, zeros], "token_ids"),
+    }
+
+
+OPS = tuple(calls())
+
+
+def options(op: str) -> dict:
+    return {"denominator": torch.tensor(-1.0)} if op == "grpo_loss" else {}
+
+
+def on_meta(argument):
+    return argument.to("meta") if isinstance(argument, (torch.Tensor, ItemTrie)) else argument
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_an_implementation_that_does_not_exist_raises_and_does_not_fall_back(op):
+    arguments, _ = calls()[op]
+    with pytest.raises(NotImplementedError, match=rf"impl: {op} has no Triton kernel yet.*'reference'"):
+        getattr(tawin_kernels, op)(*arguments, impl="triton")
+    with pytest.raises(ValueError, match="impl: expected one of 'auto', 'triton', 'reference', got 'cuda'"):
+        getattr(tawin_kernels, op)(*arguments, impl="cuda")
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("impl", ["auto", "reference"])
+@pytest.mark.parametrize("check_values", [None, True])
+def test_tensor_values_are_checked_on_the_cpu_by_default(op, impl, check_values):
+    arguments, name = calls()[op]
+    with pytest.raises(ValueError, match=f"^{name}: expected"):
+        getattr(tawin_kernels, op)(*arguments, impl=impl, check_values=check_values, **options(op))
+    with pytest.raises(ValueError, match=f"^{name}: expected"):
+        getattr(reference, op)(*arguments, check_values=check_values, **options(op))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_check_values_is_a_switch(op):
+    arguments, _ = calls()[op]
+    with pytest.raises(TypeError, match="check_values: expected None, True or False, got 'yes'"):
+        getattr(tawin_kernels, op)(*arguments, check_values="yes")
+
+
+@pytest.mark.parametrize("op", ["tawin_weights", "group_advantages", "grpo_loss"])
+def test_off_the_cpu_no_tensor_value_is_looked_at(op):
+    # A meta tensor has no values: reading one raises. The ops that need none to run go through.
+    arguments, _ = calls()[op]
+    getattr(tawin_kernels, op)(*map(on_meta, arguments))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_the_reference_has_the_signature_of_the_public_op_but_impl(op):
+    public = dict(inspect.signature(getattr(tawin_kernels, op)).parameters)
+    assert public.pop("impl").default == "auto"
+    assert public["check_values"].default is None
+    assert public == dict(inspect.signature(getattr(reference, op)).parameters)
+
+
+def test_the_public_names_are_those_of_the_contract():
+    assert sorted(tawin_kernels.__all__) == sorted([*OPS, "BeamStep", "GRPOLoss", "ItemTrie", "TAWin", "reference"])
+
+
+@pytest.mark.parametrize(
+    ("op", "expected"),
+    [
+        (
+            "beam_step",
+            "hidden lm_head_weight trie nodes scores beam_width * normalizer='vocab' temperature=1.0 bias=None",
+        ),
+        ("linear_log_probs", "hidden lm_head_weight token_ids * temperature=1.0 bias=None"),
+        ("tawin_weights", "scores negatives tawin *"),
+        ("group_advantages", "rewards scores=None * tawin=None normalize_std=True eps=0.0001 valid=None"),
+        (
+            "grpo_loss",
+            "log_probs mask advantages * old_log_probs=None ref_log_probs=None loss_type='grpo' epsilon_low=0.2 "
+            "epsilon_high=0.2 beta=0.0 valid=None denominator=None",
+        ),
+        (
+            "tawin_grpo_loss",
+            "hidden lm_head_weight token_ids mask rewards scores * tawin=TAWin(anchor=2.0, window=1.0, "
+            "temperature=1.0, rank_transform='identity') old_log_probs=None ref_log_probs=None loss_type='grpo' "
+            "epsilon_low=0.2 epsilon_high=0.2 beta=0.0 temperature=1.0 bias=None normalize_std=True eps=0.0001 valid=None "
+            "denominator=None",
+        ),
+    ],
+)
+def test_arguments_and_defaults_are_those_of_the_contract(op, expected):
+    words = []
+    for name, parameter in inspect.signature(getattr(tawin_kernels, op)).parameters.items():
+        if parameter.kind == parameter.KEYWORD_ONLY and "*" not in words:
+            words.append("*")
+        words.append(name if parameter.default is parameter.empty else f"{name}={parameter.default!r}")
+    assert " ".join(words) == f"{expected} impl='auto' check_values=None"

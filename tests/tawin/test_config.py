@@ -1,0 +1,98 @@
+"""Presets, YAML and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from tawin.config import PRESETS, Config, GRPOConfig, OptimizerConfig, SFTConfig, differences, dump_yaml, load_yaml
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_config_survives_yaml(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_yaml(PRESETS[name]))
+    assert load_yaml(path) == PRESETS[name]
+
+
+def test_a_partial_yaml_changes_only_what_it_names(tmp_path: Path) -> None:
+    path = tmp_path / "some.yaml"
+    path.write_text("seed: 7\ngrpo:\n  learning_rate: 1e-5\n  tawin:\n    anchor: 4\n")
+    config = load_yaml(path, PRESETS["cpu-small"])
+    assert [name for name, _, _ in differences(PRESETS["cpu-small"], config)] == [
+        "seed",
+        "grpo.learning_rate",
+        "grpo.tawin.anchor",
+    ]
+    assert config.grpo.learning_rate == 1e-5
+    assert isinstance(config.grpo.tawin.anchor, float)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("grpo:\n  learning_rat: 1", "unknown option 'grpo.learning_rat'"),
+        ("grpo: 3", "grpo: expected a mapping"),
+        ("- 1", "expected a mapping"),
+        ("seed: one", "seed: expected int, got 'one'"),
+        ("seed: true", "seed: expected int, got True"),
+        ("grpo:\n  ensure_positive: 1", "ensure_positive: expected bool"),
+        ("grpo:\n  group_size: 1", "grpo.group_size: expected 2..512, got 1"),
+        ("grpo:\n  negatives: random", "grpo.ensure_positive"),
+        ("seed: [", "not valid YAML"),
+    ],
+)
+def test_a_bad_yaml_is_refused_by_name(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError) as caught:
+        load_yaml(path)
+    assert message in str(caught.value)
+
+
+def test_a_yaml_that_runs_code_is_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "evil.yaml"
+    path.write_text(f"seed: !!python/object/apply:os.mkdir ['{tmp_path / 'made'}']")
+    with pytest.raises(ValueError, match="not valid YAML"):
+        load_yaml(path)
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_missing_yaml_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"absent\.yaml: no such file"):
+        load_yaml(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize("section", [SFTConfig, GRPOConfig])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("learning_rate", 0.0),
+        ("batch_size", 0),
+        ("gradient_accumulation", 0),
+        ("weight_decay", -1.0),
+        ("max_grad_norm", 0.0),
+        ("schedule", "linear"),
+        ("warmup_share", 1.5),
+    ],
+)
+def test_values_out_of_range_name_their_option(section: type[OptimizerConfig], name: str, value: object) -> None:
+    stage = "sft" if section is SFTConfig else "grpo"
+    with pytest.raises(ValueError, match=f"{stage}.{name}: expected .*, got"):
+        section(**{name: value})
+
+
+def test_every_option_is_documented_in_yaml_order() -> None:
+    assert list(dataclasses.asdict(Config())) == [
+        "data",
+        "model",
+        "seed",
+        "split",
+        "synthetic",
+        "catalog",
+        "policy",
+        "sft",
+        "grpo",
+        "evaluation",
+    ]

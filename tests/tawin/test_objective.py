@@ -1,0 +1,128 @@
+"""Groups, rewards by identity, and that leaving dead groups out changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from tawin.catalog import Catalog
+from tawin.config import GRPOConfig, TAWinConfig
+from tawin.objective import Groups, completion_log_probs, group_loss, loss_denominator, roll_out
+from tawin.rollout import score_sequences
+from tawin_kernels import ItemTrie
+from torch import nn
+
+from .models import ragged_prompts, tiny_model
+
+
+def small_catalog() -> Catalog:
+    """Seven items of two or three tokens; items 1 and 4 share a sequence."""
+    tokens = torch.tensor([[5, 6, -1], [7, 8, -1], [9, 10, 11], [9, 10, 12], [7, 8, -1], [13, 14, -1], [15, 5, -1]])
+    trie = ItemTrie.from_sequences(tokens, lengths=(tokens >= 0).sum(1))
+    return Catalog(np.arange(7), None, None, tokens, trie, trie.leaf_of_item, (1,), 0, None)
+
+
+def rolled_out(config: GRPOConfig, targets: list[int], *, seed: int = 0) -> tuple[nn.Module, Groups]:
+    model = tiny_model("qwen2", seed=seed)
+    input_ids, mask = ragged_prompts(len(targets), 5)
+    generator = torch.Generator().manual_seed(0)
+    return model, roll_out(model, small_catalog(), input_ids, mask, torch.tensor(targets), config, generator)
+
+
+@pytest.mark.parametrize("negatives", ["beam", "sample", "random"])
+def test_the_reward_is_one_for_the_targets_sequence_and_no_other(negatives: str) -> None:
+    config = GRPOConfig(group_size=5, negatives=negatives, ensure_positive=negatives == "random")
+    targets = [0, 1, 4, 2, 6, 3]
+    _, groups = rolled_out(config, targets)
+    catalog = small_catalog()
+    for row, target in enumerate(targets):
+        wanted = [t for t in catalog.token_ids[target].tolist() if t >= 0]
+        for tokens, reward in zip(groups.token_ids[row].tolist(), groups.rewards[row].tolist(), strict=True):
+            assert reward == float([t for t in tokens if t >= 0] == wanted)
+
+
+@pytest.mark.parametrize("negatives", ["beam", "sample", "random"])
+def test_every_completion_is_scored_by_its_summed_log_probs(negatives: str) -> None:
+    config = GRPOConfig(group_size=4, negatives=negatives, ensure_positive=True)
+    model, groups = rolled_out(config, [0, 1, 2, 3])
+    expected = score_sequences(model, groups.input_ids, groups.attention_mask, groups.token_ids)
+    torch.testing.assert_close(groups.scores, expected, atol=2e-4, rtol=0)  # fp32, another order of summation
+    torch.testing.assert_close(completion_log_probs(model, groups).sum(-1), expected, atol=2e-4, rtol=0)
+
+
+def test_ensure_positive_replaces_the_last_completion_only_where_the_target_is_missing() -> None:
+    plain = GRPOConfig(group_size=3)
+    targets = list(range(7))
+    _, without = rolled_out(plain, targets)
+    _, having = rolled_out(dataclasses.replace(plain, ensure_positive=True), targets)
+    assert not without.hits.all() and without.hits.any()
+    assert torch.equal(without.hits, having.hits)
+    assert (having.rewards.sum(1) == 1).all()
+    assert torch.equal(having.token_ids[:, :-1], without.token_ids[:, :-1])
+    assert torch.equal(having.token_ids[without.hits], without.token_ids[without.hits])
+    assert (having.rewards[~without.hits, -1] == 1).all()
+
+
+def test_a_group_wider_than_the_catalogue_has_invalid_completions() -> None:
+    _, groups = rolled_out(GRPOConfig(group_size=9), [0, 1])
+    assert (groups.valid.sum(1) == 6).all()  # six distinct sequences
+    assert groups.live.all()
+
+
+def test_taking_groups_cuts_the_padding_that_no_prompt_needs() -> None:
+    _, groups = rolled_out(GRPOConfig(group_size=3), [0, 1, 2, 3])
+    lengths = groups.attention_mask.sum(1)
+    short = lengths.argmin()[None]
+    taken = groups.take(short)
+    assert taken.input_ids.shape == (1, int(lengths.min()))
+    assert taken.attention_mask.all()
+    assert torch.equal(taken.input_ids[0], groups.input_ids[short[0]][groups.attention_mask[short[0]].bool()])
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo", "gspo"])
+@pytest.mark.parametrize("tawin", [True, False])
+def test_leaving_dead_groups_out_and_splitting_the_batch_are_exact(loss_type: str, tawin: bool) -> None:
+    config = GRPOConfig(group_size=4, loss_type=loss_type, tawin=TAWinConfig(enabled=tawin))
+    model, groups = rolled_out(config, [0, 1, 2, 3, 4, 5, 6])
+    assert groups.live.any() and not groups.live.all()
+    denominator = loss_denominator([groups], loss_type)
+
+    def gradient(parts: list[Groups]) -> tuple[float, dict[str, torch.Tensor]]:
+        model.zero_grad()
+        total = 0.0
+        for part in parts:
+            loss = group_loss(model, None, part, config, denominator).loss
+            loss.backward()
+            total += float(loss.detach())
+        return total, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    whole_loss, whole = gradient([groups])
+    live = groups.live.nonzero()[:, 0]
+    live_loss, skipped = gradient([groups.take(live)])
+    split_loss, split = gradient([groups.take(live[:1]), groups.take(live[1:])])
+    assert live_loss == pytest.approx(whole_loss, abs=1e-5)
+    assert split_loss == pytest.approx(whole_loss, abs=1e-5)
+    for name, expected in whole.items():
+        scale = max(1.0, float(expected.abs().max()))  # fp32 sums in another order
+        torch.testing.assert_close(skipped[name], expected, atol=1e-4 * scale, rtol=1e-3, msg=name)
+        torch.testing.assert_close(split[name], expected, atol=1e-4 * scale, rtol=1e-3, msg=name)
+
+
+def test_the_kl_to_oneself_is_zero_and_to_another_model_is_not() -> None:
+    config = GRPOConfig(group_size=4, beta=0.1)
+    model, groups = rolled_out(config, [0, 1, 2])
+    denominator = loss_denominator([groups], "grpo")
+    same = group_loss(model, lambda g: completion_log_probs(model, g), groups, config, denominator)
+    assert float(same.kl) == pytest.approx(0.0, abs=1e-6)
+    other = tiny_model("qwen2", seed=9)
+    different = group_loss(model, lambda g: completion_log_probs(other, g), groups, config, denominator)
+    assert float(different.kl) > 0.01
+
+
+def test_the_model_is_back_in_training_mode_after_a_rollout() -> None:
+    model = tiny_model("qwen2").train()
+    input_ids, mask = ragged_prompts(2, 3)
+    roll_out(model, small_catalog(), input_ids, mask, torch.tensor([0, 1]), GRPOConfig(group_size=2), torch.Generator())
+    assert model.training

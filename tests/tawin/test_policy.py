@@ -1,0 +1,64 @@
+"""Models come from a config or through from_pretrained; what cannot be trained right is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tawin.config import PolicyConfig
+from tawin.policy import add_lora, build_model, check_head, load_model, load_tokenizer, merged
+from tawin.tokenizer import make_semantic_tokenizer
+
+from .models import FAMILIES, tiny_model
+
+SMALL = PolicyConfig(hidden_size=16, layers=1, heads=2, intermediate_size=24)
+
+
+def test_a_small_model_has_one_embedding_a_token_and_depends_on_the_seed_alone() -> None:
+    tokenizer = make_semantic_tokenizer(["<a_0>", "<a_1>"])
+    torch.manual_seed(5)
+    first = build_model(SMALL, tokenizer, seed=1)
+    torch.manual_seed(6)
+    again, other = build_model(SMALL, tokenizer, seed=1), build_model(SMALL, tokenizer, seed=2)
+    weight = first.get_input_embeddings().weight
+    assert weight.shape == (len(tokenizer), 16)
+    assert weight is first.get_output_embeddings().weight
+    assert torch.equal(weight, again.get_input_embeddings().weight)
+    assert not torch.equal(weight, other.get_input_embeddings().weight)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_folder_loads_and_grows_to_the_tokenizer(family: str, tmp_path: Path) -> None:
+    model = tiny_model(family)
+    model.save_pretrained(tmp_path)
+    grown = load_model(tmp_path, tokens=50)
+    old = model.get_input_embeddings().weight
+    assert grown.get_input_embeddings().weight.shape[0] == 50
+    assert torch.equal(grown.get_input_embeddings().weight[:40], old)
+    assert grown.get_output_embeddings().weight.shape[0] == 50
+    # An embedding that is already larger (padded for speed) stays as it is.
+    assert load_model(tmp_path, tokens=30).get_input_embeddings().weight.shape[0] == 40
+
+
+def test_a_tokenizer_loads_from_a_folder(tmp_path: Path) -> None:
+    make_semantic_tokenizer(["<a_0>"]).save_pretrained(tmp_path)
+    assert load_tokenizer(str(tmp_path)).convert_tokens_to_ids("<a_0>") == 3
+
+
+def test_a_head_that_scales_its_logits_is_refused() -> None:
+    model = tiny_model("llama")
+    check_head(model)
+    plain = model.lm_head.forward
+    model.lm_head.forward = lambda hidden: 0.5 * plain(hidden)
+    with pytest.raises(ValueError, match=r"logits are not hidden @ lm_head\.T"):
+        check_head(model)
+
+
+def test_lora_trains_adapters_and_the_new_tokens_alone() -> None:
+    model = add_lora(tiny_model("qwen2"), PolicyConfig(lora_rank=2), [5, 6])
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained and all("lora_" in name or "trainable_tokens" in name for name in trained)
+    assert merged(model) is not model
+    plain = tiny_model("qwen2")
+    assert merged(plain) is plain

@@ -1,0 +1,75 @@
+"""A run folder is never overwritten and never half written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from tawin.config import PRESETS, GRPOConfig
+from tawin.run_folder import RunFolder, RunFolderError
+
+CONFIG = PRESETS["demo"]
+
+
+def test_a_new_run_keeps_its_config(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "a" / "run", CONFIG)
+    assert RunFolder.open(run.path).config == CONFIG
+    assert run.checkpoints.is_dir()
+
+
+def test_an_empty_folder_is_fine(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path, CONFIG)
+    assert (tmp_path / "config.yaml").exists()
+
+
+def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path, CONFIG)
+    before = (tmp_path / "config.yaml").read_bytes()
+    with pytest.raises(RunFolderError, match="holds another run; pass --resume"):
+        RunFolder.create(tmp_path, CONFIG)
+    assert (tmp_path / "config.yaml").read_bytes() == before
+
+
+def test_a_folder_with_somebodys_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunFolderError, match="other files"):
+        RunFolder.create(tmp_path, CONFIG)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    with pytest.raises(RunFolderError, match="expected a folder, got a file"):
+        RunFolder.create(tmp_path / "out", CONFIG)
+
+
+def test_a_resume_with_another_config_names_the_fields(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path, CONFIG)
+    changed = dataclasses.replace(CONFIG, seed=3, grpo=GRPOConfig(group_size=4))
+    with pytest.raises(RunFolderError, match=r"seed was 0, is now 3; .*grpo\.group_size was 16, is now 4"):
+        RunFolder.resume(tmp_path, changed)
+    assert RunFolder.resume(tmp_path, CONFIG).path == tmp_path
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match=r"config\.yaml"):
+        RunFolder.open(tmp_path)
+
+
+def test_results_grow_part_by_part(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, CONFIG)
+    run.add_results(sft={"test": 1})
+    run.add_results(grpo={"test": 2})
+    assert json.loads((tmp_path / "results.json").read_text()) == {"sft": {"test": 1}, "grpo": {"test": 2}}
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_metrics_behind_a_checkpoint_are_forgotten(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, CONFIG)
+    run.log({"step": 1})
+    size = run.metrics_size
+    run.log({"step": 2})
+    run.forget_metrics_after(size)
+    assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [{"step": 1}]

@@ -1,0 +1,280 @@
+"""Semantic ids: vectors from co-occurrence or a file, balanced codes, shared ids told apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tawin.config import CatalogConfig, SyntheticConfig
+from tawin.data import DataError, Dataset, Items, training_sequences
+from tawin.semantic_ids import (
+    build_semantic_ids,
+    codes_used,
+    cooccurrence_vectors,
+    load_vectors,
+    residual_kmeans,
+    separate_shared_ids,
+)
+from tawin.synthetic import make_synthetic
+
+DATASET = make_synthetic(SyntheticConfig(num_users=150, num_items=80, num_clusters=8), 0)
+
+
+def with_ids(semantic_ids: list[tuple[int, ...]]) -> Dataset:
+    items = Items(np.arange(len(semantic_ids)), semantic_ids=semantic_ids)
+    return Dataset("made", np.array([0]), [np.array([0, 0, 0])], items)
+
+
+def blocks(count: int, size: int, sequences: int, seed: int) -> list[np.ndarray]:
+    """Sequences that each stay inside one of `count` blocks of `size` items."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(size, size=8) + size * rng.integers(count) for _ in range(sequences)]
+
+
+def test_items_of_the_same_sequences_get_close_vectors() -> None:
+    vectors = cooccurrence_vectors(blocks(count=4, size=5, sequences=300, seed=0), 20, dimensions=8)
+    assert vectors.shape == (20, 8) and vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, rtol=1e-5)  # float32
+    similarity = vectors @ vectors.T
+    same_block = np.arange(20)[:, None] // 5 == np.arange(20) // 5
+    assert similarity[same_block].min() > similarity[~same_block].max()
+
+
+def test_vectors_tell_items_before_from_items_after() -> None:
+    # 0 always comes just before 1 and 2 just after it; 3 keeps 0's place and 4 keeps 2's: neighbours on one side only.
+    vectors = cooccurrence_vectors([np.array([0, 1, 2]), np.array([3, 1, 4])] * 10, 5, window=1, shift=1.0)
+    similarity = vectors @ vectors.T
+    assert similarity[0, 3] > 0.9 and similarity[2, 4] > 0.9
+    assert abs(similarity[0, 2]) < 0.1
+
+
+def test_pairs_farther_apart_than_the_window_and_of_different_sequences_do_not_count() -> None:
+    sequences = [np.array([0, 1]), np.array([2, 3])]
+    apart = [np.array([0, 1, 4, 4, 4, 2, 3])]
+    for given_sequences in (sequences, apart):
+        vectors = cooccurrence_vectors(given_sequences, 5, window=1, shift=1.0)
+        near = np.flatnonzero(np.abs(vectors @ vectors[0]) > 0.5)
+        assert set(near.tolist()) <= {0, 1}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sequences=st.lists(st.lists(st.integers(0, 7), max_size=6), max_size=8),
+    num_items=st.integers(8, 12),
+    dimensions=st.integers(1, 16),
+    shift=st.sampled_from([1.0, 2.0, 5.0]),
+)
+def test_a_vector_is_of_unit_length_or_small_noise(
+    sequences: list[list[int]], num_items: int, dimensions: int, shift: float
+) -> None:
+    arrays = [np.array(sequence, dtype=np.int64) for sequence in sequences]
+    vectors = cooccurrence_vectors(arrays, num_items, dimensions, shift=shift)
+    assert vectors.shape == (num_items, dimensions)
+    lengths = np.linalg.norm(vectors, axis=1)
+    assert (np.isclose(lengths, 1.0, rtol=1e-5) | (lengths < 0.01)).all()  # float32; NaN is neither
+
+
+def test_vectors_do_not_change_from_run_to_run() -> None:
+    sequences = training_sequences(DATASET)
+    assert np.array_equal(cooccurrence_vectors(sequences, 80), cooccurrence_vectors(sequences, 80))
+
+
+@pytest.mark.parametrize("sequences", [[], [np.array([0])], [np.array([1, 1, 1])], [np.zeros(0, dtype=np.int64)]])
+@pytest.mark.parametrize("num_items", [2, 9])
+def test_items_without_neighbours_get_small_distinct_vectors(sequences: list[np.ndarray], num_items: int) -> None:
+    vectors = cooccurrence_vectors(sequences, num_items, dimensions=4)
+    assert vectors.shape == (num_items, 4)
+    assert np.linalg.norm(vectors, axis=1).min() > 0 and np.linalg.norm(vectors, axis=1).max() < 0.01
+    assert len(np.unique(vectors, axis=0)) == num_items
+
+
+def test_a_catalogue_of_one_item_has_a_vector_and_an_id() -> None:
+    vectors = cooccurrence_vectors([np.array([0, 0, 0])], 1, dimensions=4)
+    assert vectors.shape == (1, 4)
+    assert residual_kmeans(vectors, levels=3, codes=256, seed=0).tolist() == [[0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("num_items", "levels", "codes", "expected"),
+    [
+        (11_924, 3, 256, 256),  # a large catalogue uses what it is given
+        (500, 3, 256, 31),  # 16 items a code
+        (500, 1, 256, 256),  # one level cannot tell 500 items apart with fewer
+        (27, 3, 256, 3),  # 3 ** 3 = 27
+        (28, 3, 256, 4),
+        (1, 3, 256, 1),
+        (500, 3, 5, 5),
+    ],
+)
+def test_small_catalogues_use_fewer_codes(num_items: int, levels: int, codes: int, expected: int) -> None:
+    assert codes_used(num_items, levels, codes) == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    items=st.integers(1, 90),
+    distinct=st.integers(1, 90),
+    dimensions=st.integers(1, 6),
+    levels=st.integers(1, 4),
+    codes=st.integers(1, 40),
+    seed=st.integers(0, 1000),
+)
+def test_no_code_is_empty_and_ids_are_as_distinct_as_they_can_be(
+    items: int, distinct: int, dimensions: int, levels: int, codes: int, seed: int
+) -> None:
+    # Few distinct vectors are the hard case: k-means alone leaves codes empty and items on the same id.
+    vectors = np.random.default_rng(seed).normal(size=(distinct, dimensions)).astype(np.float32)
+    ids = residual_kmeans(vectors[np.arange(items) % distinct], levels, codes, seed)
+    used = codes_used(items, levels, codes)
+    assert ids.shape == (items, levels) and ids.dtype == np.int64
+    for level in range(levels):
+        assert np.unique(ids[:, level]).tolist() == list(range(used))
+    shared = np.unique(ids, axis=0, return_counts=True)[1]
+    if used**levels >= items:
+        assert shared.max() == 1
+    if levels > 1:
+        assert np.bincount(ids[:, 0]).max() <= -(-2 * items // used)
+
+
+def test_one_level_spreads_items_evenly_over_too_few_codes() -> None:
+    vectors = np.random.default_rng(0).normal(size=(100, 3))
+    counts = np.bincount(residual_kmeans(vectors, levels=1, codes=10, seed=0)[:, 0])
+    assert counts.tolist() == [10] * 10
+
+
+def test_separate_blobs_get_first_codes_of_their_own() -> None:
+    rng = np.random.default_rng(0)
+    blob = np.repeat(np.arange(4), 20)
+    vectors = (10 * rng.normal(size=(4, 8)))[blob] + rng.normal(size=(80, 8))
+    first = residual_kmeans(vectors, levels=2, codes=4, seed=0)[:, 0]
+    assert len(set(zip(blob.tolist(), first.tolist(), strict=True))) == 4
+
+
+def test_later_codes_describe_what_the_first_left_over() -> None:
+    # Two levels of structure: 5 far centres, and the same 5 offsets around each of them.
+    rng = np.random.default_rng(1)
+    coarse, fine = np.divmod(np.arange(25), 5)
+    vectors = (100 * rng.normal(size=(5, 6)))[coarse] + (10 * rng.normal(size=(5, 6)))[fine]
+    ids = residual_kmeans(vectors, levels=2, codes=5, seed=0)
+    assert len(set(zip(coarse.tolist(), ids[:, 0].tolist(), strict=True))) == 5
+    assert len(set(zip(fine.tolist(), ids[:, 1].tolist(), strict=True))) == 5
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_ids_do_not_depend_on_the_scale_of_the_vectors(scale: float) -> None:
+    vectors = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    expected = residual_kmeans(vectors, 2, 8, seed=0)
+    found = residual_kmeans(vectors * np.float32(scale), 2, 8, seed=0)
+    # Rounding can flip a tie between two centres, nothing more.
+    assert (expected == found).mean() > 0.9
+
+
+def test_ids_are_drawn_by_the_seed() -> None:
+    vectors = np.random.default_rng(0).normal(size=(300, 8))
+    first, again, other = (residual_kmeans(vectors, 3, 256, seed=seed) for seed in (0, 0, 1))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "levels", "codes", "message"),
+    [
+        (np.zeros((0, 3)), 3, 8, r"vectors: expected \[items, dimensions\] with at least one item, got \[0, 3\]"),
+        (np.zeros(5), 3, 8, r"vectors: expected \[items, dimensions\]"),
+        (np.zeros((5, 3)), 0, 8, r"levels, codes: expected at least 1 each, got 0 and 8"),
+        (np.zeros((5, 3)), 3, 0, r"levels, codes: expected at least 1 each, got 3 and 0"),
+    ],
+)
+def test_ids_of_nothing_are_refused(vectors: np.ndarray, levels: int, codes: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        residual_kmeans(vectors, levels, codes, seed=0)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int32])
+def test_vectors_of_a_file_come_as_float32(tmp_path: Path, dtype: type) -> None:
+    np.save(tmp_path / "vectors.npy", np.arange(6).reshape(3, 2).astype(dtype))
+    vectors = load_vectors(tmp_path / "vectors.npy", 3)
+    assert vectors.dtype == np.float32
+    assert vectors.tolist() == [[0, 1], [2, 3], [4, 5]]
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.array([[0.0, 1.0], [np.nan, 2.0], [1.0, 1.0]]), r"NaN or infinity in 1 rows; the first: 1"),
+        (np.array([[0.0, 1.0], [np.inf, 2.0], [1.0, -np.inf]]), r"NaN or infinity in 2 rows; the first: 1, 2"),
+        (np.full((3, 2), 1e200), r"NaN or infinity in 3 rows"),  # too large for float32
+        (np.zeros((4, 2)), r"real numbers \[3, dimensions\].*got shape \[4, 2\]"),
+        (np.zeros(3), r"got shape \[3\]"),
+        (np.zeros((3, 0)), r"got shape \[3, 0\]"),
+        (np.zeros((3, 2), dtype=complex), r"got values of type complex128"),
+        (np.zeros((3, 2), dtype=bool), r"got values of type bool"),
+        (np.array([["a", "b"]] * 3), r"got values of type <U1"),
+        (np.array([[None, {}]] * 3, dtype=object), r"got a file that cannot be read so"),
+    ],
+)
+def test_a_bad_vector_file_is_refused(tmp_path: Path, array: np.ndarray, message: str) -> None:
+    np.save(tmp_path / "vectors.npy", array, allow_pickle=True)
+    with pytest.raises(DataError, match=message):
+        load_vectors(tmp_path / "vectors.npy", 3)
+
+
+def test_a_vector_file_that_is_missing_or_something_else_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere.npy: .*cannot be read"):
+        load_vectors(tmp_path / "nowhere.npy", 3)
+    (tmp_path / "empty.npy").write_bytes(b"")
+    with pytest.raises(DataError, match=r"empty.npy: .*cannot be read"):
+        load_vectors(tmp_path / "empty.npy", 3)
+    np.savez(tmp_path / "several.npz", np.zeros((3, 2)))
+    with pytest.raises(DataError, match=r"several.npz: .*archive of several arrays"):
+        load_vectors(tmp_path / "several.npz", 3)
+
+
+def test_only_items_that_share_an_id_get_a_further_code() -> None:
+    ids = [(1, 2), (3, 4), (1, 2), (1, 3), (1, 2)]
+    assert separate_shared_ids(ids) == [(1, 2, 0), (3, 4), (1, 2, 1), (1, 3), (1, 2, 2)]
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), max_size=30))
+def test_separated_ids_are_distinct_and_none_begins_another(ids: list[tuple[int, ...]]) -> None:
+    separated = separate_shared_ids(ids)
+    assert [found[:2] for found in separated] == ids
+    assert len(set(separated)) == len(ids)
+    assert not {found[:2] for found in separated if len(found) == 3} & {found for found in separated if len(found) == 2}
+
+
+def test_ids_of_the_data_are_kept_and_told_apart_as_asked() -> None:
+    ids: list[tuple[int, ...]] = [(5, 6), (5, 6), (0, 0)]
+    apart = build_semantic_ids(with_ids(ids), CatalogConfig(), training_sequences=[])
+    assert apart == [(5, 6, 0), (5, 6, 1), (0, 0)]
+    together = build_semantic_ids(with_ids(ids), CatalogConfig(separate_shared_ids=False), training_sequences=[])
+    assert together == ids
+
+
+def test_ids_of_25_levels_are_taken_and_of_26_refused() -> None:
+    assert len(build_semantic_ids(with_ids([(0,) * 25]), CatalogConfig(), training_sequences=[])[0]) == 25
+    with pytest.raises(DataError, match=r"made: column 'semantic_id': expected at most 25 levels, got 26"):
+        build_semantic_ids(with_ids([(0,) * 26]), CatalogConfig(), training_sequences=[])
+
+
+def test_built_ids_come_from_the_training_sequences_alone() -> None:
+    changed = [np.concatenate([sequence[:-2], sequence[:2]]) for sequence in DATASET.sequences]
+    other = Dataset("made", DATASET.user_ids, changed, DATASET.items)
+    ids = [
+        build_semantic_ids(dataset, CatalogConfig(), training_sequences=training_sequences(dataset))
+        for dataset in (DATASET, other)
+    ]
+    assert ids[0] == ids[1]
+    assert len(set(ids[0])) == 80 and {len(found) for found in ids[0]} == {3}
+
+
+def test_ids_are_built_from_a_vector_file_where_one_is_named(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).normal(size=(80, 5)).astype(np.float32)
+    np.save(tmp_path / "vectors.npy", vectors)
+    config = CatalogConfig(vectors=str(tmp_path / "vectors.npy"), levels=2, codes=16)
+    ids = build_semantic_ids(DATASET, config, training_sequences=[], seed=5)
+    assert ids == [tuple(row) for row in residual_kmeans(vectors, 2, 16, seed=5).tolist()]

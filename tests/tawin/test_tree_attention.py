@@ -1,0 +1,139 @@
+"""Shared-prefix forwards give what separate forwards give, hidden states and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tawin.tree_attention import backbone, check_prompts, completion_hidden
+from torch import Tensor, nn
+
+from .models import FAMILIES, ragged_prompts, tiny_model
+
+# fp32 through two layers of scaled-up weights; the order of summation differs between the two ways.
+TOLERANCE = {"atol": 2e-4, "rtol": 1e-3}
+
+
+def completions(batch: int, group: int, length: int, vocabulary: int = 40) -> Tensor:
+    """int64 [batch, group, length] of ragged completions, -100 = padding."""
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(3, vocabulary, (batch, group, length), generator=generator)
+    lengths = torch.randint(1, length + 1, (batch, group, 1), generator=generator)
+    return tokens.masked_fill(torch.arange(length) >= lengths, -100)
+
+
+def separate_hidden(model: nn.Module, input_ids: Tensor, mask: Tensor, token_ids: Tensor) -> Tensor:
+    """The same states, each completion run alone behind its own prompt, without padding. Rows of real tokens only."""
+    decoder, rows = backbone(model).decoder, []
+    for b in range(token_ids.shape[0]):
+        prompt = input_ids[b][mask[b].bool()]
+        for completion in token_ids[b]:
+            tokens = completion[completion >= 0]
+            hidden = decoder(input_ids=torch.cat((prompt, tokens))[None]).last_hidden_state[0]
+            rows.append(hidden[len(prompt) - 1 : len(prompt) - 1 + len(tokens)])
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_hidden_states_and_gradients_equal_those_of_separate_forwards(family: str, attention: str) -> None:
+    model = tiny_model(family, attention=attention)
+    input_ids, mask = ragged_prompts(3, 6)
+    token_ids = completions(3, 4, 5)
+    real = token_ids >= 0
+    direction = torch.randn(int(real.sum()), 32, generator=torch.Generator().manual_seed(2))
+    gradients = []
+    for shared in (True, False):
+        model.zero_grad()
+        if shared:
+            hidden = completion_hidden(backbone(model), input_ids, mask, token_ids)
+            assert hidden.shape == (3, 4, 5, 32)
+            rows = hidden[real]
+        else:
+            rows = separate_hidden(model, input_ids, mask, token_ids)
+        (rows * direction).sum().backward()
+        gradients.append((rows.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}))
+    (ours, our_grads), (theirs, their_grads) = gradients
+    torch.testing.assert_close(ours, theirs, **TOLERANCE)
+    assert our_grads.keys() == their_grads.keys()
+    for name, gradient in our_grads.items():
+        scale = float(their_grads[name].abs().max())
+        torch.testing.assert_close(gradient, their_grads[name], atol=1e-4 * max(1.0, scale), rtol=1e-3, msg=name)
+
+
+def test_completions_of_one_token_need_no_suffix() -> None:
+    model = tiny_model("qwen2")
+    input_ids, mask = ragged_prompts(2, 4)
+    token_ids = completions(2, 3, 1)
+    hidden = completion_hidden(backbone(model), input_ids, mask, token_ids)
+    torch.testing.assert_close(hidden[token_ids >= 0], separate_hidden(model, input_ids, mask, token_ids), **TOLERANCE)
+
+
+def test_a_completion_does_not_see_its_neighbours() -> None:
+    model = tiny_model("gemma3")
+    input_ids, mask = ragged_prompts(1, 4)
+    token_ids = completions(1, 3, 4).clamp_min(3)
+    changed = token_ids.clone()
+    changed[:, 1:] = 3
+    parts = backbone(model)
+    before = completion_hidden(parts, input_ids, mask, token_ids)
+    after = completion_hidden(parts, input_ids, mask, changed)
+    torch.testing.assert_close(before[:, 0], after[:, 0], **TOLERANCE)
+    assert not torch.allclose(before[:, 1, 1:], after[:, 1, 1:], atol=1e-2)
+
+
+def test_the_effective_head_weight_includes_a_lora_and_gives_it_its_gradient() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(tiny_model("qwen2", tie_word_embeddings=False), LoraConfig(r=2, target_modules=["lm_head"]))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(0))
+    input_ids, _ = ragged_prompts(1, 5)
+    logits = model(input_ids=input_ids).logits
+    parts = backbone(model)
+    hidden = parts.decoder(input_ids=input_ids).last_hidden_state
+    torch.testing.assert_close(hidden @ parts.weight.T, logits, **TOLERANCE)
+    (hidden @ parts.weight.T).sum().backward()
+    grads = [p.grad for n, p in model.named_parameters() if "lora_B" in n]
+    assert grads and all(g is not None and g.abs().sum() > 0 for g in grads)
+    with model.disable_adapter():
+        plain = model(input_ids=input_ids).logits
+        torch.testing.assert_close(hidden @ parts.weight.T, plain, **TOLERANCE)
+    assert not torch.allclose(plain, logits, atol=1e-2)
+
+
+def test_the_effective_head_weight_includes_trained_tokens() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=2, target_modules="all-linear", trainable_token_indices=[5, 6])
+    model = get_peft_model(tiny_model("qwen2", tie_word_embeddings=True), config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "trainable_tokens_delta" in name:
+                parameter.add_(1.0)
+    input_ids, _ = ragged_prompts(1, 5)
+    parts = backbone(model)
+    hidden = parts.decoder(input_ids=input_ids).last_hidden_state
+    torch.testing.assert_close(hidden @ parts.weight.T, model(input_ids=input_ids).logits, **TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layer_types": ["chunked_attention", "full_attention"]}, "chunked_attention"),
+        ({"logit_scale": 0.5}, "logit_scale = 0.5"),
+        ({"_attn_implementation": "flex_attention"}, "flex_attention"),
+    ],
+)
+def test_what_would_be_wrong_in_silence_is_refused(changes: dict[str, object], message: str) -> None:
+    model = tiny_model("qwen2")
+    for name, value in changes.items():
+        object.__setattr__(model.config, name, value) if name.startswith("layer") else setattr(model.config, name, value)
+    with pytest.raises(ValueError, match=message):
+        backbone(model)
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    with pytest.raises(ValueError, match="attention_mask"):
+        check_prompts(torch.zeros(2, 3, dtype=torch.int64), torch.tensor([[0, 0, 1], [0, 0, 0]]))

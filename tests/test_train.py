@@ -1,0 +1,285 @@
+"""The main job end to end: a run, its folder, resuming, the console script, and what is refused before anything is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import train
+from safetensors.torch import load_file
+from tawin import cli
+from tawin.optimization import Stage
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+SMALL = [
+    "--synthetic.num-users=60",
+    "--synthetic.num-items=30",
+    "--synthetic.num-clusters=5",
+    "--catalog.codes=8",
+    "--policy.hidden-size=16",
+    "--policy.layers=1",
+    "--policy.heads=2",
+    "--policy.intermediate-size=24",
+    "--sft.epochs=2",
+    "--sft.batch-size=16",
+    "--grpo.steps=4",
+    "--grpo.batch-size=8",
+    "--grpo.group-size=6",
+    "--grpo.evaluate-every=2",
+    "--evaluation.beam-width=12",
+    "--evaluation.valid-users=20",
+]
+
+
+def run(out: Path, *options: str) -> dict[str, Any]:
+    train.main([*SMALL, "--out", str(out), *options])
+    return json.loads((out / "results.json").read_text())
+
+
+def metrics(out: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["seconds"]  # the one thing that differs between two equal runs
+    return lines
+
+
+def write_data(folder: Path, sequences: list[list[int]], items: int, **columns: list[Any]) -> Path:
+    folder.mkdir()
+    pq.write_table(
+        pa.table(
+            {
+                "user_id": pa.array(range(len(sequences)), pa.int32()),
+                "item_ids": pa.array(sequences, pa.list_(pa.int32())),
+            }
+        ),
+        folder / "interactions.parquet",
+    )
+    pq.write_table(pa.table({"item_id": pa.array(range(items), pa.int32()), **columns}), folder / "items.parquet")
+    return folder
+
+
+def random_sequences(users: int, items: int) -> list[list[int]]:
+    draw = np.random.default_rng(0)
+    return [draw.integers(0, items, draw.integers(5, 9)).tolist() for _ in range(users)]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    run(out)
+    return out
+
+
+def test_a_run_leaves_what_the_readme_says(finished: Path) -> None:
+    results = json.loads((finished / "results.json").read_text())
+    names = {f"{metric}@{k}" for metric in ("recall", "ndcg", "wpauc") for k in (1, 3, 5, 10)}
+    for stage in ("sft", "grpo"):
+        for part in ("valid", "test"):
+            assert results[stage][part].keys() == names
+    assert results["users"] == {"valid": 60, "test": 60}
+    assert results["config"]["grpo"]["group_size"] == 6
+    assert {"sft", "grpo"} <= results["seconds"].keys()
+    assert results["best_achievable"].keys() == {"1", "3", "5", "10"}
+    lines = metrics(finished)
+    assert [line["step"] for line in lines if line["stage"] == "grpo" and "reward" in line] == [1, 2, 3, 4]
+    assert [line["step"] for line in lines if line["stage"] == "grpo" and "valid" in line] == [0, 2, 4]
+    assert (finished / "report.html").is_file()
+
+
+def test_the_checkpoints_load_with_plain_from_pretrained(finished: Path) -> None:
+    for stage in ("sft", "grpo"):
+        model = AutoModelForCausalLM.from_pretrained(finished / "checkpoints" / stage)
+        tokenizer = AutoTokenizer.from_pretrained(finished / "checkpoints" / stage)
+        assert model.get_input_embeddings().weight.shape[0] == len(tokenizer)
+
+
+def test_the_kept_grpo_model_is_never_worse_on_valid_than_the_sft_start(finished: Path) -> None:
+    curve = [line["valid"]["recall@5"] for line in metrics(finished) if line["stage"] == "grpo" and "valid" in line]
+    progress = json.loads((finished / "checkpoints" / "state" / "state.json").read_text())["progress"]
+    assert progress["best_value"] == max(curve) >= curve[0]
+
+
+@pytest.mark.parametrize("updates", [3, 9, 11])
+def test_a_run_that_was_stopped_and_resumed_ends_as_one_that_never_was(
+    finished: Path, tmp_path: Path, updates: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update, done = Stage.update, []
+
+    def update_or_stop(stage: Stage) -> float:
+        done.append(stage.progress.step)
+        if len(done) > updates:
+            raise KeyboardInterrupt
+        return update(stage)
+
+    monkeypatch.setattr(Stage, "update", update_or_stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run")
+    monkeypatch.setattr(Stage, "update", update)
+    train.main(["--out", str(tmp_path / "run"), "--resume"])
+    assert metrics(tmp_path / "run") == metrics(finished)
+    for stage in ("sft", "grpo"):
+        ours = load_file(tmp_path / "run" / "checkpoints" / stage / "model.safetensors")
+        theirs = load_file(finished / "checkpoints" / stage / "model.safetensors")
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    ours, theirs = (json.loads((p / "results.json").read_text()) for p in (tmp_path / "run", finished))
+    assert ours["grpo"] == theirs["grpo"] and ours["sft"] == theirs["sft"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--grpo.negatives=random", "--grpo.ensure-positive", "--grpo.no-tawin.enabled"],
+        ["--grpo.negatives=sample", "--grpo.loss-type=gspo", "--grpo.gradient-accumulation=2"],
+        ["--grpo.beta=0.05", "--grpo.loss-type=dapo", "--policy.attention-dropout=0.1"],
+        ["--policy.lora-rank=2", "--grpo.beta=0.05", "--grpo.loss-type=dr_grpo"],
+        ["--catalog.item-tokens=title", "--catalog.title-vocabulary=300", "--evaluation.exclude-history"],
+        ["--split.rl-share=0.5", "--no-catalog.separate-shared-ids", "--sft.schedule=constant", "--sft.epochs=0"],
+    ],
+    ids=lambda options: options[0].strip("-"),
+)
+def test_every_option_of_the_method_runs(options: list[str], tmp_path: Path) -> None:
+    options = [option.replace("--grpo.no-tawin.enabled", "--grpo.tawin.no-enabled") for option in options]
+    options = [option.replace("--no-catalog.separate", "--catalog.no-separate") for option in options]
+    results = run(tmp_path / "run", *options)
+    assert 0.0 <= results["grpo"]["test"]["recall@10"] <= 1.0
+    if "--grpo.beta=0.05" in options:
+        assert any(line.get("kl", 0.0) > 0 for line in metrics(tmp_path / "run"))
+
+
+def test_real_formats_and_a_model_folder_of_ones_own(finished: Path, tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data", random_sequences(40, 30), 30)
+    run(tmp_path / "first", "--data", str(data))
+    model = tmp_path / "first" / "checkpoints" / "sft"
+    results = run(tmp_path / "second", "--data", str(data), "--model", str(model), "--sft.epochs=0")
+    first = json.loads((tmp_path / "first" / "results.json").read_text())
+    assert results["sft"] == first["sft"]  # the very start that the first run's GRPO had
+    assert results["grpo"] == first["grpo"]
+
+
+def test_recommend_prints_titles_and_scores(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["recommend", str(finished), "--history", "1,2,3", "--top", "4"])
+    printed = capsys.readouterr().out
+    assert "log p" in printed
+    assert sum(line.lstrip("│ ").split("│")[0].strip().isdigit() for line in printed.splitlines()) == 4
+
+
+def test_recommend_never_repeats_the_history_where_asked(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["recommend", str(finished), "--history", "1,2,3", "--top", "27", "--exclude-history"])
+    rows = [line.split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    items = {int(row[2]) for row in rows}
+    assert items == set(range(30)) - {1, 2, 3}
+
+
+def test_evaluate_gives_the_runs_own_figures(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["evaluate", str(finished)])
+    results = json.loads((finished / "results.json").read_text())
+    assert f"recall@5 {results['grpo']['test']['recall@5']:.4f}" in capsys.readouterr().out
+
+
+def test_report_compares_runs(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["report", str(finished), str(finished), "--out", str(tmp_path / "report")])
+    assert (tmp_path / "report" / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["recommend", "{run}", "--history", "1,x"], "--history: expected item ids"),
+        (["recommend", "{run}", "--history", "999"], "999"),
+        (["recommend", "{run}", "--history", "1", "--top", "0"], "--top: expected at least 1"),
+        (["recommend", "{run}/checkpoints", "--history", "1"], "config.yaml"),
+        (["evaluate", "{run}", "--data", "{run}"], "items.parquet"),
+        (["report", "{run}/checkpoints"], "checkpoints"),
+    ],
+)
+def test_the_console_script_refuses_by_name(finished: Path, arguments: list[str], message: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main([argument.format(run=finished) for argument in arguments])
+    assert message in str(caught.value.code)
+
+
+def no_interactions(tmp_path: Path) -> list[str]:
+    return ["--data", str(write_data(tmp_path / "data", [], 5))]
+
+
+def unknown_items(tmp_path: Path) -> list[str]:
+    return ["--data", str(write_data(tmp_path / "data", [[0, 1, 2, 77]], 5))]
+
+
+def short_users(tmp_path: Path) -> list[str]:
+    return ["--data", str(write_data(tmp_path / "data", [[0, 1], [2]], 5))]
+
+
+def uneven_ids(tmp_path: Path) -> list[str]:
+    ids = pa.array([[1, 2], [1, 3], [4], [5, 6], [7, 8]], pa.list_(pa.int32()))
+    return ["--data", str(write_data(tmp_path / "data", random_sequences(9, 5), 5, semantic_id=ids))]
+
+
+def nan_vectors(tmp_path: Path) -> list[str]:
+    np.save(tmp_path / "vectors.npy", np.full((5, 4), np.nan, dtype=np.float32))
+    data = write_data(tmp_path / "data", random_sequences(9, 5), 5)
+    return ["--data", str(data), "--catalog.vectors", str(tmp_path / "vectors.npy")]
+
+
+def no_such_folder(tmp_path: Path) -> list[str]:
+    return ["--data", str(tmp_path / "absent")]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (no_interactions, "interactions"),
+        (unknown_items, "77"),
+        (short_users, "at least 3 items"),
+        (uneven_ids, "semantic_id"),
+        (nan_vectors, "NaN"),
+        (no_such_folder, "absent"),
+    ],
+)
+def test_bad_data_is_refused_by_name_and_nothing_is_written(make: Any, message: str, tmp_path: Path) -> None:
+    options = make(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        run(tmp_path / "run", *options)
+    assert message.lower() in str(caught.value.code).lower()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "options", [["--no-such-option=1"], ["--grpo.negatives=worst"], ["--preset=huge"], ["--grpo.group-size=1"]]
+)
+def test_an_unknown_or_wrong_option_is_refused_and_nothing_is_written(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(tmp_path / "run", *options)
+    assert caught.value.code == 2
+    said = "".join(capsys.readouterr())
+    assert options[0].split("=")[0].strip("-").split(".")[-1].replace("-", "_") in said.replace("-", "_")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_second_run_into_the_same_folder_is_refused(finished: Path) -> None:
+    before = (finished / "results.json").read_bytes()
+    with pytest.raises(SystemExit, match="--resume"):
+        run(finished)
+    assert (finished / "results.json").read_bytes() == before
+
+
+def test_a_resume_with_another_config_names_the_field(finished: Path) -> None:
+    with pytest.raises(SystemExit, match=r"grpo\.learning_rate was 0\.0001, is now 0\.5"):
+        train.main(["--out", str(finished), "--resume", "--grpo.learning-rate=0.5"])
+
+
+def test_users_with_fewer_than_three_items_are_reported_and_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_data(tmp_path / "data", [*random_sequences(20, 12), [0, 1], [2]], 12)
+    results = run(tmp_path / "run", "--data", str(data), "--sft.epochs=1", "--grpo.steps=1")
+    assert results["dataset"]["users_left_out"] == 2
+    assert "2 with fewer than three items left out" in capsys.readouterr().out
