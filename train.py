@@ -83,8 +83,8 @@ def prepare(options: TrainingOptions, run: RunFolder | None) -> Job:
         model = build_model(config.policy, tokenizer, config.seed)
     parameters = sum(p.numel() for p in model.parameters())
     print(
-        f"{dataset.name}: {len(dataset.sequences):,} users ({dataset.users_left_out:,} with fewer than three items left "
-        f"out), {catalog.num_items:,} items, {catalog.trie.num_nodes:,} trie nodes, depth {catalog.trie.max_depth}; "
+        f"{dataset.name}: {len(dataset.sequences):,} users ({dataset.users_left_out:,} with fewer than three items "
+        f"left out), {catalog.num_items:,} items, {catalog.trie.num_nodes:,} trie nodes, depth {catalog.trie.max_depth}; "
         f"model: {parameters:,} parameters"
     )
     return Job(dataset, split, tokenizer, catalog, model)

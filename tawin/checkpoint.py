@@ -4,8 +4,8 @@
     checkpoints/grpo/     the best model of the GRPO stage, the SFT start included
     checkpoints/state/    weights in training, optimizer, schedule, random state, progress
 
-A folder is written beside its place and renamed, so that a reader or a crash never meets half of one. No pickle: tensors are
-safetensors, the rest JSON.
+A folder is written beside its place and renamed, so that a reader or a crash never meets half of one. No pickle:
+tensors are safetensors, the rest JSON.
 """
 
 from __future__ import annotations

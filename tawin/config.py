@@ -1,18 +1,19 @@
 """Every option of the main job, as frozen dataclasses: the field names are the command line and the YAML.
 
-A run's config is the preset, then the YAML file, then the command line; the later one wins. This module knows nothing of
-data or models: it only checks that values make sense by themselves and names the first difference between two configs.
+A run's config is the preset, then the YAML file, then the command line; the later one wins. This module knows nothing
+of data or models: it only checks that values make sense by themselves and names the first difference between two
+configs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-
 from tawin_kernels import TAWin
 
 KS = (1, 3, 5, 10)  # the cut-offs that every evaluation reports
@@ -305,7 +306,7 @@ def _updated(section: Any, values: dict[str, Any], source: str, prefix: str) -> 
 
 
 def _typed(section: type, name: str, value: Any, where: str) -> Any:
-    """Check a YAML value against the field's annotation; whole numbers and '1e-5' are accepted where a float is wanted."""
+    """Check a YAML value against the field's annotation; where a float is wanted, 1 and '1e-5' will do."""
     hints = {
         "int": (int,),
         "float": (float, int),
@@ -317,10 +318,8 @@ def _typed(section: type, name: str, value: Any, where: str) -> Any:
     annotation = {f.name: f.type for f in dataclasses.fields(section)}[name]
     expected = hints.get(str(annotation), (str,))  # what is left is a Literal of strings, checked by the dataclass
     if annotation == "float" and isinstance(value, str):
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value)  # YAML 1.1 reads 1e-5 as a string
-        except ValueError:
-            pass
     if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
         raise ValueError(f"{where}: expected {annotation}, got {value!r}")
     return float(value) if annotation == "float" else value

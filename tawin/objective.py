@@ -1,8 +1,8 @@
 """Groups and their loss: completions and rewards for a batch of prompts, then the grouped policy-gradient loss.
 
-A group is the G completions of one prompt. Reward is 1 for the sequence of the target item, else 0, decided by the trie node,
-never by text. Groups whose rewards are all equal carry no gradient and, without KL, are left out of the forward; the loss is
-still divided by the whole batch's count, so leaving them out is exact.
+A group is the G completions of one prompt. Reward is 1 for the sequence of the target item, else 0, decided by the
+trie node, never by text. Groups whose rewards are all equal carry no gradient and, without KL, are left out of the
+forward; the loss is still divided by the whole batch's count, so leaving them out is exact.
 """
 
 from __future__ import annotations

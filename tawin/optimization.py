@@ -1,4 +1,4 @@
-"""What the SFT and the GRPO loop share: the optimizer, its schedule, one update, and the account of the best model so far."""
+"""What the SFT and the GRPO loop share: optimizer, schedule, one update, and the account of the best model so far."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Completions for a batch of prompts: constrained beam search, sampling, random items.
 
 Beam search runs on tree attention: the prompt is run once, every beam token once, and each step is one call of
-`tawin_kernels.beam_step`. Finished hypotheses are kept the way transformers' `generate(num_beams=W)` keeps them. This module
-knows tokens and tries, not rewards.
+`tawin_kernels.beam_step`. Finished hypotheses are kept the way transformers' `generate(num_beams=W)` keeps them. This
+module knows tokens and tries, not rewards.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def beam_search(
     """Constrained beam search: the `beam_width` best items of the catalogue for every prompt.
 
     Args:
-        model: any transformers causal LM (or a peft model of one) with sdpa or eager attention. It is run as it is: call
-            `model.eval()` first where it has dropout.
+        model: any transformers causal LM (or a peft model of one) with sdpa or eager attention. It is run as it is:
+            call `model.eval()` first where it has dropout.
         input_ids: int64 [B, P], left-padded prompts.
         attention_mask: [B, P], 0 = padding.
         trie: the catalogue.
@@ -68,9 +68,9 @@ def beam_search(
     Raises:
         ValueError, TypeError: for arguments that do not fit, by name.
 
-    Search, stopping rule included, follows transformers' `generate(num_beams=W, num_return_sequences=W)` with the same
-    constraint: at each step the best 2 W candidates are looked at, those of the best W that complete an item are kept as
-    finished, the best W others go on.
+    Search, stopping rule included, follows transformers' `generate(num_beams=W, num_return_sequences=W)` with the
+    same constraint: at each step the best 2 W candidates are looked at, those of the best W that complete an item are
+    kept as finished, the best W others go on.
     """
     sequences = beam_sequences(
         model, input_ids, attention_mask, trie, beam_width, normalizer=normalizer, length_penalty=length_penalty
@@ -150,7 +150,10 @@ class _Search:
         return 2 * self._width if mixed else self._width
 
     def advance(self, depth: int, tokens: Tensor, nodes: Tensor, scores: Tensor, parents: Tensor) -> Tensor:
-        """Take the candidates of one step (all [B, C], best first); returns the parents int64 [B, W] of those that run on."""
+        """Take the candidates of one step, all [B, C], best first.
+
+        Returns the parents of those that run on, int64 [B, W].
+        """
         history = self._tokens.gather(1, parents[..., None].expand(-1, -1, self._tokens.shape[2])).clone()
         history[..., depth - 1] = tokens.masked_fill(nodes < 0, -100)  # [B, C, L]
         if depth in self._finishing_depths:
@@ -177,7 +180,7 @@ class _Search:
         self._done_tokens = tokens.gather(1, order[..., None].expand(-1, -1, tokens.shape[2]))
 
     def may_go_on(self, depth: int) -> bool:
-        """Whether any prompt has a running beam that can still enter its best W (transformers' early_stopping=False)."""
+        """Whether any running beam can still enter its prompt's best W (transformers' early_stopping=False)."""
         if depth < min(self._finishing_depths):
             return True  # nothing has finished yet: no host synchronisation either
         best = self.scores[:, :1] / depth**self._penalty
@@ -284,8 +287,8 @@ def random_sequences(
 ) -> Sequences:
     """`group_size` distinct sequences a prompt, uniform over the catalogue's distinct sequences.
 
-    `item_token_ids` int64 [items, L] holds the tokens of each item, -1 = padding. Scores are -inf (not yet known). Where the
-    catalogue has fewer distinct sequences than `group_size`, the rest is missing.
+    `item_token_ids` int64 [items, L] holds the tokens of each item, -1 = padding. Scores are -inf (not yet known).
+    Where the catalogue has fewer distinct sequences than `group_size`, the rest is missing.
     """
     leaves = trie.leaf_of_item.unique()
     width = min(group_size, leaves.numel())

@@ -1,18 +1,19 @@
 """Titles and codes to tokens: tokenizers made from a catalogue alone, and how any tokenizer spells items and prompts.
 
 The two small tokenizers, one token a code of semantic ids or byte-level BPE trained on the titles, begin with the
-special tokens <pad>, <bos>, <eos> (0, 1, 2) and are ordinary transformers tokenizers: they save and load with
-save_pretrained and from_pretrained. A --model brings its own tokenizer instead. This module sees titles and codes,
-never items.
+special tokens <pad>, <bos>, <eos> (0, 1, 2) and save and load with save_pretrained and AutoTokenizer. They are of
+Qwen2's class because the small default model is one: beside its config AutoTokenizer reads any tokenizer as a
+Qwen2Tokenizer. A --model brings its own tokenizer instead. This module sees titles and codes, never items.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import Qwen2Tokenizer
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")
 MAX_LEVELS = 26  # a letter a level
@@ -36,19 +37,17 @@ def semantic_token_names(semantic_ids: Iterable[Sequence[int]]) -> list[str]:
     return [semantic_token_name(level, code) for level, code in sorted(used)]
 
 
-def make_semantic_tokenizer(token_names: Sequence[str]) -> PreTrainedTokenizerFast:
+def make_semantic_tokenizer(token_names: Sequence[str]) -> Qwen2Tokenizer:
     """A tokenizer whose vocabulary is the special tokens and `token_names`, in this order; it reads no other text."""
-    vocabulary = {name: token for token, name in enumerate((*SPECIAL_TOKENS, *token_names))}
-    if len(vocabulary) != len(SPECIAL_TOKENS) + len(token_names):
+    vocabulary = {name: token for token, name in enumerate(SPECIAL_TOKENS)}
+    tokenizer = _wrap(vocabulary, [])
+    if len(set(token_names) | set(SPECIAL_TOKENS)) != len(SPECIAL_TOKENS) + len(token_names):
         raise ValueError("token_names: expected distinct names other than <pad>, <bos>, <eos>, got repeated ones")
-    tokenizer = Tokenizer(models.WordLevel(vocabulary))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex("<[^<>]*>"), behavior="isolated")]
-    )
-    return _wrap(tokenizer)
+    tokenizer.add_tokens(list(token_names))
+    return tokenizer
 
 
-def train_title_tokenizer(titles: Iterable[str], vocabulary_size: int) -> PreTrainedTokenizerFast:
+def train_title_tokenizer(titles: Iterable[str], vocabulary_size: int) -> Qwen2Tokenizer:
     """A byte-level BPE tokenizer of at most `vocabulary_size` tokens trained on `titles`; it reads any text.
 
     Raises:
@@ -58,9 +57,9 @@ def train_title_tokenizer(titles: Iterable[str], vocabulary_size: int) -> PreTra
     smallest = len(alphabet) + len(SPECIAL_TOKENS)
     if vocabulary_size < smallest:
         raise ValueError(f"vocabulary_size: expected at least {smallest}, got {vocabulary_size}")
+    qwen = Qwen2Tokenizer().backend_tokenizer
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.normalizer, tokenizer.pre_tokenizer = qwen.normalizer, qwen.pre_tokenizer
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary_size,
         special_tokens=list(SPECIAL_TOKENS),
@@ -69,7 +68,8 @@ def train_title_tokenizer(titles: Iterable[str], vocabulary_size: int) -> PreTra
     )
     # A title stands behind a space in the catalogue's text, so that is how it is seen here.
     tokenizer.train_from_iterator((" " + title for title in titles), trainer)
-    return _wrap(tokenizer)
+    trained = json.loads(tokenizer.to_str())["model"]
+    return _wrap(trained["vocab"], [tuple(merge) for merge in trained["merges"]])
 
 
 def semantic_tokens(semantic_ids: Sequence[Sequence[int]], tokenizer: Any) -> list[list[int]]:
@@ -131,10 +131,9 @@ def prefix_tokens(tokenizer: Any, instruction: str = "") -> tuple[int, ...]:
 
 
 def _require_reads_text(tokenizer: Any, purpose: str) -> None:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if isinstance(getattr(backend, "model", None), models.WordLevel):
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:
         raise ValueError(
-            f"tokenizer: {purpose} needs one that reads any text, got {_name(tokenizer)}, which knows single words "
+            f"tokenizer: {purpose} needs one that reads any text, got {_name(tokenizer)}, which knows its own tokens "
             "only, as the one made for semantic ids does; give a model with a tokenizer of its own, or use title mode"
         )
 
@@ -143,8 +142,14 @@ def _name(tokenizer: Any) -> str:
     return getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
 
 
-def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+def _wrap(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Qwen2Tokenizer:
     pad, bos, eos = SPECIAL_TOKENS
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=pad, bos_token=bos, eos_token=eos, padding_side="left"
+    return Qwen2Tokenizer(
+        vocab=vocabulary,
+        merges=merges,
+        unk_token=pad,  # never used, byte-level BPE knows no unknown text; but left out it would be one token more
+        pad_token=pad,
+        bos_token=bos,
+        eos_token=eos,
+        padding_side="left",
     )

@@ -1,7 +1,7 @@
-"""The two training loops: supervised fine-tuning, then GRPO. Each goes on from the run folder's state where there is one.
+"""The two training loops, supervised fine-tuning and GRPO. Each goes on from the run folder's state if there is one.
 
-Both are deterministic: the data order is a function of seed and epoch, random completions of seed and step, and the random
-state of dropout is part of the saved state. So a run that was stopped and resumed ends as one that never was.
+Both are deterministic: the data order is a function of seed and epoch, random completions of seed and step, and the
+random state of dropout is part of the saved state. So a run that was stopped and resumed ends as one that never was.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def train_sft(
 def _sft_step(
     stage: Stage, catalog: Catalog, windows: list[np.ndarray], first_targets: list[int], rows: np.ndarray, size: int
 ) -> tuple[float, float]:
-    """One optimizer step over `rows`, in forwards of `size` sequences; returns the loss (nats a token) and gradient norm."""
+    """One optimizer step over `rows`, `size` sequences a forward; returns loss (nats a token) and gradient norm."""
     batches = []
     for start in range(0, len(rows), size):
         chosen = rows[start : start + size]
@@ -121,7 +121,7 @@ def train_grpo(
     config: Config,
     run: RunFolder,
 ) -> Stage:
-    """Group-relative policy optimisation with TAWin weights; the best model, the start included, is in checkpoints/grpo.
+    """Group-relative policy optimisation with TAWin weights; the best model, or the start, is in checkpoints/grpo.
 
     `reference` is the frozen model of the KL term. None with beta > 0: the peft model with its adapters switched off.
     """

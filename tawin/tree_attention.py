@@ -1,9 +1,9 @@
 """Shared-prefix forwards: a prompt and all that follows it in one sequence, kept apart by a mask.
 
 The prompt comes first, then every completion token once. A mask says who sees whom: a token sees its prompt, its
-ancestors and itself. Position ids say how deep it stands. So the keys and values of a prompt are computed and stored once a
-prompt, not once a beam, and choosing a parent is an index on the mask, not a copy of the cache. This works through
-transformers' own forward, which takes a 4-D mask and position ids.
+ancestors and itself. Position ids say how deep it stands. So the keys and values of a prompt are computed and stored
+once a prompt, not once a beam, and choosing a parent is an index on the mask, not a copy of the cache. This works
+through transformers' own forward, which takes a 4-D mask and position ids.
 
 This module knows nothing of items, tries, rewards or losses.
 """
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 _LAYER_TYPES = ("full_attention", "sliding_attention")
-# Options by which some decoders change their logits after the LM head. log_softmax(hidden @ weight.T) would be wrong there.
+# Options by which some decoders change their logits after the LM head. log_softmax(hidden @ weight.T) would be wrong
+# there.
 _HEAD_OPTIONS = ("final_logit_softcapping", "logits_soft_cap", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 

@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-import train
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import train
 from tawin import cli
 from tawin.optimization import Stage
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 SMALL = [
     "--synthetic.num-users=60",

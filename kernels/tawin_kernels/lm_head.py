@@ -117,5 +117,4 @@ def _logits(
 def _ragged_logsumexp(values: torch.Tensor, rows: torch.Tensor, num_rows: int) -> torch.Tensor:
     """[num_rows]: logsumexp of the values of each row."""
     maxima = values.new_full((num_rows,), -math.inf).scatter_reduce(0, rows, values, "amax")
-    maxima = maxima.masked_fill(maxima == -math.inf, 0.0)
     return maxima + torch.zeros_like(maxima).index_add(0, rows, (values - maxima[rows]).exp()).log()

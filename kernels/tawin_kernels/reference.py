@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 
 from .arguments import IGNORED_TOKEN
 from .checks import (
@@ -23,6 +22,7 @@ from .checks import (
 )
 from .lm_head import accumulation_dtype, child_log_probs, row_log_probs
 from .records import BeamStep, GRPOLoss, LossType, Normalizer, TAWin
+from .top_k import top_k_stable
 from .trie import ItemTrie
 
 
@@ -67,7 +67,7 @@ def beam_step(
     padded = candidate_scores.new_full((B, width), -math.inf)
     is_candidate = torch.arange(width, device=hidden.device) < per_prompt[:, None]  # [B, width]
     padded[is_candidate] = candidate_scores.masked_fill(candidate_scores.isnan(), -math.inf)
-    best, order = _top_k_stable(padded, beam_width)  # [B, beam_width]
+    best, order = top_k_stable(padded, beam_width)  # [B, beam_width]
     missing = best == -math.inf
     chosen = (per_prompt.cumsum(0)[:, None] - per_prompt[:, None] + order).masked_fill(missing, 0)
     if len(rows) == 0:
@@ -78,22 +78,6 @@ def beam_step(
         nodes=(edges[chosen] + 1).masked_fill(missing, -1),
         parents=beams[rows[chosen]].masked_fill(missing, 0),
     )
-
-
-def _top_k_stable(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k largest of each row in descending order, ties by lower index, and their indexes; missing ones -inf, 0."""
-    width = scores.shape[-1]
-    kept = min(k, width)
-    if scores.dtype == torch.float32:
-        # fp32 bits sort as integers once the negative numbers' order is turned round; the low half breaks ties.
-        bits = (scores + 0.0).view(torch.int32).long()  # + 0.0: -0.0 becomes +0.0
-        sortable = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-        keys = (sortable << 32) + (width - 1 - torch.arange(width, device=scores.device))
-        indexes = width - 1 - (keys.topk(kept, dim=-1).values & 0xFFFFFFFF)
-    else:
-        indexes = scores.argsort(dim=-1, descending=True, stable=True)[:, :kept]
-    best = scores.gather(-1, indexes)
-    return F.pad(best, (0, k - kept), value=-math.inf), F.pad(indexes, (0, k - kept))
 
 
 def linear_log_probs(

@@ -106,8 +106,8 @@ def test_the_public_names_are_those_of_the_contract():
             "tawin_grpo_loss",
             "hidden lm_head_weight token_ids mask rewards scores * tawin=TAWin(anchor=2.0, window=1.0, "
             "temperature=1.0, rank_transform='identity') old_log_probs=None ref_log_probs=None loss_type='grpo' "
-            "epsilon_low=0.2 epsilon_high=0.2 beta=0.0 temperature=1.0 bias=None normalize_std=True eps=0.0001 valid=None "
-            "denominator=None",
+            "epsilon_low=0.2 epsilon_high=0.2 beta=0.0 temperature=1.0 bias=None normalize_std=True eps=0.0001 "
+            "valid=None denominator=None",
         ),
     ],
 )

@@ -137,21 +137,6 @@ def test_ties_go_to_the_lower_parent_then_the_lower_edge(items, B, W, beam_width
         assert step.scores[b].tolist() == pytest.approx(expected_scores, abs=1e-6)  # fp32 near two
 
 
-def test_a_negative_zero_score_ties_with_a_positive_one():
-    # A vocabulary of one token has log p = 0, so the beams' own scores come out and only the order of beams is left.
-    trie = ItemTrie.from_sequences([[0]])
-    for dtype in (torch.float32, torch.float64):
-        step = beam_step(
-            torch.zeros(1, 3, H, dtype=dtype),
-            torch.zeros(1, H, dtype=dtype),
-            trie,
-            torch.zeros(1, 3, dtype=torch.int64),
-            torch.tensor([[-0.0, 0.0, -0.0]]),
-            3,
-        )
-        assert step.parents.tolist() == [[0, 1, 2]]
-
-
 @pytest.mark.parametrize("normalizer", ["vocab", "trie"])
 @pytest.mark.parametrize(("node", "score"), [(-1, 0.0), (0, -INF), (-1, -INF)])
 def test_a_dead_beam_is_never_expanded_and_its_hidden_state_never_read(normalizer, node, score):

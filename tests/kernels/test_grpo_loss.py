@@ -290,6 +290,23 @@ def test_log_probs_come_back_for_dead_groups_too_and_their_gradient_is_zero_with
     assert result.advantages[1].tolist() == [0.0] * 4
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+def test_without_kl_only_completions_with_an_advantage_keep_their_logits_for_the_backward_pass(beta):
+    batch = completions()
+    batch["hidden"].requires_grad_()
+    saved_rows = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.dim() == 2 and tensor.shape[-1] == V and len(tensor) != H:  # [rows, V], not the weight turned round
+            saved_rows.append(len(tensor))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        result = tawin_grpo_loss(**batch, beta=beta, ref_log_probs=torch.zeros(3, 4, 3))
+    has_advantage = (result.advantages != 0)[..., None] | (beta > 0)
+    assert set(saved_rows) == {int((batch["mask"] & has_advantage).sum())}
+
+
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_the_fused_loss_never_reads_what_is_masked_or_invalid(loss_type):
     batch = completions(dtype=torch.float32)

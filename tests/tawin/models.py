@@ -22,7 +22,9 @@ from transformers import (
 FAMILIES = ("qwen2", "qwen3", "llama", "mistral", "gemma3")
 
 
-def tiny_model(family: str, vocabulary: int = 40, *, seed: int = 0, attention: str = "sdpa", **changes: object) -> nn.Module:
+def tiny_model(
+    family: str, vocabulary: int = 40, *, seed: int = 0, attention: str = "sdpa", **changes: object
+) -> nn.Module:
     """A two-layer decoder of the family in eval mode. Its weights are scaled up so that it has strong preferences."""
     common = {
         "vocab_size": vocabulary,
@@ -46,9 +48,7 @@ def tiny_model(family: str, vocabulary: int = 40, *, seed: int = 0, attention: s
         "mistral": lambda: MistralForCausalLM(MistralConfig(**{"sliding_window": 4, **common})),
         "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**common)),
         "gemma3": lambda: Gemma3ForCausalLM(
-            Gemma3TextConfig(
-                **{"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"], **common}
-            )
+            Gemma3TextConfig(**{"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"], **common})
         ),
     }
     model = makers[family]()
@@ -59,7 +59,9 @@ def tiny_model(family: str, vocabulary: int = 40, *, seed: int = 0, attention: s
     return model.eval()
 
 
-def ragged_prompts(batch: int, length: int, vocabulary: int = 40, *, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def ragged_prompts(
+    batch: int, length: int, vocabulary: int = 40, *, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Left-padded prompts of lengths 1..length: input_ids and attention_mask, int64 [batch, length]."""
     generator = torch.Generator().manual_seed(seed)
     input_ids = torch.randint(3, vocabulary, (batch, length), generator=generator)

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
+
 from tawin.checkpoint import Progress, load_state, read_progress, save_model, save_state
 from tawin.config import PolicyConfig
 from tawin.policy import add_lora, load_model
 from tawin.tokenizer import make_semantic_tokenizer
-from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
 
 from .models import tiny_model
 

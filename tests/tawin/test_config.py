@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+
 from tawin.config import PRESETS, Config, GRPOConfig, OptimizerConfig, SFTConfig, differences, dump_yaml, load_yaml
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+
 from tawin.config import EvaluationConfig
 from tawin.data import Examples
 from tawin.evaluate import Recommendations, evaluate, recommend, sampled, target_ranks

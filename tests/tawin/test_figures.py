@@ -8,6 +8,11 @@ from tawin.figures import LIGHT, draw_before_after, draw_grpo, draw_window, wind
 from tawin.run_records import Group, Run
 
 
+def figures_at(recall):
+    """Recall and NDCG at every K, all from one number."""
+    return {f"{name}@{k}": recall * k / 10 for name in ("recall", "ndcg") for k in KS}
+
+
 def test_curves_of_several_seeds_are_drawn_as_their_mean():
     def run(seed, values):
         lines = [{"stage": "grpo", "step": i, "valid": {"recall@5": v}} for i, v in enumerate(values)]
@@ -23,8 +28,8 @@ def test_curves_of_several_seeds_are_drawn_as_their_mean():
 
 def test_before_and_after_are_drawn_with_the_best_achievable_recall_where_it_is_known():
     results = {
-        "sft": {"test": {f"{metric}@{k}": 0.2 for metric in ("recall", "ndcg") for k in KS}},
-        "grpo": {"test": {f"{metric}@{k}": 0.3 for metric in ("recall", "ndcg") for k in KS}},
+        "sft": {"test": figures_at(0.2)},
+        "grpo": {"test": figures_at(0.3)},
         "best_achievable": {str(k): 0.06 * k for k in KS},
     }
     group = Group([Run("run", Config(), [], results)])

@@ -7,12 +7,13 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from tawin_kernels import ItemTrie
+from torch import nn
+
 from tawin.catalog import Catalog
 from tawin.config import GRPOConfig, TAWinConfig
 from tawin.objective import Groups, completion_log_probs, group_loss, loss_denominator, roll_out
 from tawin.rollout import score_sequences
-from tawin_kernels import ItemTrie
-from torch import nn
 
 from .models import ragged_prompts, tiny_model
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tawin.config import PolicyConfig
 from tawin.policy import add_lora, build_model, check_head, load_model, load_tokenizer, merged
 from tawin.tokenizer import make_semantic_tokenizer

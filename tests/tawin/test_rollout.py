@@ -7,6 +7,9 @@ import random
 
 import pytest
 import torch
+from tawin_kernels import ItemTrie
+from torch import Tensor, nn
+
 from tawin.rollout import (
     beam_search,
     beam_sequences,
@@ -15,8 +18,6 @@ from tawin.rollout import (
     sample_sequences,
     score_sequences,
 )
-from tawin_kernels import ItemTrie
-from torch import Tensor, nn
 
 from .models import FAMILIES, ragged_prompts, tiny_model
 
@@ -30,7 +31,12 @@ def random_items(count: int, lengths: tuple[int, int], *, seed: int, vocabulary:
     items: set[tuple[int, ...]] = set()
     while len(items) < count:
         length = draw.randint(*lengths)
-        items.add(tuple(draw.randint(3, 3 + 5) if draw.random() < 0.7 else draw.randint(3, vocabulary - 1) for _ in range(length)))
+        items.add(
+            tuple(
+                draw.randint(3, 3 + 5) if draw.random() < 0.7 else draw.randint(3, vocabulary - 1)
+                for _ in range(length)
+            )
+        )
     return [list(item) for item in sorted(items)]
 
 
@@ -139,7 +145,9 @@ def test_items_that_share_a_sequence_stand_together_in_item_order_with_one_score
     for row in range(3):
         seen = found.item_ids[row].tolist()
         groups = [[0, 2, 5], [1, 4], [3]]
-        expected = list(itertools.chain.from_iterable(sorted(groups, key=lambda g: seen.index(g[0]) if g[0] in seen else 9)))
+        expected = list(
+            itertools.chain.from_iterable(sorted(groups, key=lambda g: seen.index(g[0]) if g[0] in seen else 9))
+        )
         assert seen == expected[:4]
         for item, tokens in zip(seen, found.token_ids[row].tolist(), strict=True):
             assert tokens == items[item]
@@ -201,7 +209,9 @@ def test_sampled_sequences_are_items_with_their_own_log_probs_and_follow_the_pol
         share = {node: (drawn.nodes[row] == node).float().mean() for node in trie.leaf_of_item.tolist()}
         for item, score in zip(exact.item_ids[row].tolist(), exact.scores[row].tolist(), strict=True):
             # Four standard deviations of a share of 4,000 draws are at most 4 * 0.5 / sqrt(4000) = 0.032.
-            assert float(share[int(trie.leaf_of_item[item])]) == pytest.approx(float(torch.tensor(score).exp()), abs=0.032)
+            assert float(share[int(trie.leaf_of_item[item])]) == pytest.approx(
+                float(torch.tensor(score).exp()), abs=0.032
+            )
 
 
 def test_random_sequences_are_distinct_and_uniform() -> None:
@@ -211,7 +221,9 @@ def test_random_sequences_are_distinct_and_uniform() -> None:
     assert (drawn.nodes[:, 0] != drawn.nodes[:, 1]).all()
     for node in trie.leaf_of_item.unique().tolist():
         assert float((drawn.nodes == node).any(1).float().mean()) == pytest.approx(2 / 3, abs=0.04)
-    for node, tokens in zip(drawn.nodes[:20].flatten().tolist(), drawn.token_ids[:20].flatten(0, 1).tolist(), strict=True):
+    for node, tokens in zip(
+        drawn.nodes[:20].flatten().tolist(), drawn.token_ids[:20].flatten(0, 1).tolist(), strict=True
+    ):
         item = int(trie.items_at(node)[0])
         assert [t for t in tokens if t >= 0] == [t for t in items[item].tolist() if t >= 0]
     few = random_sequences(trie, items, 2, 5)

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from tawin.config import PRESETS, GRPOConfig
 from tawin.run_folder import RunFolder, RunFolderError
 

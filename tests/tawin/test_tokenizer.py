@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config
 
 from tawin.tokenizer import (
     make_semantic_tokenizer,
@@ -48,7 +48,7 @@ def test_a_semantic_tokenizer_has_the_specials_first_and_the_names_in_order() ->
     assert tokenizer.convert_tokens_to_ids(["<pad>", "<bos>", "<eos>", "<a_3>", "<b_7>"]) == [0, 1, 2, 3, 4]
     assert (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id, len(tokenizer)) == (0, 1, 2, 5)
     assert tokenizer("<b_7><a_3> <a_3>")["input_ids"] == [4, 3, 3]
-    assert tokenizer.decode([3, 4]) == "<a_3> <b_7>"
+    assert tokenizer.decode([3, 4]) == "<a_3><b_7>"
 
 
 def test_repeated_or_special_token_names_are_refused() -> None:
@@ -115,16 +115,18 @@ def test_titles_need_an_end_token_and_the_tokenizer_without_one_is_named() -> No
 
 
 def test_a_title_without_tokens_is_refused() -> None:
-    reads_nothing = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), eos_token="<eos>")
-    with pytest.raises(ValueError, match=r"expected some tokens and no end token, 0, for the title 'lamp', got \[\]"):
-        title_tokens(["lamp"], reads_nothing)
+    reads_a = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"a": 0}, [])), eos_token="<eos>")
+    with pytest.raises(ValueError, match=r"expected some tokens and no end token, 1, for the title 'lmp', got \[\]"):
+        title_tokens(["lmp"], reads_a)
 
 
-def test_titles_and_instructions_are_refused_by_a_tokenizer_of_single_words() -> None:
+def test_titles_and_instructions_are_refused_by_a_tokenizer_that_reads_no_text() -> None:
     tokenizer = make_semantic_tokenizer(["<a_3>"])
-    with pytest.raises(ValueError, match=r"item_tokens 'title' needs one that reads any text, got .*single words"):
+    with pytest.raises(
+        ValueError, match=r"item_tokens 'title' needs one that reads any text, got .*its own tokens only"
+    ):
         title_tokens(TITLES, tokenizer)
-    with pytest.raises(ValueError, match=r"an instruction needs one that reads any text, got .*single words"):
+    with pytest.raises(ValueError, match=r"an instruction needs one that reads any text, got .*its own tokens only"):
         prefix_tokens(tokenizer, "Recommend")
 
 
@@ -158,3 +160,14 @@ def test_a_prompt_begins_with_bos_then_the_instruction_else_with_eos() -> None:
 def test_a_prompt_needs_something_to_begin_with() -> None:
     with pytest.raises(ValueError, match=r"expected a bos or eos token, or an instruction"):
         prefix_tokens(title_tokenizer(bos_token=None, eos_token=None))
+
+
+@pytest.mark.parametrize("titles", [None, TITLES])
+def test_a_tokenizer_beside_a_qwen2_config_loads_as_it_was_saved(titles: list[str] | None, tmp_path: Path) -> None:
+    made = train_title_tokenizer(titles, 300) if titles else make_semantic_tokenizer(["<a_3>", "<b_7>"])
+    made.save_pretrained(tmp_path)
+    Qwen2Config(vocab_size=len(made)).save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert loaded.get_vocab() == made.get_vocab() and len(loaded) == len(made)
+    texts = [" " + title for title in TITLES] if titles else ["<b_7><a_3>"]
+    assert loaded(texts)["input_ids"] == made(texts)["input_ids"]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tawin.tree_attention import backbone, check_prompts, completion_hidden
 from torch import Tensor, nn
+
+from tawin.tree_attention import backbone, check_prompts, completion_hidden
 
 from .models import FAMILIES, ragged_prompts, tiny_model
 
@@ -51,7 +52,9 @@ def test_hidden_states_and_gradients_equal_those_of_separate_forwards(family: st
         else:
             rows = separate_hidden(model, input_ids, mask, token_ids)
         (rows * direction).sum().backward()
-        gradients.append((rows.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}))
+        gradients.append(
+            (rows.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+        )
     (ours, our_grads), (theirs, their_grads) = gradients
     torch.testing.assert_close(ours, theirs, **TOLERANCE)
     assert our_grads.keys() == their_grads.keys()
@@ -129,7 +132,9 @@ def test_the_effective_head_weight_includes_trained_tokens() -> None:
 def test_what_would_be_wrong_in_silence_is_refused(changes: dict[str, object], message: str) -> None:
     model = tiny_model("qwen2")
     for name, value in changes.items():
-        object.__setattr__(model.config, name, value) if name.startswith("layer") else setattr(model.config, name, value)
+        object.__setattr__(model.config, name, value) if name.startswith("layer") else setattr(
+            model.config, name, value
+        )
     with pytest.raises(ValueError, match=message):
         backbone(model)
 
