@@ -82,9 +82,10 @@ def prepare(options: TrainingOptions, run: RunFolder | None) -> Job:
     else:
         model = build_model(config.policy, tokenizer, config.seed)
     parameters = sum(p.numel() for p in model.parameters())
+    trie = catalog.trie
     print(
         f"{dataset.name}: {len(dataset.sequences):,} users ({dataset.users_left_out:,} with fewer than three items "
-        f"left out), {catalog.num_items:,} items, {catalog.trie.num_nodes:,} trie nodes, depth {catalog.trie.max_depth}; "
+        f"left out), {catalog.num_items:,} items, {trie.num_nodes:,} trie nodes, depth {trie.max_depth}; "
         f"model: {parameters:,} parameters"
     )
     return Job(dataset, split, tokenizer, catalog, model)

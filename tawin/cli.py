@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +11,20 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
+from .catalog import Catalog
 from .config import KS, PRESETS, Config, load_yaml
+from .data import load_dataset, split_leave_one_out
+from .evaluate import evaluate, recommend, sampled
+from .policy import load_model
+from .report import write_report
 from .run_folder import RunFolder
+from .synthetic import make_synthetic
 
 _TRAINING_HELP = """Train a generative recommender: SFT, then GRPO with TAWin.
 
@@ -117,12 +126,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    import dataclasses
-
-    from .data import load_dataset, split_leave_one_out
-    from .evaluate import evaluate, sampled
-    from .synthetic import make_synthetic
-
     run = RunFolder.open(options.run)
     config = run.config
     evaluation = dataclasses.replace(
@@ -147,10 +150,6 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _recommend(options: argparse.Namespace) -> None:
-    import dataclasses
-
-    from .evaluate import recommend
-
     try:
         item_ids = [int(part) for part in options.history.split(",")]
     except ValueError:
@@ -177,17 +176,10 @@ def _recommend(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from .report import write_report
-
     print(write_report(options.run, options.out or options.run[0]))
 
 
-def _load_run(run: RunFolder, stage: str):  # type: ignore[no-untyped-def]
-    import torch
-
-    from .catalog import Catalog
-    from .policy import load_model
-
+def _load_run(run: RunFolder, stage: str) -> tuple[nn.Module, Catalog]:
     folder = run.checkpoints / stage
     if not (folder / "config.json").exists():
         raise ValueError(f"{run.path}: expected a finished {stage} stage (checkpoints/{stage}), found none yet")

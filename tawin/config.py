@@ -322,7 +322,7 @@ def _typed(section: type, name: str, value: Any, where: str) -> Any:
             value = float(value)  # YAML 1.1 reads 1e-5 as a string
     if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
         raise ValueError(f"{where}: expected {annotation}, got {value!r}")
-    return float(value) if annotation == "float" else value
+    return float(value) if isinstance(value, int) and annotation == "float" else value
 
 
 def differences(old: Config, new: Config) -> list[tuple[str, Any, Any]]:

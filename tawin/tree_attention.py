@@ -42,16 +42,15 @@ class Backbone:
         return getattr(_unwrap_head(self.head), "bias", None)
 
 
-def backbone(model: nn.Module) -> Backbone:
+def backbone(model: Any) -> Backbone:
     """Take a causal LM apart (peft models included).
 
     Raises ValueError by name for what shared-prefix attention or a plain softmax head would get wrong: attention
     implementations without a 4-D mask, layers that are neither full nor sliding attention, heads that rescale logits.
     """
-    if hasattr(model, "get_base_model"):  # peft: the adapters are modules inside the base model
-        model = model.get_base_model()
-    config = model.config.get_text_config(decoder=True)
-    name = type(model).__name__
+    causal_lm: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft lives inside it
+    config = causal_lm.config.get_text_config(decoder=True)
+    name = type(causal_lm).__name__
     if config._attn_implementation not in ("sdpa", "eager"):
         raise ValueError(
             f"model {name}: attention implementation {config._attn_implementation!r} takes no 4-D mask; "
@@ -64,13 +63,13 @@ def backbone(model: nn.Module) -> Backbone:
         value = getattr(config, option, None)
         if value is not None and value != 1:
             raise ValueError(f"model {name}: {option} = {value} changes the logits after the LM head; not supported")
-    head = model.get_output_embeddings()
+    head = causal_lm.get_output_embeddings()
     if head is None:
         raise ValueError(f"model {name}: expected a causal LM with an LM head, got none")
-    return Backbone(model.get_decoder(), head, config)
+    return Backbone(causal_lm.get_decoder(), head, config)
 
 
-def _unwrap_head(head: nn.Module) -> nn.Module:
+def _unwrap_head(head: Any) -> Any:
     """The module that holds the head's own weight and bias, below peft's wrappers."""
     while True:
         if hasattr(head, "modules_to_save"):  # peft.utils.ModulesToSaveWrapper
@@ -84,7 +83,7 @@ def _unwrap_head(head: nn.Module) -> nn.Module:
             return head
 
 
-def _effective_weight(head: nn.Module) -> Tensor:
+def _effective_weight(head: Any) -> Tensor:
     weight = _unwrap_head(head).weight
     adapter = getattr(head, "token_adapter", None)
     if adapter is not None:

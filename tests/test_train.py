@@ -1,4 +1,4 @@
-"""The main job end to end: a run, its folder, resuming, the console script, and what is refused before anything is written."""
+"""The main job end to end: a run, its folder, resuming, the console script, and what is refused before it writes."""
 
 from __future__ import annotations
 

@@ -216,6 +216,14 @@ def test_results_are_fp32_for_lower_precision_and_only_the_loss_has_a_gradient(d
     assert log_probs.grad.dtype == dtype
 
 
+def test_advantages_are_constants_for_the_gradient():
+    log_probs = torch.randn(1, 2, 3, requires_grad=True)
+    advantages = torch.randn(1, 2, requires_grad=True)
+    result = grpo_loss(log_probs, torch.ones(1, 2, 3, dtype=torch.bool), advantages)
+    assert torch.autograd.grad(result.loss, advantages, allow_unused=True) == (None,)
+    assert not result.advantages.requires_grad
+
+
 def completions(seed: int = 0, dtype: torch.dtype = torch.float64) -> dict:
     """Three groups of four: one live, one dead, one live with an invalid completion."""
     generator = torch.Generator().manual_seed(seed)

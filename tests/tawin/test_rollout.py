@@ -43,7 +43,7 @@ def random_items(count: int, lengths: tuple[int, int], *, seed: int, vocabulary:
 def generate_best(
     model: nn.Module, input_ids: Tensor, mask: Tensor, items: list[list[int]], width: int, end: int, penalty: float
 ) -> list[list[tuple[tuple[int, ...], float]]]:
-    """What transformers' beam search finds under the same constraint, (item tokens, score) best first, prompt by prompt."""
+    """What transformers' beam search finds under the same constraint: a list of (item tokens, score) a prompt."""
     children: dict[tuple[int, ...], set[int]] = {}
     for item in items:
         whole = (*item, end)
