@@ -28,8 +28,8 @@ def repeated_prompt_log_probs(model: Any, input_ids: Tensor, attention_mask: Ten
     is_token = completions >= 0
     sequences = torch.cat((input_ids.repeat_interleave(group, 0), completions.clamp_min(0)), dim=1)  # [B * G, P + L]
     mask = torch.cat((attention_mask.repeat_interleave(group, 0), is_token.to(attention_mask.dtype)), dim=1)
-    logits = model(
-        input_ids=sequences, attention_mask=mask, logits_to_keep=length + 1, use_cache=False
-    ).logits[:, :-1]  # [B * G, L, V]
+    logits = model(input_ids=sequences, attention_mask=mask, logits_to_keep=length + 1, use_cache=False).logits[
+        :, :-1
+    ]  # [B * G, L, V]
     log_probs = logits.log_softmax(-1).gather(2, completions.clamp_min(0)[..., None])[..., 0]
     return log_probs.masked_fill(~is_token, 0.0).view(token_ids.shape)
