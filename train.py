@@ -14,16 +14,18 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from tawin.catalog import Catalog, build_catalog, make_tokenizer
-from tawin.checkpoint import read_progress
+from tawin.checkpoint import read_progress, replace_folder
 from tawin.cli import TrainingOptions, parse_training, print_results
 from tawin.config import Config
 from tawin.data import Dataset, Split, load_dataset, split_leave_one_out, training_sequences
@@ -53,17 +55,23 @@ def main(arguments: Sequence[str]) -> None:
     options = parse_training(arguments)
     transformers_logging.disable_progress_bar()
     try:
+        accelerator = make_accelerator()
         run = RunFolder.resume(options.out, options.config) if options.resume else None
         if run is None:
             RunFolder.check_new(options.out)
         job = prepare(options, run)
         if run is None:
             run = RunFolder.create(options.out, options.config)
-        job.catalog.save(run.catalog)
-        job.tokenizer.save_pretrained(run.catalog)
+        if not run.catalog.exists():
+            replace_folder(run.catalog, lambda folder: save_catalog(job, folder))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    train(job, options.config, run)
+    train(job, options.config, run, accelerator)
+
+
+def save_catalog(job: Job, folder: Path) -> None:
+    job.catalog.save(folder)
+    job.tokenizer.save_pretrained(folder)
 
 
 def prepare(options: TrainingOptions, run: RunFolder | None) -> Job:
@@ -73,8 +81,11 @@ def prepare(options: TrainingOptions, run: RunFolder | None) -> Job:
     split = split_leave_one_out(
         dataset, max_history=config.split.max_history, rl_share=config.split.rl_share, seed=config.seed
     )
-    if run is not None and (run.catalog / "catalog.json").exists():
+    _require_training_data(split, config)
+    if run is not None and run.catalog.exists():
         tokenizer, catalog = load_tokenizer(str(run.catalog)), Catalog.load(run.catalog)
+        if not np.array_equal(dataset.items.item_ids, catalog.item_ids):
+            raise ValueError(f"--data {config.data}: expected the items that the run was started with, got others")
     else:
         tokenizer, catalog = make_catalog(dataset, config)
     if config.model:
@@ -91,8 +102,28 @@ def prepare(options: TrainingOptions, run: RunFolder | None) -> Job:
     return Job(dataset, split, tokenizer, catalog, model)
 
 
+def _require_training_data(split: Split, config: Config) -> None:
+    """Refuse a split that leaves a stage nothing to train on, before anything is written."""
+    if config.sft.epochs > 0 and not split.sft:
+        raise ValueError(
+            f"split.rl_share: expected a share that leaves SFT a user with two items, got {config.split.rl_share}: "
+            "lower it, or set sft.epochs to 0"
+        )
+    if config.grpo.steps > 0 and len(split.rl) == 0:
+        raise ValueError(
+            f"split.rl_share: expected a share that keeps a user's interaction for RL, got {config.split.rl_share} "
+            "(a user needs four items): raise it, or set grpo.steps to 0"
+        )
+
+
 def make_catalog(dataset: Dataset, config: Config) -> tuple[PreTrainedTokenizerBase, Catalog]:
     """Items as tokens of the model's tokenizer, or of a small one made for them."""
+    built = config.catalog.item_tokens == "semantic_id" and dataset.items.semantic_ids is None
+    if config.catalog.vectors is not None and not built:
+        raise ValueError(
+            "catalog.vectors: expected None where no semantic ids are built (the data has them, or items are titles), "
+            f"got {config.catalog.vectors!r}"
+        )
     training = training_sequences(dataset)
     semantic_ids = None
     if config.catalog.item_tokens == "semantic_id":
@@ -104,9 +135,8 @@ def make_catalog(dataset: Dataset, config: Config) -> tuple[PreTrainedTokenizerB
     return tokenizer, catalog
 
 
-def train(job: Job, config: Config, run: RunFolder) -> None:
+def train(job: Job, config: Config, run: RunFolder, accelerator: Accelerator) -> None:
     """Run the stages that are not done yet, evaluate each best model, write results and report."""
-    accelerator = make_accelerator()
     catalog = job.catalog.to(accelerator.device)
     best = job.dataset.best_recall
     run.add_results(
@@ -119,18 +149,21 @@ def train(job: Job, config: Config, run: RunFolder) -> None:
     if progress is None or (progress.stage == "sft" and not progress.finished):
         torch.manual_seed(config.seed)
         model = _trainable(job.model, job, config)
-        stage = train_sft(accelerator, model, job.tokenizer, catalog, job.split, config, run)
-        _add_seconds(run, sft=stage.seconds)
+        progress = train_sft(accelerator, model, job.tokenizer, catalog, job.split, config, run)
+        # GRPO loads its own model: this one and its optimizer make room on the GPU.
+        accelerator.free_memory()
+        model.to("cpu")
+    if progress.stage == "sft":
+        _add_seconds(run, sft=progress.seconds)
     _evaluate_stage("sft", job, catalog, config, run, accelerator.device)
 
-    progress = read_progress(run.checkpoints / "state")
-    if progress is None or progress.stage == "sft" or not progress.finished:
+    if progress.stage == "sft" or not progress.finished:
         torch.manual_seed(config.seed)
         start = run.checkpoints / "sft"
         model = _trainable(load_model(start), job, config)
         reference = load_model(start) if config.grpo.beta > 0 and config.policy.lora_rank == 0 else None
-        stage = train_grpo(accelerator, model, reference, job.tokenizer, catalog, job.split, config, run)
-        _add_seconds(run, grpo=stage.seconds)
+        progress = train_grpo(accelerator, model, reference, job.tokenizer, catalog, job.split, config, run)
+    _add_seconds(run, grpo=progress.seconds)
     _evaluate_stage("grpo", job, catalog, config, run, accelerator.device)
 
     report = write_report([run.path], run.path)
@@ -141,8 +174,8 @@ def train(job: Job, config: Config, run: RunFolder) -> None:
 def _trainable(model: nn.Module, job: Job, config: Config) -> nn.Module:
     if config.policy.lora_rank == 0:
         return model
-    used = torch.unique(job.catalog.token_ids)
-    return add_lora(model, config.policy, used[used >= 0].tolist())
+    new = torch.unique(job.catalog.token_ids) if config.catalog.item_tokens == "semantic_id" else torch.tensor([])
+    return add_lora(model, config.policy, new[new >= 0].tolist())
 
 
 def _evaluate_stage(

@@ -1,8 +1,8 @@
 """The policy's forward, loss and backward over groups: prompts run once a group against prompts repeated a completion.
 
 Run: pytest bench/bench_policy_forward.py (a file that is named is collected, though its name has no test_).
-Both ways must give the same log-probs and gradients before either is timed. The two are timed one after the other; for a
-ratio on a machine that is not idle use `python -m bench.foundation`, which takes turns.
+Both ways must give the same log-probs and gradients before either is timed. The two are timed one after the other; for
+a ratio on a machine that is not idle use `python -m bench.foundation`, which takes turns.
 """
 
 from __future__ import annotations

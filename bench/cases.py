@@ -1,9 +1,9 @@
 """What is measured: each case is one piece of work, done our way and the peers' way, with a check that both agree.
 
 The set-up is a small Qwen2 (hidden 256, 4 layers, 19,768 tokens: 19,000 of text and 256 for each of three levels of
-semantic ids), random weights, fp32, sdpa attention, with the heads and the MLP of the policy that tawin builds by default
-(4, and 3 times as wide as the hidden state). The catalogue is the Amazon Industrial one if the data folder is there, else
-one drawn with the same shape of trie. Nothing here reads a clock.
+semantic ids), random weights, fp32, sdpa attention. It has 4 heads and an MLP 3 times as wide as the hidden state, as
+the policy that tawin builds by default. The catalogue is the Amazon Industrial one if the data folder is there, else one
+drawn with the same shape of trie. Nothing here reads a clock.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ def foundation_cases(device: torch.device | str = "cpu") -> list[Case]:
 
 
 def compare_beams(item_ids: Tensor, scores: Tensor, peer_item_ids: Tensor, peer_scores: Tensor) -> str:
-    """All [B, W], best first. Scores agree within SCORE_TOLERANCE, and so do items unless a tie within it swaps them."""
+    """All [B, W], best first. Scores agree within SCORE_TOLERANCE; so do items, unless a tie within it swaps them."""
     present = scores.isfinite()
     assert torch.equal(present, peer_scores.isfinite()), "one way found fewer items than the other"
     gap = (scores - peer_scores)[present].abs().max().item()

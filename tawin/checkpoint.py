@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Pat
         plain.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
 
-    _replace_folder(folder, write)
+    replace_folder(folder, write)
 
 
 def save_state(
@@ -71,12 +72,12 @@ def save_state(
         state = {"progress": asdict(progress), "optimizer": numbers, "scheduler": _plain(scheduler.state_dict())}
         (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
 
-    _replace_folder(folder, write)
+    replace_folder(folder, write)
 
 
 def read_progress(folder: Path) -> Progress | None:
     """The progress in a state folder, or None where there is none yet."""
-    _finish_replacing(folder)
+    finish_replacing(folder)
     path = folder / "state.json"
     if not path.exists():
         return None
@@ -138,10 +139,12 @@ def _plain(state: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in state.items() if name != "lr_lambdas"}
 
 
-def _replace_folder(folder: Path, write: Any) -> None:
+def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Have `write` fill a folder beside its place, then put it there whole."""
+    folder.parent.mkdir(exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.writing")
     old = folder.with_name(f".{folder.name}.old")
-    _finish_replacing(folder)
+    finish_replacing(folder)
     shutil.rmtree(temporary, ignore_errors=True)
     write(temporary)
     for path in temporary.rglob("*"):
@@ -154,7 +157,7 @@ def _replace_folder(folder: Path, write: Any) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _finish_replacing(folder: Path) -> None:
+def finish_replacing(folder: Path) -> None:
     """After a crash between the two renames of a replacement, the old folder is still whole: take it back."""
     old = folder.with_name(f".{folder.name}.old")
     if not folder.exists() and old.exists():

@@ -74,12 +74,12 @@ def parse_training(arguments: Sequence[str]) -> TrainingOptions:
 def print_results(run: RunFolder) -> None:
     """The results table of a run, on the terminal."""
     results = run.results
-    table = Table(title=f"{results['dataset']['name']}, test")
+    table = Table(title=f"{results['dataset']['name']}, test: Recall and NDCG")
     table.add_column("stage")
     for k in KS:
-        table.add_column(f"Recall@{k}", justify="right")
+        table.add_column(f"R@{k}", justify="right")
     for k in KS[1:]:
-        table.add_column(f"NDCG@{k}", justify="right")
+        table.add_column(f"N@{k}", justify="right")
     for stage in ("sft", "grpo"):
         if stage in results:
             test = results[stage]["test"]
@@ -100,8 +100,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command.add_argument("run", type=Path)
     command.add_argument("--stage", choices=("sft", "grpo"), default="grpo")
     command.add_argument("--data", help="data folder, where it is no longer the one that the run was trained on")
-    command.add_argument("--users", type=int, help="users to evaluate, sampled with the run's seed (default: all)")
-    command.add_argument("--beam-width", type=int, help="beams (default: the run's)")
+    command.add_argument(
+        "--users", type=_positive, help="users to evaluate, sampled with the run's seed (default: all)"
+    )
+    command.add_argument("--beam-width", type=_positive, help="beams (default: the run's)")
     command.add_argument("--exclude-history", action="store_true", help="never recommend an item of the history")
     command.set_defaults(act=_evaluate)
 
@@ -123,6 +125,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.act(options)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text!r}")
+    return int(text)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -161,7 +169,7 @@ def _recommend(options: argparse.Namespace) -> None:
     history = np.array([catalog.index_of(item_id) for item_id in item_ids])[-run.config.split.max_history :]
     evaluation = dataclasses.replace(
         run.config.evaluation,
-        beam_width=max(run.config.evaluation.beam_width, options.top + len(history)),
+        beam_width=max(run.config.evaluation.beam_width, options.top),
         exclude_history=options.exclude_history or run.config.evaluation.exclude_history,
     )
     found = recommend(model, catalog, [history], evaluation)

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
 from tawin_kernels import TAWin
@@ -22,6 +22,11 @@ KS = (1, 3, 5, 10)  # the cut-offs that every evaluation reports
 def _require(condition: bool, field_name: str, expected: str, value: object) -> None:
     if not condition:
         raise ValueError(f"{field_name}: expected {expected}, got {value!r}")
+
+
+def _require_type(field_name: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError(f"{field_name}: expected {kind.__name__}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,9 @@ class CatalogConfig:
     """Text before every history; needs a --model with a tokenizer of its own, or title mode."""
 
     def __post_init__(self) -> None:
+        for name in ("levels", "codes", "title_vocabulary"):
+            _require_type(f"catalog.{name}", getattr(self, name), int)
+        _require_type("catalog.separate_shared_ids", self.separate_shared_ids, bool)
         choices = ("semantic_id", "title")
         _require(self.item_tokens in choices, "catalog.item_tokens", f"one of {choices}", self.item_tokens)
         _require(1 <= self.levels <= 8, "catalog.levels", "1..8", self.levels)
@@ -145,6 +153,8 @@ class SFTConfig(OptimizerConfig):
     learning_rate: float = 2e-3
     batch_size: int = 64
     epochs: int = 10
+    max_steps: int | None = None
+    """Optimizer steps after which SFT ends even within its epochs; the schedule is laid over what is left."""
     patience: int = 3
     """Evaluations without a better valid recall before SFT stops."""
     evaluate_every: int = 1
@@ -155,6 +165,7 @@ class SFTConfig(OptimizerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(self.epochs >= 0, "sft.epochs", "0 or more", self.epochs)
+        _require(self.max_steps is None or self.max_steps >= 1, "sft.max_steps", "at least 1, or None", self.max_steps)
         _require(self.patience >= 1, "sft.patience", "at least 1", self.patience)
         _require(self.evaluate_every >= 1, "sft.evaluate_every", "at least 1", self.evaluate_every)
 
@@ -194,6 +205,7 @@ class GRPOConfig(OptimizerConfig):
     """Put the target into the group, in place of the last completion, where it is missing."""
     loss_type: Literal["grpo", "dapo", "dr_grpo", "gspo"] = "grpo"
     epsilon_low: float = 0.2
+    """Clip range of the ratio. A rollout gets one update today: the ratio is 1, nothing is clipped, gspo is grpo."""
     epsilon_high: float = 0.2
     beta: float = 0.0
     """Weight of the KL to the reference model; 0 keeps no reference model and skips groups without gradient."""
@@ -236,7 +248,7 @@ class EvaluationConfig:
     """Users of the final evaluations of valid and test; None: all. results.json says how many."""
     exclude_history: bool = False
     """Never recommend an item of the prompt's history again."""
-    select: Literal["recall@1", "recall@3", "recall@5", "recall@10", "ndcg@3", "ndcg@5", "ndcg@10"] = "recall@5"
+    select: Literal["recall@1", "recall@3", "recall@5", "recall@10", "ndcg@3", "ndcg@5", "ndcg@10"] = "recall@3"
     """The valid metric by which checkpoints are chosen."""
 
     def __post_init__(self) -> None:
@@ -245,6 +257,8 @@ class EvaluationConfig:
         for name in ("valid_users", "test_users"):
             value = getattr(self, name)
             _require(value is None or value >= 1, f"evaluation.{name}", "at least 1, or None", value)
+        choices = get_args(get_type_hints(EvaluationConfig)["select"])
+        _require(self.select in choices, "evaluation.select", f"one of {choices}", self.select)
 
 
 @dataclass(frozen=True)
@@ -264,6 +278,10 @@ class Config:
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
+    def __post_init__(self) -> None:
+        _require_type("seed", self.seed, int)
+        _require(0 <= self.seed < 2**31, "seed", "0 or more, below 2 ** 31", self.seed)
+
 
 def dump_yaml(config: Config) -> str:
     """The config as YAML, one field a line, in the order of the dataclasses."""
@@ -278,13 +296,13 @@ def load_yaml(path: Path, base: Config | None = None) -> Config:
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"--config {path}: no such file") from None
+        raise ValueError(f"{path}: no such file") from None
     except yaml.YAMLError as error:
-        raise ValueError(f"--config {path}: not valid YAML: {error}") from None
+        raise ValueError(f"{path}: not valid YAML: {error}") from None
     if values is None:
         values = {}
     if not isinstance(values, dict):
-        raise ValueError(f"--config {path}: expected a mapping of options, got {type(values).__name__}")
+        raise ValueError(f"{path}: expected a mapping of options, got {type(values).__name__}")
     return _updated(base or Config(), values, str(path), "")
 
 
@@ -342,9 +360,14 @@ def _walk_differences(old: dict[str, Any], new: dict[str, Any], prefix: str) -> 
 
 PRESETS: dict[str, Config] = {
     # A first look: synthetic data, under 3 minutes on 2 CPU cores.
-    "demo": Config(),
+    "demo": Config(
+        policy=PolicyConfig(attention_dropout=0.1),
+        sft=SFTConfig(weight_decay=0.1),
+    ),
     # Real catalogues of up to 31,000 users on 2 CPU cores, within 20 minutes.
     "cpu-small": Config(
+        policy=PolicyConfig(attention_dropout=0.1),
+        sft=SFTConfig(weight_decay=0.1, epochs=14, max_steps=4000),
         evaluation=EvaluationConfig(test_users=5000),
     ),
     # The paper's settings (arXiv 2604.22504): Qwen2.5-0.5B, titles, on a GPU.
@@ -352,8 +375,6 @@ PRESETS: dict[str, Config] = {
         model="Qwen/Qwen2.5-0.5B",
         catalog=CatalogConfig(item_tokens="title"),
         sft=SFTConfig(learning_rate=3e-4, batch_size=16, gradient_accumulation=8, epochs=10, schedule="cosine"),
-        grpo=GRPOConfig(
-            learning_rate=1e-5, batch_size=64, gradient_accumulation=2, steps=500, beta=1e-3, schedule="cosine"
-        ),
+        grpo=GRPOConfig(learning_rate=1e-5, batch_size=16, gradient_accumulation=8, steps=500, beta=1e-3),
     ),
 }

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import nn
 from tqdm import tqdm
 
@@ -40,16 +41,22 @@ def recommend(
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
+    # Excluded items leave gaps: so many more beams that the list is full without them.
+    spare = max(map(len, histories), default=0) if config.exclude_history else 0
     items = np.full((len(histories), config.beam_width), -1, dtype=np.int64)
     scores = np.full((len(histories), config.beam_width), -np.inf, dtype=np.float32)
     for rows in tqdm(list(_batches(histories, config.batch_size)), desc=description, disable=not progress, leave=False):
         batch = [histories[row] for row in rows]
         input_ids, attention_mask = catalog.encode_histories(batch)
-        found = beam_search(model, input_ids.to(device), attention_mask.to(device), catalog.trie, config.beam_width)
-        items[rows], scores[rows] = found.item_ids.cpu().numpy(), found.scores.cpu().numpy()
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):  # as in training
+            found = beam_search(
+                model, input_ids.to(device), attention_mask.to(device), catalog.trie, config.beam_width + spare
+            )
+        found_items, found_scores = found.item_ids.cpu().numpy(), found.scores.cpu().numpy()
         if config.exclude_history:
-            for row, history in zip(rows, batch, strict=True):
-                items[row], scores[row] = _without(items[row], scores[row], history)
+            for place, history in enumerate(batch):
+                found_items[place], found_scores[place] = _without(found_items[place], found_scores[place], history)
+        items[rows], scores[rows] = found_items[:, : config.beam_width], found_scores[:, : config.beam_width]
     model.train(was_training)
     return Recommendations(items, scores)
 

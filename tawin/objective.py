@@ -124,9 +124,10 @@ def group_loss(
     """
     parts = backbone(model)
     hidden = completion_hidden(parts, groups.input_ids, groups.attention_mask, groups.token_ids)
+    weight, bias = parts.head_in(hidden.dtype)
     return tawin_grpo_loss(
         hidden,
-        parts.weight.to(hidden.dtype),
+        weight,
         groups.token_ids,
         groups.mask,
         groups.rewards,
@@ -137,7 +138,7 @@ def group_loss(
         epsilon_low=config.epsilon_low,
         epsilon_high=config.epsilon_high,
         beta=config.beta,
-        bias=parts.bias,
+        bias=bias,
         normalize_std=config.normalize_std,
         denominator=denominator,
     )
@@ -156,4 +157,5 @@ def completion_log_probs(model: nn.Module, groups: Groups) -> Tensor:
     """Log p of every completion token under `model`, without gradient: fp32 [B, G, L], 0 at padding."""
     parts = backbone(model)
     hidden = completion_hidden(parts, groups.input_ids, groups.attention_mask, groups.token_ids)
-    return linear_log_probs(hidden, parts.weight.to(hidden.dtype), groups.token_ids, bias=parts.bias)
+    weight, bias = parts.head_in(hidden.dtype)
+    return linear_log_probs(hidden, weight, groups.token_ids, bias=bias)

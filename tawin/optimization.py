@@ -14,14 +14,15 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedTokenizerBase, get_scheduler
 
-from .checkpoint import Progress, load_state, read_progress, save_model, save_state
+from .checkpoint import Progress, finish_replacing, load_state, read_progress, save_model, save_state
 from .config import OptimizerConfig
 from .run_folder import RunFolder
 
 
 def make_accelerator() -> Accelerator:
-    """One process, bf16 autocast on CUDA, fp32 on the CPU."""
-    accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
+    """One process, bf16 autocast on CUDA, fp32 on the CPU. Never MPS: the reference ops need fp64."""
+    cuda = torch.cuda.is_available()
+    accelerator = Accelerator(cpu=not cuda, mixed_precision="bf16" if cuda else "no")
     if accelerator.num_processes > 1:
         raise ValueError(
             f"expected one process, got {accelerator.num_processes}: training on several is not supported yet"
@@ -65,6 +66,7 @@ class Stage:
             num_warmup_steps=math.ceil(config.warmup_share * total_steps),
             num_training_steps=max(1, total_steps),
         )
+        finish_replacing(run.checkpoints / name)
         folder = run.checkpoints / "state"
         progress = read_progress(folder)
         if progress is not None and progress.stage == name:

@@ -20,6 +20,7 @@ from .figures import DARK, FIGURES, LIGHT, png
 from .run_folder import write_atomically
 from .run_records import Group, look_up, read_runs
 
+_MARK = '<meta name="generator" content="tawin">'
 NOTE = (
     "Means over the evaluated users. ±: sample standard deviation over runs that differ in nothing but their seed. "
     "Change: of the means, over SFT. With one target a user WPAUC@K equals Recall@K (arXiv 2604.22504, Lemma 3.5)."
@@ -137,6 +138,9 @@ def write_report(run_folders: Sequence[Path], out: Path | None = None) -> Path:
     out = folders[0] if out is None else Path(out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"out: expected a folder, got the file {out}")
+    page_path = out / "report.html"
+    if out not in folders and page_path.exists() and _MARK not in page_path.read_text("utf-8", errors="replace"):
+        raise ValueError(f"out: {out} holds a report.html of another kind; choose another folder")
     groups = read_runs(folders)
     out.mkdir(parents=True, exist_ok=True)
     figures = ""
@@ -147,7 +151,7 @@ def write_report(run_folders: Sequence[Path], out: Path | None = None) -> Path:
             figures += _embedded(caption, light, dark)
     title = escape(f"tawin: {groups[0].label if len(groups) == 1 else f'{len(folders)} runs'}")
     page = f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<html lang="en"><head><meta charset="utf-8">{_MARK}<meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>{title}</title><style>{STYLE}</style></head>
 <body><h1>{title}</h1>{_runs_table(groups)}
@@ -157,5 +161,5 @@ def write_report(run_folders: Sequence[Path], out: Path | None = None) -> Path:
 <h2>Data and options</h2>{_configs(groups)}
 </body></html>
 """
-    write_atomically(out / "report.html", page)
-    return out / "report.html"
+    write_atomically(page_path, page)
+    return page_path

@@ -7,6 +7,7 @@ module knows tokens and tries, not rewards.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -91,12 +92,19 @@ def beam_sequences(
 ) -> Sequences:
     """Like `beam_search`, but the distinct sequences themselves: what a training group is made of."""
     check_prompts(input_ids, attention_mask)
-    if not isinstance(beam_width, int) or beam_width < 1:
+    if not isinstance(beam_width, int) or isinstance(beam_width, bool) or beam_width < 1:
         raise ValueError(f"beam_width: expected an int of at least 1, got {beam_width!r}")
+    if not isinstance(trie, ItemTrie):
+        raise TypeError(f"trie: expected an ItemTrie, got {type(trie).__name__}")
+    if not isinstance(length_penalty, int | float) or not math.isfinite(length_penalty):
+        raise ValueError(f"length_penalty: expected a finite number, got {length_penalty!r}")
     parts = backbone(model)
+    vocabulary = parts.vocabulary
+    if input_ids.device.type == "cpu" and not bool(((input_ids >= 0) & (input_ids < vocabulary)).all()):
+        raise ValueError(f"input_ids: expected tokens in [0, {vocabulary}), got {input_ids.min()}..{input_ids.max()}")
     prompt = prefill(parts, input_ids, attention_mask)
     tree = BeamTree(parts, prompt)
-    weight, bias = parts.weight.to(prompt.last_hidden.dtype), parts.bias
+    weight, bias = parts.head_in(prompt.last_hidden.dtype)
 
     batch = input_ids.shape[0]
     search = _Search.start(batch, beam_width, trie, length_penalty)
@@ -241,7 +249,7 @@ def sample_sequences(
     parts = backbone(model)
     prompt = prefill(parts, input_ids, attention_mask)
     tree = BeamTree(parts, prompt)
-    weight, bias = parts.weight.to(prompt.last_hidden.dtype), parts.bias
+    weight, bias = parts.head_in(prompt.last_hidden.dtype)
     batch = input_ids.shape[0]
     nodes = torch.zeros(batch, group_size, dtype=torch.int64, device=input_ids.device)
     scores = torch.zeros(batch, group_size, device=input_ids.device)
@@ -306,4 +314,5 @@ def score_sequences(model: nn.Module, input_ids: Tensor, attention_mask: Tensor,
     """Summed log p over the whole vocabulary of given completions, int64 [B, G, L] with -100 = padding. fp32 [B, G]."""
     parts: Backbone = backbone(model)
     hidden = completion_hidden(parts, input_ids, attention_mask, token_ids)
-    return linear_log_probs(hidden, parts.weight.to(hidden.dtype), token_ids, bias=parts.bias).sum(-1)
+    weight, bias = parts.head_in(hidden.dtype)
+    return linear_log_probs(hidden, weight, token_ids, bias=bias).sum(-1)

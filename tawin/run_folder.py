@@ -56,8 +56,9 @@ class RunFolder:
     def create(cls, path: Path, config: Config) -> RunFolder:
         """Make the folder of a new run."""
         cls.check_new(path)
-        (path / "checkpoints").mkdir(parents=True)
+        path.mkdir(parents=True, exist_ok=True)
         write_atomically(path / "config.yaml", dump_yaml(config))
+        (path / "checkpoints").mkdir()
         return cls(path)
 
     @classmethod

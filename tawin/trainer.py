@@ -1,7 +1,8 @@
 """The two training loops, supervised fine-tuning and GRPO. Each goes on from the run folder's state if there is one.
 
 Both are deterministic: the data order is a function of seed and epoch, random completions of seed and step, and the
-random state of dropout is part of the saved state. So a run that was stopped and resumed ends as one that never was.
+random state of dropout is part of the saved state. So on the CPU a run that was stopped and resumed ends as one that
+never was; on a GPU as nearly as its kernels repeat themselves.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from .catalog import Catalog
+from .checkpoint import Progress
 from .config import Config
 from .data import Examples, Split, training_windows
 from .evaluate import evaluate, sampled
@@ -36,7 +38,7 @@ def train_sft(
     split: Split,
     config: Config,
     run: RunFolder,
-) -> Stage:
+) -> Progress:
     """Next-item cross-entropy, one sequence a user with a loss on every item that has a history.
 
     Stops early where valid recall has not risen for `sft.patience` evaluations. The best model is in checkpoints/sft.
@@ -45,7 +47,7 @@ def train_sft(
     sft = config.sft
     per_step = sft.batch_size * sft.gradient_accumulation
     steps_an_epoch = -(-len(windows) // per_step)
-    total = steps_an_epoch * sft.epochs
+    total = min(steps_an_epoch * sft.epochs, sft.max_steps or steps_an_epoch * sft.epochs)
     stage = Stage.start("sft", accelerator, model, tokenizer, sft, total, run)
     valid = sampled(split.valid, config.evaluation.valid_users, config.seed)
     lengths = np.array([len(window) for window in windows])
@@ -53,15 +55,18 @@ def train_sft(
     with tqdm(total=total, initial=stage.progress.step, desc="sft", unit="step", mininterval=1.0) as bar:
         first_epoch = stage.progress.step // steps_an_epoch if steps_an_epoch else sft.epochs
         for epoch in range(first_epoch, sft.epochs):
-            if stage.progress.finished or stage.progress.stale >= sft.patience:
+            if stage.progress.step >= total or stage.progress.stale >= sft.patience:
                 break
             stage.model.train()
             for rows in _epoch_batches(lengths, per_step, np.random.default_rng((config.seed, 0, epoch))):
+                rate = stage.scheduler.get_last_lr()[0]
                 loss, norm = _sft_step(stage, catalog, windows, first_targets, rows, sft.batch_size)
-                stage.log(loss=loss, learning_rate=stage.scheduler.get_last_lr()[0], grad_norm=norm, epoch=epoch + 1)
+                stage.log(loss=loss, learning_rate=rate, grad_norm=norm, epoch=epoch + 1)
                 bar.update()
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-            if (epoch + 1) % sft.evaluate_every == 0 or epoch + 1 == sft.epochs:
+                if stage.progress.step == total:
+                    break
+            if (epoch + 1) % sft.evaluate_every == 0 or stage.progress.step == total:
                 found = evaluate(stage.model, catalog, valid, config.evaluation, description="valid", progress=True)
                 stage.record(found, config.evaluation.select)
                 stage.save()
@@ -69,7 +74,7 @@ def train_sft(
     if stage.progress.best_step < 0:  # no epochs at all: the start itself
         stage.record(evaluate(stage.model, catalog, valid, config.evaluation), config.evaluation.select)
     stage.save(finished=True)
-    return stage
+    return stage.progress
 
 
 def _sft_step(
@@ -89,9 +94,8 @@ def _sft_step(
             hidden = parts.decoder(
                 input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), use_cache=False
             ).last_hidden_state  # [B, S, H]
-            log_probs = linear_log_probs(
-                hidden[:, :-1], parts.weight.to(hidden.dtype), labels[:, 1:].to(device), bias=parts.bias
-            )
+            weight, bias = parts.head_in(hidden.dtype)
+            log_probs = linear_log_probs(hidden[:, :-1], weight, labels[:, 1:].to(device), bias=bias)
         loss = -log_probs.sum() / tokens
         stage.accelerator.backward(loss)
         loss_sum += float(loss.detach())
@@ -120,7 +124,7 @@ def train_grpo(
     split: Split,
     config: Config,
     run: RunFolder,
-) -> Stage:
+) -> Progress:
     """Group-relative policy optimisation with TAWin weights; the best model, or the start, is in checkpoints/grpo.
 
     `reference` is the frozen model of the KL term. None with beta > 0: the peft model with its adapters switched off.
@@ -138,8 +142,6 @@ def train_grpo(
 
     if stage.progress.best_step < 0:
         tqdm.write(_evaluation_line("grpo", "start", check()))
-    if len(split.rl) == 0 and grpo.steps > 0:
-        raise ValueError("grpo: no user has an interaction kept for RL; raise split.rl_share or give longer histories")
     with tqdm(total=grpo.steps, initial=stage.progress.step, desc="grpo", unit="step", mininterval=1.0) as bar:
         while stage.progress.step < grpo.steps:
             figures = _grpo_step(stage, catalog, split.rl, config, reference_log_probs)
@@ -150,7 +152,7 @@ def train_grpo(
             if step % grpo.evaluate_every == 0 or step == grpo.steps:
                 tqdm.write(_evaluation_line("grpo", f"step {step}", check()))
     stage.save(finished=True)
-    return stage
+    return stage.progress
 
 
 def _grpo_step(
@@ -221,8 +223,12 @@ def _reference(stage: Stage, reference: nn.Module | None) -> Reference:
     model = stage.accelerator.unwrap_model(stage.model)
 
     def without_adapters(groups: Groups) -> Tensor:
+        was_training = model.training
+        model.eval()  # no dropout in the reference
         with model.disable_adapter():
-            return completion_log_probs(model, groups)
+            log_probs = completion_log_probs(model, groups)
+        model.train(was_training)
+        return log_probs
 
     return without_adapters
 

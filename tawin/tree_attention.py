@@ -10,6 +10,8 @@ This module knows nothing of items, tries, rewards or losses.
 
 from __future__ import annotations
 
+import inspect
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,18 +39,35 @@ class Backbone:
         return _effective_weight(self.head)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """dtype of the weights; unlike `weight` it builds no merged [V, H] matrix."""
+        return _unwrap_head(self.head).weight.dtype
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that the head knows, V."""
+        return len(_unwrap_head(self.head).weight)
+
+    @property
     def bias(self) -> Tensor | None:
         """LM-head bias [V], or None."""
         return getattr(_unwrap_head(self.head), "bias", None)
+
+    def head_in(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias in the dtype of the hidden states that they meet."""
+        return self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
 
 
 def backbone(model: Any) -> Backbone:
     """Take a causal LM apart (peft models included).
 
     Raises ValueError by name for what shared-prefix attention or a plain softmax head would get wrong: attention
-    implementations without a 4-D mask, layers that are neither full nor sliding attention, heads that rescale logits.
+    implementations without a 4-D mask, layers that are neither full nor sliding attention, positions that are not
+    given by position ids, heads that do more than hidden @ weight.T + bias. The head is tried out once a model.
     """
     causal_lm: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft lives inside it
+    if not hasattr(causal_lm, "get_output_embeddings"):
+        raise TypeError(f"model: expected a transformers causal LM, got {type(causal_lm).__name__}")
     config = causal_lm.config.get_text_config(decoder=True)
     name = type(causal_lm).__name__
     if config._attn_implementation not in ("sdpa", "eager"):
@@ -59,6 +78,13 @@ def backbone(model: Any) -> Backbone:
     other = sorted(set(getattr(config, "layer_types", None) or ()) - set(_LAYER_TYPES))
     if other:
         raise ValueError(f"model {name}: layer types {other} have no shared-prefix mask; expected {_LAYER_TYPES}")
+    decoder = causal_lm.get_decoder()
+    lacking = {"position_ids", "past_key_values", "attention_mask"} - set(inspect.signature(decoder.forward).parameters)
+    if lacking or getattr(config, "alibi", False) or "local" in (getattr(config, "attention_layers", None) or ()):
+        raise ValueError(
+            f"model {name}: its attention does not follow a 4-D mask and position ids (alibi, a local window of its "
+            f"own, or a decoder without {sorted(lacking) or 'them'}); not supported"
+        )
     for option in _HEAD_OPTIONS:
         value = getattr(config, option, None)
         if value is not None and value != 1:
@@ -66,7 +92,40 @@ def backbone(model: Any) -> Backbone:
     head = causal_lm.get_output_embeddings()
     if head is None:
         raise ValueError(f"model {name}: expected a causal LM with an LM head, got none")
-    return Backbone(causal_lm.get_decoder(), head, config)
+    parts = Backbone(decoder, head, config)
+    if causal_lm not in _TRIED_HEADS:
+        _try_head(causal_lm, parts)
+        _TRIED_HEADS.add(causal_lm)
+    return parts
+
+
+# Models whose logits were seen to be hidden @ weight.T + bias.
+_TRIED_HEADS: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+@torch.no_grad()
+def _try_head(causal_lm: Any, parts: Backbone) -> None:
+    """Refuse a model whose logits are not hidden @ weight.T + bias: every log-prob here would be wrong."""
+    device = _unwrap_head(parts.head).weight.device
+    # Not token 0: it is often the padding, whose embedding, hidden state and logits are all zero.
+    input_ids = torch.arange(1, min(5, parts.vocabulary), device=device)[None]
+    hidden: list[Tensor] = []
+    hook = parts.decoder.register_forward_hook(lambda _module, _inputs, output: hidden.append(output[0]))
+    try:
+        # The random state is put back: dropout must not depend on when a model is tried.
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            logits = causal_lm(input_ids=input_ids, use_cache=False).logits
+    finally:
+        hook.remove()
+    weight, bias = parts.head_in(hidden[0].dtype)
+    expected = nn.functional.linear(hidden[0], weight, bias)
+    tolerance = 1e-3 if logits.dtype == expected.dtype == torch.float32 else 5e-2
+    scale = max(1.0, float(logits.abs().max()))
+    if not torch.allclose(expected.float(), logits.float(), rtol=0.0, atol=tolerance * scale):
+        raise ValueError(
+            f"model {type(causal_lm).__name__}: its logits are not hidden @ lm_head.T (largest difference "
+            f"{float((expected - logits).abs().max()):.3g}); such heads are not supported"
+        )
 
 
 def _unwrap_head(head: Any) -> Any:
@@ -109,12 +168,23 @@ class Prompt:
 
 def check_prompts(input_ids: Tensor, attention_mask: Tensor) -> None:
     """Refuse anything but a non-empty left-padded batch: input_ids int64 [B, P], attention_mask 0/1 [B, P]."""
+    for name, value in (("input_ids", input_ids), ("attention_mask", attention_mask)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected a tensor [B, P], got {type(value).__name__}")
     if input_ids.dim() != 2 or input_ids.dtype != torch.int64:
         raise ValueError(f"input_ids: expected int64 [B, P], got {input_ids.dtype} {list(input_ids.shape)}")
     if attention_mask.shape != input_ids.shape:
         raise ValueError(
             f"attention_mask: expected the shape of input_ids {list(input_ids.shape)}, got {list(attention_mask.shape)}"
         )
+    if len(input_ids) == 0:
+        raise ValueError("input_ids: expected at least one prompt, got none")
+    if attention_mask.device != input_ids.device:
+        raise ValueError(
+            f"attention_mask: expected device {input_ids.device} as input_ids, got {attention_mask.device}"
+        )
+    if bool(((attention_mask != 0) & (attention_mask != 1)).any()):
+        raise ValueError("attention_mask: expected zeros and ones, got other values")
     mask = attention_mask.bool()
     if input_ids.shape[1] == 0 or not bool(mask[:, -1].all()):
         raise ValueError("attention_mask: expected left-padded prompts of at least one token (last column all 1)")
@@ -165,11 +235,15 @@ def prefill(model: Backbone, input_ids: Tensor, attention_mask: Tensor) -> Promp
     cache = DynamicCache()  # without a config every layer keeps all keys; windows are the mask's business
     hidden = model.decoder(
         input_ids=input_ids,
-        attention_mask=model_mask(model.config, _causal(key_mask), positions, positions, model.weight.dtype),
+        attention_mask=model_mask(model.config, _causal(key_mask), positions, positions, model.dtype),
         position_ids=positions,
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state  # [B, P, H]
+    if cache.get_seq_length() != input_ids.shape[1]:
+        raise ValueError(
+            "model: it keeps no cache (gradient checkpointing in training mode does that): call model.eval()"
+        )
     return Prompt(cache, hidden[:, -1], key_mask, positions, key_mask.sum(-1))
 
 
@@ -213,7 +287,7 @@ class BeamTree:
         self._depth += 1
 
         visible = torch.cat((self._prompt.key_mask[:, None].expand(-1, width, -1), self._ancestors), dim=2)
-        mask = model_mask(self._model.config, visible, positions, self._key_positions, self._model.weight.dtype)
+        mask = model_mask(self._model.config, visible, positions, self._key_positions, self._model.dtype)
         return self._model.decoder(
             input_ids=tokens,
             attention_mask=mask,
@@ -236,27 +310,29 @@ def completion_hidden(model: Backbone, input_ids: Tensor, attention_mask: Tensor
     batch, group, length = token_ids.shape
     prompt_length = input_ids.shape[1]
     key_mask = attention_mask.bool()
-    # The last token of a completion predicts nothing that is trained, so it is not run.
-    suffix = token_ids[:, :, : length - 1].clamp_min(0).reshape(batch, -1)  # [B, G * (L - 1)]
+    # Run are the tokens that another one follows, packed: of titles, most of [G, L] is padding.
+    followed = (token_ids[:, :, 1:] >= 0).flatten(1)  # bool [B, G * (L - 1)]
+    packed = int(followed.sum(1).max())
+    slots = followed.long().argsort(dim=1, descending=True, stable=True)[:, :packed]  # [B, S]
+    suffix = token_ids[:, :, :-1].flatten(1).gather(1, slots).clamp_min(0)  # [B, S]
+    owner, depth = slots // max(1, length - 1), slots % max(1, length - 1)  # [B, S]
+    positions = torch.cat((positions_of(key_mask), key_mask.sum(-1, keepdim=True) + depth), dim=1)
 
-    steps = torch.arange(length - 1, device=token_ids.device)
-    depth = steps.repeat(group)  # [G * (L - 1)]
-    owner = torch.arange(group, device=token_ids.device).repeat_interleave(length - 1)
-    suffix_positions = key_mask.sum(-1, keepdim=True) + depth  # [B, G * (L - 1)]
-    positions = torch.cat((positions_of(key_mask), suffix_positions), dim=1)
-
-    total = prompt_length + suffix.shape[1]
+    total = prompt_length + packed
     visible = torch.zeros(batch, total, total, dtype=torch.bool, device=token_ids.device)
     visible[:, :prompt_length, :prompt_length] = _causal(key_mask)
     visible[:, prompt_length:, :prompt_length] = key_mask[:, None, :]
-    visible[:, prompt_length:, prompt_length:] = (owner[:, None] == owner) & (depth[:, None] >= depth)
+    visible[:, prompt_length:, prompt_length:] = (owner[:, :, None] == owner[:, None]) & (
+        depth[:, :, None] >= depth[:, None]
+    )
 
     hidden = model.decoder(
         input_ids=torch.cat((input_ids, suffix), dim=1),
-        attention_mask=model_mask(model.config, visible, positions, positions, model.weight.dtype),
+        attention_mask=model_mask(model.config, visible, positions, positions, model.dtype),
         position_ids=positions,
         use_cache=False,
-    ).last_hidden_state  # [B, P + G * (L - 1), H]
+    ).last_hidden_state  # [B, P + S, H]
     first = hidden[:, prompt_length - 1, None, None].expand(-1, group, 1, -1)  # [B, G, 1, H]
-    rest = hidden[:, prompt_length:].unflatten(1, (group, length - 1)) if length > 1 else first[:, :, :0]
-    return torch.cat((first, rest), dim=2)
+    rest = hidden.new_zeros(batch, group * (length - 1), hidden.shape[-1])
+    rest = rest.scatter(1, slots[..., None].expand(-1, -1, hidden.shape[-1]), hidden[:, prompt_length:])
+    return torch.cat((first, rest.unflatten(1, (group, length - 1))), dim=2)

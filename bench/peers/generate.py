@@ -2,8 +2,8 @@
 
 `generate` repeats every prompt once a beam before it runs the prompts. At each step the processor walks the beams one
 by one, turns what each has generated into a tuple, looks up the tokens that may follow, and adds a dense mask to the
-scores. Nothing else is slowed down: the cache is on, attention is the model's own (sdpa), no gradient is tracked, the LM
-head sees the last position only, and the table is made once, outside of what is timed.
+scores. Nothing else is slowed down: the cache is on, attention is the model's own (sdpa), no gradient is tracked, the
+LM head sees the last position only, and the table is made once, outside of what is timed.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def generate_beam_search(
 ) -> PeerBeams:
     """The `beam_width` best items of every prompt; the model has to be in eval mode.
 
-    input_ids, attention_mask: int64 [B, P], left-padded. As in `tawin.beam_search`, sequences are expanded to their items and cut to `beam_width`.
+    input_ids, attention_mask: int64 [B, P], left-padded. Sequences are expanded to their items and cut to `beam_width`,
+    as in `tawin.beam_search`.
     """
     prompt_length = input_ids.shape[1]
     found = model.generate(

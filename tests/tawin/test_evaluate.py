@@ -6,7 +6,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-import torch
 
 from tawin.config import EvaluationConfig
 from tawin.data import Examples
@@ -63,4 +62,3 @@ def test_sampling_is_the_same_for_the_same_seed() -> None:
     assert sampled(examples, None, 0) is examples
     assert sampled(examples, 3, 1).user_ids.tolist() == sampled(examples, 3, 1).user_ids.tolist()
     assert len(sampled(examples, 3, 1)) == 3
-    assert torch.is_tensor(small_catalog().token_ids)

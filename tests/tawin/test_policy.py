@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from tawin.config import PolicyConfig
-from tawin.policy import add_lora, build_model, check_head, load_model, load_tokenizer, merged
+from tawin.policy import add_lora, build_model, load_model, load_tokenizer, merged
 from tawin.tokenizer import make_semantic_tokenizer
+from tawin.tree_attention import backbone
 
 from .models import FAMILIES, tiny_model
 
@@ -47,17 +48,15 @@ def test_a_tokenizer_loads_from_a_folder(tmp_path: Path) -> None:
     assert load_tokenizer(str(tmp_path)).convert_tokens_to_ids("<a_0>") == 3
 
 
-def test_a_head_that_scales_its_logits_is_refused() -> None:
-    model = tiny_model("llama")
-    check_head(model)
-    plain = model.lm_head.forward
-    model.lm_head.forward = lambda hidden: 0.5 * plain(hidden)
-    with pytest.raises(ValueError, match=r"logits are not hidden @ lm_head\.T"):
-        check_head(model)
-
-
-def test_lora_trains_adapters_and_the_new_tokens_alone() -> None:
-    model = add_lora(tiny_model("qwen2"), PolicyConfig(lora_rank=2), [5, 6])
+@pytest.mark.parametrize("tied", [True, False])
+def test_lora_trains_adapters_and_the_new_tokens_alone_in_an_untied_head_too(tied: bool) -> None:
+    model = add_lora(tiny_model("qwen2", tie_word_embeddings=tied), PolicyConfig(lora_rank=2), [5, 6])
+    parts = backbone(model)
+    hidden = parts.decoder(input_ids=torch.tensor([[5, 7, 6]])).last_hidden_state
+    (hidden @ parts.weight.T).square().sum().backward()
+    deltas = {name: p.grad for name, p in model.named_parameters() if "trainable_tokens_delta" in name}
+    assert len(deltas) == (1 if tied else 2)
+    assert all(grad is not None and bool((grad != 0).any(1).all()) for grad in deltas.values())
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trained and all("lora_" in name or "trainable_tokens" in name for name in trained)
     assert merged(model) is not model

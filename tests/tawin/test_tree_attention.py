@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, BloomConfig, GPTNeoConfig, MptConfig
 
-from tawin.tree_attention import backbone, check_prompts, completion_hidden
+from tawin.tree_attention import backbone, check_prompts, completion_hidden, prefill
 
 from .models import FAMILIES, ragged_prompts, tiny_model
 
@@ -142,3 +143,47 @@ def test_what_would_be_wrong_in_silence_is_refused(changes: dict[str, object], m
 def test_an_empty_prompt_is_refused() -> None:
     with pytest.raises(ValueError, match="attention_mask"):
         check_prompts(torch.zeros(2, 3, dtype=torch.int64), torch.tensor([[0, 0, 1], [0, 0, 0]]))
+
+
+def test_a_head_that_scales_its_logits_is_refused() -> None:
+    model = tiny_model("llama")
+    plain = model.lm_head.forward
+    model.lm_head.forward = lambda hidden: 0.5 * plain(hidden)
+    with pytest.raises(ValueError, match=r"logits are not hidden @ lm_head\.T"):
+        backbone(model)
+
+
+def test_trying_a_head_leaves_the_random_state_alone() -> None:
+    model = tiny_model("qwen2", attention_dropout=0.5).train()
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    backbone(model)
+    assert torch.equal(torch.rand(4), expected)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (BloomConfig(hidden_size=16, n_layer=1, n_head=2, vocab_size=20), "BloomForCausalLM"),
+        (
+            GPTNeoConfig(
+                hidden_size=16, num_layers=2, num_heads=2, vocab_size=20, attention_types=[[["global", "local"], 1]]
+            ),
+            "GPTNeo",
+        ),
+        (MptConfig(d_model=16, n_layers=1, n_heads=2, vocab_size=20), "MptForCausalLM"),
+    ],
+    ids=["bloom", "gpt-neo", "mpt"],
+)
+def test_models_whose_attention_does_not_follow_mask_and_positions_are_refused(config: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        backbone(AutoModelForCausalLM.from_config(config))
+
+
+def test_a_model_that_keeps_no_cache_is_refused_with_what_to_do() -> None:
+    model = tiny_model("qwen2").train()
+    model.gradient_checkpointing_enable()
+    input_ids, mask = ragged_prompts(2, 4)
+    with pytest.raises(ValueError, match=r"keeps no cache.*model\.eval\(\)"):
+        prefill(backbone(model), input_ids, mask)
