@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -294,3 +297,70 @@ def test_users_with_fewer_than_three_items_are_reported_and_left_out(
     results = run(tmp_path / "run", "--data", str(data), "--sft.epochs=1", "--grpo.steps=1")
     assert results["dataset"]["users_left_out"] == 2
     assert "2 with fewer than three items left out" in capsys.readouterr().out
+
+
+def crash(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "where",
+    ["tawin.catalog.pq.write_table", "transformers.PreTrainedTokenizerBase.save_pretrained", "train._evaluate_stage"],
+)
+def test_a_crash_at_any_point_of_the_job_can_be_resumed(
+    finished: Path, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(where, crash)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "run")
+    train.main(["--out", str(tmp_path / "run"), "--resume"])
+    assert metrics(tmp_path / "run") == metrics(finished)
+    ours, theirs = (json.loads((p / "results.json").read_text()) for p in (tmp_path / "run", finished))
+    assert ours["grpo"] == theirs["grpo"]
+    assert ours["seconds"].keys() == theirs["seconds"].keys()
+
+
+def test_a_resume_with_other_items_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_data(tmp_path / "data", random_sequences(40, 30), 30)
+    with monkeypatch.context() as broken:
+        broken.setattr("train._evaluate_stage", crash)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "run", "--data", str(data))
+    items = pq.read_table(data / "items.parquet")
+    pq.write_table(items.take(list(reversed(range(30)))), data / "items.parquet")
+    with pytest.raises(SystemExit, match="expected the items that the run was started with"):
+        train.main(["--out", str(tmp_path / "run"), "--resume"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--split.rl-share=0"], "split.rl_share: expected a share that keeps"),
+        (["--catalog.vectors=absent.npy", "--catalog.item-tokens=title"], "catalog.vectors: expected None"),
+        (["--seed=-1"], "seed: expected 0 or more"),
+    ],
+)
+def test_options_that_leave_nothing_to_do_are_refused_before_anything_is_written(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(tmp_path / "run", *options)
+    assert message in str(caught.value.code) + "".join(capsys.readouterr())
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def fresh_accelerate() -> Iterator[None]:
+    """Accelerate keeps one state a process; a test with another precision needs one of its own."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_bf16_autocast_trains_as_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "make_accelerator", lambda: Accelerator(cpu=True, mixed_precision="bf16"))
+    results = run(tmp_path / "run", "--policy.lora-rank=2", "--grpo.beta=0.01")
+    assert 0.0 <= results["grpo"]["test"]["recall@10"] <= 1.0
+    assert all(line["kl"] < 1.0 for line in metrics(tmp_path / "run") if "kl" in line)

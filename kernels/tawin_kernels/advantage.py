@@ -28,7 +28,7 @@ def tawin_weights(
 
     scores: [B, G] fp32, bf16, fp16, fp64; -inf is allowed and ranks last. negatives: bool [B, G].
     impl: "auto", "triton" or "reference"; an explicit choice that cannot run raises.
-    check_values: whether tensor values are checked; None: on the CPU only, as it synchronises a GPU.
+    check_values: True: check tensor values on a GPU too, which synchronises it. On the CPU they are always checked.
 
     Returns fp32 [B, G] (fp64 for fp64), 1 where not a negative; the negatives' weights sum to |N|.
     Raises TypeError or ValueError naming the argument (NaN scores).
@@ -56,7 +56,7 @@ def group_advantages(
     normalize_std: divide by the unbiased standard deviation (n - 1) plus eps.
     valid: bool [B, G], the completions that exist; None: all. Others get 0, count nowhere and are not read.
     impl: "auto", "triton" or "reference"; an explicit choice that cannot run raises.
-    check_values: whether tensor values are checked; None: on the CPU only, as it synchronises a GPU.
+    check_values: True: check tensor values on a GPU too, which synchronises it. On the CPU they are always checked.
 
     Returns fp32 [B, G] (fp64 for fp64 rewards). A group whose valid rewards are all equal gets exactly 0.
     Raises TypeError or ValueError naming the argument.

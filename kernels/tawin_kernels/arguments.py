@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -27,9 +27,19 @@ def require_implementation(op: str, impl: str) -> None:
 
     No op has a Triton kernel yet, so "auto" is the reference op on every device.
     """
-    require_choice("impl", impl, ("auto", "triton", "reference"))
+    require_choice("impl", impl, get_args(Impl))
     if impl == "triton":
         raise NotImplementedError(f"impl: {op} has no Triton kernel yet; use impl='auto' or impl='reference'")
+
+
+def require_reference(op: str, impl: str) -> None:
+    """A reference op runs as itself only."""
+    require_choice("impl", impl, get_args(Impl))
+    if impl == "triton":
+        raise ValueError(
+            f"impl: expected 'auto' or 'reference', got 'triton': reference.{op} is the reference op; "
+            f"tawin_kernels.{op} chooses between implementations"
+        )
 
 
 def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
@@ -95,10 +105,10 @@ def require_same_dtype(name: str, tensor: torch.Tensor, other_name: str, other: 
 
 
 def values_are_checked(check_values: object, tensor: torch.Tensor) -> bool:
-    """Whether tensor values are checked: asked for, or free of a device synchronisation."""
+    """On the CPU always; elsewhere, where it synchronises the device, only when asked for."""
     if check_values is not None and not isinstance(check_values, bool):
         raise TypeError(f"check_values: expected None, True or False, got {check_values!r}")
-    return tensor.device.type == "cpu" if check_values is None else check_values
+    return tensor.device.type == "cpu" or check_values is True
 
 
 def require_values(name: str, is_good: torch.Tensor, tensor: torch.Tensor, expected: str) -> None:

@@ -39,7 +39,7 @@ def beam_step(
     normalizer: "vocab": log p over the whole vocabulary; "trie": renormalised over the children of the beam's node.
     temperature: logits are divided by it, > 0.
     impl: "auto", "triton" or "reference"; an explicit choice that cannot run raises.
-    check_values: whether tensor values are checked; None: on the CPU only, as it synchronises a GPU.
+    check_values: True: check tensor values on a GPU too, which synchronises it. On the CPU they are always checked.
 
     Returns BeamStep of [B, beam_width] tensors, best first; ties: lower parent, then lower edge. A candidate at -inf
     or NaN is a missing one: score -inf, node -1, token -1, parent 0. A beam at a leaf has no candidates.

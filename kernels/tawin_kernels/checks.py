@@ -1,4 +1,4 @@
-"""The argument checks of each op: shapes, dtypes, devices and options always, tensor values where that is free.
+"""The argument checks of each op: shapes, dtypes, devices and options always, tensor values on the CPU.
 
 Both implementations of an op call the same check, so they refuse the same input in the same words.
 """
@@ -101,18 +101,9 @@ def check_group_advantages(
     check_values: bool | None,
 ) -> None:
     require_tensor("rewards", rewards, dims="[B, G]", sizes=(None, None), dtypes=FLOATING)
-    _check_group_size("rewards", rewards)
-    like = ("rewards", rewards)
-    if scores is not None:
-        require_tensor("scores", scores, dims="[B, G]", sizes=rewards.shape, dtypes=FLOATING, device_of=like)
-    if tawin is not None:
-        _check_tawin(tawin)
-        if scores is None:
-            raise ValueError("scores: expected a tensor [B, G] to rank the negatives of tawin by, got None")
-    if not isinstance(normalize_std, bool):
-        raise TypeError(f"normalize_std: expected True or False, got {normalize_std!r}")
-    require_number("eps", eps, minimum=0.0)
+    _check_advantage_options(rewards, scores, tawin, normalize_std, eps)
     if valid is not None:
+        like = ("rewards", rewards)
         require_tensor("valid", valid, dims="[B, G]", sizes=rewards.shape, dtypes=BOOL, device_of=like)
     if values_are_checked(check_values, rewards):
         _check_reward_values(rewards, scores, valid)
@@ -172,7 +163,7 @@ def check_tawin_grpo_loss(
     require_tensor("token_ids", token_ids, dims="[B, G, L]", sizes=sizes, dtypes=INT64, device_of=like)
     require_tensor("mask", mask, dims="[B, G, L]", sizes=sizes, dtypes=BOOL, device_of=like)
     require_tensor("rewards", rewards, dims="[B, G]", sizes=sizes[:2], dtypes=FLOATING, device_of=like)
-    check_group_advantages(rewards, scores, tawin, normalize_std, eps, None, check_values=False)
+    _check_advantage_options(rewards, scores, tawin, normalize_std, eps)
     _check_loss_options(
         ("mask", mask), old_log_probs, ref_log_probs, loss_type, epsilon_low, epsilon_high, beta, valid, denominator
     )
@@ -212,6 +203,22 @@ def _check_group_size(name: str, tensor: torch.Tensor) -> None:
 def _check_tawin(tawin: TAWin) -> None:
     if not isinstance(tawin, TAWin):
         raise TypeError(f"tawin: expected a TAWin, got {type(tawin).__name__}")
+
+
+def _check_advantage_options(
+    rewards: torch.Tensor, scores: torch.Tensor | None, tawin: TAWin | None, normalize_std: bool, eps: float
+) -> None:
+    _check_group_size("rewards", rewards)
+    if scores is not None:
+        like = ("rewards", rewards)
+        require_tensor("scores", scores, dims="[B, G]", sizes=rewards.shape, dtypes=FLOATING, device_of=like)
+    if tawin is not None:
+        _check_tawin(tawin)
+        if scores is None:
+            raise ValueError("scores: expected a tensor [B, G] to rank the negatives of tawin by, got None")
+    if not isinstance(normalize_std, bool):
+        raise TypeError(f"normalize_std: expected True or False, got {normalize_std!r}")
+    require_number("eps", eps, minimum=0.0)
 
 
 def _check_loss_options(

@@ -30,11 +30,13 @@ def grpo_loss(
 ) -> GRPOLoss:
     """The clipped surrogate -min(rho A, clip(rho, 1 - epsilon_low, 1 + epsilon_high) A) + beta KL of a batch of groups.
 
-    rho = exp(log_probs - old_log_probs); KL is the k3 estimate exp(ref - logp) - (ref - logp) - 1 a token.
+    rho = exp(log_probs - old_log_probs); KL is the k3 estimate exp(ref - logp) - (ref - logp) - 1 a token. Both log-ratios
+    count as 80 from there on, so that no exp overflows.
 
     log_probs: [B, G, L] fp32, bf16, fp16 (fp64 too on the CPU).
     mask: bool [B, G, L], the tokens that exist; others are never read.
-    advantages: [B, G] floating. old_log_probs, ref_log_probs: [B, G, L] floating; old None: log_probs detached.
+    advantages: [B, G] floating. old_log_probs, ref_log_probs: [B, G, L] floating, constants for the
+        gradient; old None: log_probs.
     loss_type: how token losses are summed up and what the sum is divided by (the denominator):
         "grpo": means over the tokens of a completion, by completions. "gspo": the same with one ratio a completion,
         exp of its mean log rho. "dapo": all tokens, by tokens. "dr_grpo": all tokens, by completions x L.
@@ -42,7 +44,7 @@ def grpo_loss(
     denominator: a number or scalar tensor > 0 to divide by in place of the input's own count. Whoever leaves groups out
         or splits a batch passes the full batch's.
     impl: "auto", "triton" or "reference"; an explicit choice that cannot run raises.
-    check_values: whether tensor values are checked; None: on the CPU only, as it synchronises a GPU.
+    check_values: True: check tensor values on a GPU too, which synchronises it. On the CPU they are always checked.
 
     Returns GRPOLoss, fp32 (fp64 for fp64): the scalar loss with a gradient; log_probs, advantages, kl and clip_fraction
     detached. Raises TypeError or ValueError naming the argument.
@@ -99,6 +101,7 @@ def tawin_grpo_loss(
     temperature: logits are divided by it, > 0.
     normalize_std, eps: as in `group_advantages`. The other arguments, the result and the errors: as in `grpo_loss`.
 
+    Call backward outside of an autocast region: `linear_log_probs` says why.
     With beta 0 a completion of advantage 0 (a dead group) has no gradient, so its log-probs are computed without one.
     """
     require_implementation("tawin_grpo_loss", impl)

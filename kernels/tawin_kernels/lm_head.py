@@ -1,6 +1,6 @@
 """The LM head in plain PyTorch, in pieces: log-probs of given tokens without the logits of all rows at once.
 
-Rows come in already selected: everything that is given here is read.
+Nothing is checked here: arguments come in as the public ops let them in.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from .arguments import IGNORED_TOKEN
 from .records import Normalizer
 
 # The logits of one piece of rows have at most this many elements (128 MiB in fp32).
@@ -21,7 +22,30 @@ def accumulation_dtype(tensor: torch.Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def row_log_probs(
+def token_log_probs(
+    hidden: torch.Tensor,
+    lm_head_weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    token_ids: torch.Tensor,
+    temperature: float,
+) -> torch.Tensor:
+    """log p(token_ids | hidden), fp32 or fp64 [*N], differentiable; 0 at ignored tokens, whose hidden is not read.
+
+    hidden [*N, H], token_ids [*N].
+    """
+    rows = (token_ids.reshape(-1) != IGNORED_TOKEN).nonzero().squeeze(1)
+    log_probs = _row_log_probs(
+        hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows),
+        lm_head_weight,
+        bias,
+        token_ids.reshape(-1)[rows],
+        temperature,
+    )
+    zeros = torch.zeros(token_ids.numel(), dtype=log_probs.dtype, device=hidden.device)
+    return zeros.index_copy(0, rows, log_probs).view(token_ids.shape)
+
+
+def _row_log_probs(
     hidden: torch.Tensor,
     lm_head_weight: torch.Tensor,
     bias: torch.Tensor | None,

@@ -28,9 +28,10 @@ def linear_log_probs(
     token_ids: int64 [*N] in [0, V); -100 gives 0 and no gradient, and its hidden state is not read.
     temperature: logits are divided by it, > 0.
     impl: "auto", "triton" or "reference"; an explicit choice that cannot run raises.
-    check_values: whether tensor values are checked; None: on the CPU only, as it synchronises a GPU.
+    check_values: True: check tensor values on a GPU too, which synchronises it. On the CPU they are always checked.
 
-    Returns fp32 [*N] (fp64 for fp64), natural log. Differentiable in hidden, lm_head_weight and bias.
+    Returns fp32 [*N] (fp64 for fp64), natural log. Differentiable in hidden, lm_head_weight and bias. An autocast region
+    leaves the forward pass in fp32; call backward outside of it, or it runs in the region's lower precision.
     Raises TypeError or ValueError naming the argument.
     """
     require_implementation("linear_log_probs", impl)

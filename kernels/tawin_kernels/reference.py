@@ -1,8 +1,8 @@
 """Every op in plain PyTorch: the specification of the kernels, and what runs on the CPU.
 
 The mathematics is that of arXiv 2604.22504 in the notation B prompts, G completions a prompt, L tokens, H hidden size,
-V vocabulary. The functions have the signatures of the public ops but `impl`, and check their arguments as those do.
-Floating inputs are accumulated in fp32, and in fp64 where they are fp64.
+V vocabulary. The functions have the signatures of the public ops and check their arguments as those do, once, where
+they enter; `impl` is "auto" or "reference". Floating inputs are accumulated in fp32, and in fp64 where they are fp64.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 
 import torch
 
-from .arguments import IGNORED_TOKEN
+from .arguments import IGNORED_TOKEN, Impl, require_reference
 from .checks import (
     check_beam_step,
     check_group_advantages,
@@ -20,10 +20,15 @@ from .checks import (
     check_tawin_grpo_loss,
     check_tawin_weights,
 )
-from .lm_head import accumulation_dtype, child_log_probs, row_log_probs
+from .lm_head import accumulation_dtype, child_log_probs, token_log_probs
 from .records import BeamStep, GRPOLoss, LossType, Normalizer, TAWin
 from .top_k import top_k_stable
 from .trie import ItemTrie
+from .windowed_advantage import relative_advantages, window_weights
+
+# exp overflows fp32 from 88 on, and infinity times an advantage or gradient of 0 is NaN. A probability e^80 times another
+# is clipped, or past all use: it counts as e^80 and has no gradient.
+_MAX_LOG_RATIO = 80.0
 
 
 @torch.no_grad()
@@ -38,9 +43,11 @@ def beam_step(
     normalizer: Normalizer = "vocab",
     temperature: float = 1.0,
     bias: torch.Tensor | None = None,
+    impl: Impl = "auto",
     check_values: bool | None = None,
 ) -> BeamStep:
     """The best beam_width of all children of all live beams; see `tawin_kernels.beam_step`."""
+    require_reference("beam_step", impl)
     check_beam_step(
         hidden, lm_head_weight, trie, nodes, scores, beam_width, normalizer, temperature, bias, check_values
     )
@@ -87,68 +94,28 @@ def linear_log_probs(
     *,
     temperature: float = 1.0,
     bias: torch.Tensor | None = None,
+    impl: Impl = "auto",
     check_values: bool | None = None,
 ) -> torch.Tensor:
     """log softmax((hidden @ lm_head_weight.T + bias) / temperature) at token_ids (`tawin_kernels.linear_log_probs`)."""
+    require_reference("linear_log_probs", impl)
     check_linear_log_probs(hidden, lm_head_weight, token_ids, temperature, bias, check_values)
-    rows = (token_ids.reshape(-1) != IGNORED_TOKEN).nonzero().squeeze(1)
-    log_probs = row_log_probs(
-        hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows),
-        lm_head_weight,
-        bias,
-        token_ids.reshape(-1)[rows],
-        temperature,
-    )
-    zeros = torch.zeros(token_ids.numel(), dtype=log_probs.dtype, device=hidden.device)
-    return zeros.index_copy(0, rows, log_probs).view(token_ids.shape)
+    return token_log_probs(hidden, lm_head_weight, bias, token_ids, temperature)
 
 
 @torch.no_grad()
 def tawin_weights(
-    scores: torch.Tensor, negatives: torch.Tensor, tawin: TAWin, *, check_values: bool | None = None
+    scores: torch.Tensor,
+    negatives: torch.Tensor,
+    tawin: TAWin,
+    *,
+    impl: Impl = "auto",
+    check_values: bool | None = None,
 ) -> torch.Tensor:
     """The weights w of the negatives around the anchor rank; see `tawin_kernels.tawin_weights`."""
+    require_reference("tawin_weights", impl)
     check_tawin_weights(scores, negatives, tawin, check_values)
-    # [B, G], in fp64 from here on: the tensors are small, and a rounded rank distance over a small temperature is not.
-    order = (scores + 0.0).argsort(dim=-1, descending=True, stable=True)
-    ranks_in_order = negatives.gather(-1, order).double().cumsum(-1) - 1
-    ranks = torch.empty_like(ranks_in_order).scatter(-1, order, ranks_in_order)  # sigma
-    sizes = negatives.sum(-1, keepdim=True).double()  # |N|, [B, 1]
-    distances = -(
-        _transform(ranks, sizes, tawin) - _transform(torch.full_like(sizes, tawin.anchor), sizes, tawin)
-    ).abs()
-    distances = distances.masked_fill(~negatives, -math.inf)  # x
-
-    # T_i = min(1, exp((x_i - lambda) / tau)) with sum k. If the m largest saturate at 1, the others share k - m as a
-    # softmax does: T_i = (k - m) exp((x_i - x_m) / tau) / tail_m with tail_m = sum_{j >= m} exp((x_j - x_m) / tau).
-    # The smallest m at which the largest of them, (k - m) / tail_m, is at most 1 is the solution. It never fails at
-    # m = ceil(k) - 1, as tail_m >= 1. Differences are taken before the division, so no temperature loses digits.
-    ordered, by_distance = distances.sort(dim=-1, descending=True, stable=True)
-    G = scores.shape[-1]
-    tails = torch.ones_like(ordered)
-    for i in range(G - 2, -1, -1):
-        step = ((ordered[:, i + 1] - ordered[:, i]) / tawin.temperature).exp().nan_to_num(0.0)  # NaN: no negatives here
-        tails[:, i] = 1.0 + step * tails[:, i + 1]
-    saturated = torch.arange(G, dtype=torch.float64, device=scores.device)  # m
-    first = (tawin.window - saturated <= tails).double().argmax(dim=-1, keepdim=True)  # [B, 1]
-    m = first.double()
-    raw = ((ordered - ordered.gather(-1, first)) / tawin.temperature).exp() * (tawin.window - m)
-    raw = raw / tails.gather(-1, first)
-    raw = torch.where(saturated < m, 1.0, raw)
-    raw = torch.empty_like(raw).scatter(-1, by_distance, raw)  # T
-
-    weights = raw * sizes / raw.masked_fill(~negatives, 0.0).sum(-1, keepdim=True)
-    is_weighted = negatives & (sizes > tawin.window)
-    return torch.where(is_weighted, weights, 1.0).to(accumulation_dtype(scores))
-
-
-def _transform(ranks: torch.Tensor, sizes: torch.Tensor, tawin: TAWin) -> torch.Tensor:
-    """phi. ranks fp64 [B, G] or [B, 1]; sizes fp64 [B, 1], the number of negatives."""
-    if tawin.rank_transform == "log2":
-        return (1.0 + ranks.clamp(min=0.0)).log2()
-    if tawin.rank_transform == "fraction":
-        return ranks / sizes.clamp(min=1.0)
-    return ranks
+    return window_weights(scores, negatives, tawin).to(accumulation_dtype(scores))
 
 
 @torch.no_grad()
@@ -160,30 +127,15 @@ def group_advantages(
     normalize_std: bool = True,
     eps: float = 1e-4,
     valid: torch.Tensor | None = None,
+    impl: Impl = "auto",
     check_values: bool | None = None,
 ) -> torch.Tensor:
     """A'_m = w_m (r_m - mean) / (std + eps) within each group; see `tawin_kernels.group_advantages`."""
+    require_reference("group_advantages", impl)
     check_group_advantages(rewards, scores, tawin, normalize_std, eps, valid, check_values)
-    dtype = accumulation_dtype(rewards)
     if valid is None:
         valid = torch.ones_like(rewards, dtype=torch.bool)
-    rewards = rewards.to(dtype).masked_fill(~valid, 0.0)  # [B, G]
-    counts = valid.sum(-1, keepdim=True)  # [B, 1]
-    centered = (rewards - rewards.sum(-1, keepdim=True) / counts.clamp(min=1)).masked_fill(~valid, 0.0)
-    advantages = centered
-    if normalize_std:
-        std = (centered.square().sum(-1, keepdim=True) / (counts - 1).clamp(min=1)).sqrt()
-        advantages = centered / (std + eps)
-    if tawin is not None:
-        assert scores is not None
-        negatives = valid & (rewards <= 0)
-        weights = tawin_weights(scores.double().masked_fill(~valid, -math.inf), negatives, tawin, check_values=False)
-        advantages = advantages * weights.to(dtype)
-
-    # The same reward for every valid completion teaches nothing: exactly 0, free of the rounding of the mean.
-    largest = rewards.masked_fill(~valid, -math.inf).amax(-1, keepdim=True)
-    smallest = rewards.masked_fill(~valid, math.inf).amin(-1, keepdim=True)
-    return advantages.masked_fill(~valid | (largest <= smallest), 0.0)
+    return relative_advantages(rewards.to(accumulation_dtype(rewards)), scores, valid, tawin, normalize_std, eps)
 
 
 def grpo_loss(
@@ -199,9 +151,11 @@ def grpo_loss(
     beta: float = 0.0,
     valid: torch.Tensor | None = None,
     denominator: float | torch.Tensor | None = None,
+    impl: Impl = "auto",
     check_values: bool | None = None,
 ) -> GRPOLoss:
     """The clipped surrogate of a batch of groups, with its KL; see `tawin_kernels.grpo_loss`."""
+    require_reference("grpo_loss", impl)
     check_grpo_loss(
         log_probs,
         mask,
@@ -216,51 +170,18 @@ def grpo_loss(
         denominator,
         check_values,
     )
-    dtype = accumulation_dtype(log_probs)
-    if valid is None:
-        valid = mask.any(-1)  # [B, G]
-    mask = mask & valid[..., None]  # [B, G, L]
-    lengths = mask.sum(-1)  # [B, G]
-    num_tokens = lengths.sum().clamp(min=1)
-    log_probs = log_probs.to(dtype).masked_fill(~mask, 0.0)
-    if old_log_probs is None:
-        old_log_probs = log_probs.detach()
-    old_log_probs = old_log_probs.to(dtype).masked_fill(~mask, 0.0)
-    advantages = advantages.detach().to(dtype).masked_fill(~valid, 0.0)  # [B, G]
-
-    log_ratio = log_probs - old_log_probs
-    if loss_type == "gspo":
-        log_ratio = (log_ratio.sum(-1) / lengths.clamp(min=1))[..., None].expand_as(log_ratio)
-    ratio = log_ratio.exp()  # rho, [B, G, L]
-    advantage = advantages[..., None]
-    clipped_ratio = ratio.clamp(1.0 - epsilon_low, 1.0 + epsilon_high)
-    token_losses = -torch.minimum(ratio * advantage, clipped_ratio * advantage)
-    is_clipped = ((ratio < 1.0 - epsilon_low) & (advantage < 0)) | ((ratio > 1.0 + epsilon_high) & (advantage > 0))
-
-    kl = torch.zeros((), dtype=dtype, device=log_probs.device)
-    if ref_log_probs is not None:
-        distance = ref_log_probs.to(dtype).masked_fill(~mask, 0.0) - log_probs
-        token_kl = distance.exp() - distance - 1.0  # k3
-        kl = token_kl.detach().masked_fill(~mask, 0.0).sum() / num_tokens
-        if beta > 0:
-            token_losses = token_losses + beta * token_kl
-
-    token_losses = token_losses.masked_fill(~mask, 0.0)
-    if loss_type in ("grpo", "gspo"):
-        total = (token_losses.sum(-1) / lengths.clamp(min=1)).sum()
-        counted = valid.sum()
-    elif loss_type == "dapo":
-        total = token_losses.sum()
-        counted = num_tokens
-    else:
-        total = token_losses.sum()
-        counted = valid.sum() * mask.shape[-1]
-    return GRPOLoss(
-        loss=total / (counted.clamp(min=1) if denominator is None else denominator),
-        log_probs=log_probs.detach(),
-        advantages=advantages,
-        kl=kl,
-        clip_fraction=(is_clipped & mask).sum().to(dtype) / num_tokens,
+    return _group_loss(
+        log_probs,
+        mask,
+        mask.any(-1) if valid is None else valid,
+        advantages,
+        old_log_probs,
+        ref_log_probs,
+        loss_type,
+        epsilon_low,
+        epsilon_high,
+        beta,
+        denominator,
     )
 
 
@@ -285,9 +206,11 @@ def tawin_grpo_loss(
     eps: float = 1e-4,
     valid: torch.Tensor | None = None,
     denominator: float | torch.Tensor | None = None,
+    impl: Impl = "auto",
     check_values: bool | None = None,
 ) -> GRPOLoss:
     """From hidden states and rewards to the loss; see `tawin_kernels.tawin_grpo_loss`."""
+    require_reference("tawin_grpo_loss", impl)
     check_tawin_grpo_loss(
         hidden,
         lm_head_weight,
@@ -314,46 +237,85 @@ def tawin_grpo_loss(
     if valid is None:
         valid = mask.any(-1)
     mask = mask & valid[..., None]  # [B, G, L]
-    advantages = group_advantages(
-        rewards.to(torch.promote_types(rewards.dtype, accumulation_dtype(hidden))),
-        scores,
-        tawin=tawin,
-        normalize_std=normalize_std,
-        eps=eps,
-        valid=valid,
-        check_values=False,
-    )
+    with torch.no_grad():
+        reward_dtype = torch.promote_types(accumulation_dtype(rewards), accumulation_dtype(hidden))
+        advantages = relative_advantages(rewards.to(reward_dtype), scores, valid, tawin, normalize_std, eps)
 
     # Without a KL, a completion of advantage 0 has no gradient: its log-probs are wanted, their graph is not.
     trained = mask if beta > 0 else mask & (advantages != 0)[..., None]
-    log_probs = linear_log_probs(
-        hidden,
-        lm_head_weight,
-        token_ids.masked_fill(~trained, IGNORED_TOKEN),
-        temperature=temperature,
-        bias=bias,
-        check_values=False,
-    )
+    trained_ids = token_ids.masked_fill(~trained, IGNORED_TOKEN)
+    other_ids = token_ids.masked_fill(~mask | trained, IGNORED_TOKEN)
+    log_probs = token_log_probs(hidden, lm_head_weight, bias, trained_ids, temperature)
     with torch.no_grad():
-        rest = linear_log_probs(
-            hidden,
-            lm_head_weight,
-            token_ids.masked_fill(~mask | trained, IGNORED_TOKEN),
-            temperature=temperature,
-            bias=bias,
-            check_values=False,
-        )
-    return grpo_loss(
-        log_probs + rest,
+        log_probs_of_others = token_log_probs(hidden, lm_head_weight, bias, other_ids, temperature)
+    return _group_loss(
+        log_probs + log_probs_of_others,
         mask,
+        valid,
         advantages,
-        old_log_probs=old_log_probs,
-        ref_log_probs=ref_log_probs,
-        loss_type=loss_type,
-        epsilon_low=epsilon_low,
-        epsilon_high=epsilon_high,
-        beta=beta,
-        valid=valid,
-        denominator=denominator,
-        check_values=False,
+        old_log_probs,
+        ref_log_probs,
+        loss_type,
+        epsilon_low,
+        epsilon_high,
+        beta,
+        denominator,
+    )
+
+
+def _group_loss(
+    log_probs: torch.Tensor,
+    mask: torch.Tensor,
+    valid: torch.Tensor,
+    advantages: torch.Tensor,
+    old_log_probs: torch.Tensor | None,
+    ref_log_probs: torch.Tensor | None,
+    loss_type: LossType,
+    epsilon_low: float,
+    epsilon_high: float,
+    beta: float,
+    denominator: float | torch.Tensor | None,
+) -> GRPOLoss:
+    dtype = accumulation_dtype(log_probs)
+    mask = mask & valid[..., None]  # [B, G, L]
+    lengths = mask.sum(-1)  # [B, G]
+    num_tokens = lengths.sum().clamp(min=1)
+    log_probs = log_probs.to(dtype).masked_fill(~mask, 0.0)
+    old_log_probs = (log_probs if old_log_probs is None else old_log_probs).detach().to(dtype).masked_fill(~mask, 0.0)
+    advantages = advantages.detach().to(dtype).masked_fill(~valid, 0.0)  # [B, G]
+
+    log_ratio = log_probs - old_log_probs
+    if loss_type == "gspo":
+        log_ratio = (log_ratio.sum(-1) / lengths.clamp(min=1))[..., None].expand_as(log_ratio)
+    ratio = log_ratio.clamp(max=_MAX_LOG_RATIO).exp()  # rho, [B, G, L]
+    advantage = advantages[..., None]
+    clipped_ratio = ratio.clamp(1.0 - epsilon_low, 1.0 + epsilon_high)
+    token_losses = -torch.minimum(ratio * advantage, clipped_ratio * advantage)
+    is_clipped = ((ratio < 1.0 - epsilon_low) & (advantage < 0)) | ((ratio > 1.0 + epsilon_high) & (advantage > 0))
+
+    kl = torch.zeros((), dtype=dtype, device=log_probs.device)
+    if ref_log_probs is not None:
+        distance = ref_log_probs.detach().to(dtype).masked_fill(~mask, 0.0) - log_probs
+        distance = distance.clamp(max=_MAX_LOG_RATIO)
+        token_kl = distance.exp() - distance - 1.0  # k3
+        kl = token_kl.detach().masked_fill(~mask, 0.0).sum() / num_tokens
+        if beta > 0:
+            token_losses = token_losses + beta * token_kl
+
+    token_losses = token_losses.masked_fill(~mask, 0.0)
+    if loss_type in ("grpo", "gspo"):
+        total = (token_losses.sum(-1) / lengths.clamp(min=1)).sum()
+        counted = valid.sum()
+    elif loss_type == "dapo":
+        total = token_losses.sum()
+        counted = num_tokens
+    else:
+        total = token_losses.sum()
+        counted = valid.sum() * mask.shape[-1]
+    return GRPOLoss(
+        loss=total / (counted.clamp(min=1) if denominator is None else denominator),
+        log_probs=log_probs.detach(),
+        advantages=advantages,
+        kl=kl,
+        clip_fraction=(is_clipped & mask).sum().to(dtype) / num_tokens,
     )

@@ -9,15 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from functools import cached_property
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
 
 from .arguments import INT64, require_int, require_tensor, require_values
+from .trie_file import ARRAYS, read_arrays, write_arrays
 
-_FORMAT = "tawin_kernels.ItemTrie.1"
-_ARRAYS = ("child_offsets", "edge_tokens", "item_offsets", "item_ids")
 _INT32_MAX = 2**31 - 1
 
 
@@ -35,6 +35,8 @@ class ItemTrie:
     item_ids: torch.Tensor  # int32 [items]
     level_offsets: tuple[int, ...]
     """The first node of each depth, then num_nodes: depth d has the nodes level_offsets[d] .. level_offsets[d + 1]."""
+    leaf_depths: tuple[int, ...]
+    """The depths at which some item ends, ascending: the lengths that items have."""
     max_children: int
     max_token: int
 
@@ -100,13 +102,16 @@ class ItemTrie:
         levels = [0, 1]
         while (following := int(child_offsets[levels[-1]]) + 1) > levels[-1]:
             levels.append(following)
+        child_counts = child_offsets.diff()
+        has_leaves = [bool((child_counts[first:end] == 0).any()) for first, end in pairwise(levels)]
         return cls(
             child_offsets=child_offsets,
             edge_tokens=edge_tokens,
             item_offsets=item_offsets,
             item_ids=item_ids,
             level_offsets=tuple(levels),
-            max_children=int(child_offsets.diff().max()),
+            leaf_depths=tuple(depth for depth, has_leaf in enumerate(has_leaves) if has_leaf),
+            max_children=int(child_counts.max()),
             max_token=int(edge_tokens.max()),
         )
 
@@ -133,16 +138,17 @@ class ItemTrie:
     def device(self) -> torch.device:
         return self.child_offsets.device
 
-    @property
+    @cached_property
     def leaf_of_item(self) -> torch.Tensor:
-        """The node at which each item ends, int64 [items]."""
-        nodes = torch.arange(self.num_nodes, device=self.device)
-        leaves = torch.empty(self.num_items, dtype=torch.int64, device=self.device)
-        leaves[self.item_ids.long()] = nodes.repeat_interleave(self.item_offsets.diff())
+        """The node at which each item ends, int64 [items]. Made on first use and kept: not to be written to."""
+        with torch.inference_mode(False):  # what is kept must serve training too, whoever asks first
+            nodes = torch.arange(self.num_nodes, device=self.device)
+            leaves = torch.empty(self.num_items, dtype=torch.int64, device=self.device)
+            leaves[self.item_ids.long()] = nodes.repeat_interleave(self.item_offsets.diff())
         return leaves
 
     def to(self, device: torch.device | str) -> ItemTrie:
-        return replace(self, **{name: getattr(self, name).to(device) for name in _ARRAYS})
+        return replace(self, **{name: getattr(self, name).to(device) for name in ARRAYS})
 
     def is_leaf(self, nodes: torch.Tensor) -> torch.Tensor:
         """Which nodes (int64, any shape) have no children; a dead beam's -1 is not a leaf."""
@@ -161,46 +167,15 @@ class ItemTrie:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file; an existing file is replaced at once, never left half written."""
-        safetensors = _import_safetensors()
-        tensors = {name: getattr(self, name).cpu().contiguous() for name in _ARRAYS}
-        temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
-        try:
-            safetensors.torch.save_file(tensors, temporary, metadata={"format": _FORMAT})
-            os.replace(temporary, path)
-        finally:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
+        write_arrays(path, {name: getattr(self, name) for name in ARRAYS})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ItemTrie:
-        """Read a file that `save` wrote, onto the CPU. ValueError for a file that is no trie or is damaged."""
-        safetensors = _import_safetensors()
-        try:
-            with safetensors.safe_open(os.fspath(path), framework="pt") as file:
-                file_format = (file.metadata() or {}).get("format")
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"path: {os.fspath(path)} is not a readable safetensors file ({error})") from error
-        if file_format != _FORMAT or sorted(arrays) != sorted(_ARRAYS):
-            raise ValueError(
-                f"path: expected a file that ItemTrie.save wrote (format {_FORMAT!r}, tensors {', '.join(_ARRAYS)}), "
-                f"got format {file_format!r}, tensors {', '.join(sorted(arrays)) or 'none'} in {os.fspath(path)}"
-            )
-        damage = _damage(**arrays)
-        if damage is not None:
-            raise ValueError(f"path: {os.fspath(path)} holds a damaged trie: {damage}")
-        return cls._from_arrays(**arrays)
+        """Read a file that `save` wrote, onto the CPU. ValueError for a file that is no trie or is damaged.
 
-
-def _import_safetensors() -> Any:
-    try:
-        import safetensors
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError(
-            "ItemTrie.save and ItemTrie.load need the package safetensors (pip install safetensors, or tawin[train])"
-        ) from error
-    return safetensors
+        The trie has memory of its own: what happens to the file later does not touch it.
+        """
+        return cls._from_arrays(**read_arrays(path))
 
 
 def _flatten(token_ids: Any, lengths: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -282,37 +257,3 @@ def _check_prefixes(flat: torch.Tensor, lengths: torch.Tensor, is_prefix: torch.
         f"token_ids: expected no item that is a proper prefix of another, got {_name_item(flat, lengths, prefix)} and "
         f"{_name_item(flat, lengths, other)}; give an end_token that no item contains, it is appended to every item"
     )
-
-
-def _damage(
-    child_offsets: torch.Tensor, edge_tokens: torch.Tensor, item_offsets: torch.Tensor, item_ids: torch.Tensor
-) -> str | None:
-    """What keeps the four arrays from being a trie, in words."""
-    for name, array in zip(_ARRAYS, (child_offsets, edge_tokens, item_offsets, item_ids), strict=True):
-        if array.dtype != torch.int32 or array.dim() != 1:
-            return f"{name} is {array.dtype} of {array.dim()} dimensions, expected int32 of one"
-    num_nodes = len(child_offsets) - 1
-    if num_nodes < 2 or len(item_ids) < 1 or len(edge_tokens) != num_nodes - 1 or len(item_offsets) != num_nodes + 1:
-        return f"{num_nodes} nodes do not go with {len(edge_tokens)} edges and {len(item_offsets)} item offsets"
-    for name, offsets, end in (
-        ("child_offsets", child_offsets, num_nodes - 1),
-        ("item_offsets", item_offsets, len(item_ids)),
-    ):
-        if int(offsets[0]) != 0 or int(offsets[-1]) != end or bool((offsets.diff() < 0).any()):
-            return f"{name} does not rise from 0 to {end}"
-    children, items = child_offsets.diff(), item_offsets.diff()
-    if bool((child_offsets[1:-1] < torch.arange(1, num_nodes)).any()):
-        return "child_offsets do not number the nodes breadth first"  # every node but the root has an earlier parent
-    if bool(((children > 0) == (items > 0)).any()):
-        return "items do not end at the leaves, all of them and nothing else"
-    if int(edge_tokens.min()) < 0 or not _ascends_within(edge_tokens, children):
-        return "the children of a node do not ascend by token"
-    if not bool((item_ids.sort().values == torch.arange(len(item_ids))).all()) or not _ascends_within(item_ids, items):
-        return "item_ids is not every item once, ascending within a node"
-    return None
-
-
-def _ascends_within(values: torch.Tensor, counts: torch.Tensor) -> bool:
-    """Whether the values ascend strictly within each of the consecutive groups of the given sizes."""
-    groups = torch.arange(len(counts)).repeat_interleave(counts)
-    return bool(((values.diff() > 0) | (groups.diff() > 0)).all())
