@@ -47,11 +47,11 @@ class SplitConfig:
 class SyntheticConfig:
     """The catalogue that is made when no --data is given."""
 
-    num_users: int = 2000
+    num_users: int = 4000
     num_items: int = 500
     num_clusters: int = 25
-    min_length: int = 6
-    max_length: int = 14
+    min_length: int = 5
+    max_length: int = 8
 
     def __post_init__(self) -> None:
         _require(self.num_users >= 1, "synthetic.num_users", "at least 1", self.num_users)
@@ -361,8 +361,10 @@ def _walk_differences(old: dict[str, Any], new: dict[str, Any], prefix: str) -> 
 PRESETS: dict[str, Config] = {
     # A first look: synthetic data, under 3 minutes on 2 CPU cores.
     "demo": Config(
-        policy=PolicyConfig(attention_dropout=0.1),
-        sft=SFTConfig(weight_decay=0.1),
+        policy=PolicyConfig(hidden_size=64, layers=2, intermediate_size=192),
+        sft=SFTConfig(learning_rate=3e-3, epochs=12),
+        grpo=GRPOConfig(learning_rate=2e-4, batch_size=128, steps=60),
+        evaluation=EvaluationConfig(valid_users=2000),
     ),
     # Real catalogues of up to 31,000 users on 2 CPU cores, within 20 minutes.
     "cpu-small": Config(

@@ -138,7 +138,7 @@ class _Search:
         self._trie = trie
         self._width = beam_width
         self._penalty = penalty
-        self._finishing_depths = _depths_with_leaves(trie)
+        self._finishing_depths = trie.leaf_depths
         batch, _, length = tokens.shape
         self._done_nodes = nodes.new_full((batch, beam_width), -1)
         self._done_scores = scores.new_full((batch, beam_width), -torch.inf)
@@ -189,7 +189,7 @@ class _Search:
 
     def may_go_on(self, depth: int) -> bool:
         """Whether any running beam can still enter its prompt's best W (transformers' early_stopping=False)."""
-        if depth < min(self._finishing_depths):
+        if depth < self._finishing_depths[0]:
             return True  # nothing has finished yet: no host synchronisation either
         best = self.scores[:, :1] / depth**self._penalty
         self._open &= best > self._done_scores[:, -1:]  # -inf while fewer than W have finished
@@ -199,14 +199,6 @@ class _Search:
         missing = self._done_nodes < 0
         tokens = self._done_tokens.masked_fill(missing[..., None], -100)
         return Sequences(self._done_nodes, tokens, tokens >= 0, self._done_scores)
-
-
-def _depths_with_leaves(trie: ItemTrie) -> frozenset[int]:
-    """Depths at which some item ends. Read from the trie once per search; a few hundred bytes cross to the host."""
-    offsets = trie.level_offsets
-    leaves = trie.leaf_of_item
-    bounds = torch.tensor(offsets, device=leaves.device)
-    return frozenset((torch.bucketize(leaves, bounds, right=True) - 1).unique().tolist())
 
 
 def expand_items(sequences: Sequences, trie: ItemTrie) -> BeamOutput:

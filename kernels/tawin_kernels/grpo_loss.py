@@ -30,8 +30,8 @@ def grpo_loss(
 ) -> GRPOLoss:
     """The clipped surrogate -min(rho A, clip(rho, 1 - epsilon_low, 1 + epsilon_high) A) + beta KL of a batch of groups.
 
-    rho = exp(log_probs - old_log_probs); KL is the k3 estimate exp(ref - logp) - (ref - logp) - 1 a token. Both log-ratios
-    count as 80 from there on, so that no exp overflows.
+    rho = exp(log_probs - old_log_probs); KL is the k3 estimate exp(ref - logp) - (ref - logp) - 1 a token. A
+    log-ratio above 80 counts as 80, so that no exp overflows.
 
     log_probs: [B, G, L] fp32, bf16, fp16 (fp64 too on the CPU).
     mask: bool [B, G, L], the tokens that exist; others are never read.

@@ -30,8 +30,9 @@ def linear_log_probs(
     impl: "auto", "triton" or "reference"; an explicit choice that cannot run raises.
     check_values: True: check tensor values on a GPU too, which synchronises it. On the CPU they are always checked.
 
-    Returns fp32 [*N] (fp64 for fp64), natural log. Differentiable in hidden, lm_head_weight and bias. An autocast region
-    leaves the forward pass in fp32; call backward outside of it, or it runs in the region's lower precision.
+    Returns fp32 [*N] (fp64 for fp64), natural log. Differentiable in hidden, lm_head_weight and bias.
+    Inside an autocast region the forward pass still accumulates in fp32. Call backward outside of the region: inside,
+    PyTorch runs its matrix products in the region's lower precision.
     Raises TypeError or ValueError naming the argument.
     """
     require_implementation("linear_log_probs", impl)

@@ -26,8 +26,8 @@ from .top_k import top_k_stable
 from .trie import ItemTrie
 from .windowed_advantage import relative_advantages, window_weights
 
-# exp overflows fp32 from 88 on, and infinity times an advantage or gradient of 0 is NaN. A probability e^80 times another
-# is clipped, or past all use: it counts as e^80 and has no gradient.
+# exp overflows fp32 from 88 on, and infinity times an advantage or a gradient of 0 is NaN. A larger log-ratio counts as
+# this one, without a gradient: a positive advantage is clipped there anyway, and a step of e^80 is of no use to anyone.
 _MAX_LOG_RATIO = 80.0
 
 
@@ -276,6 +276,7 @@ def _group_loss(
     beta: float,
     denominator: float | torch.Tensor | None,
 ) -> GRPOLoss:
+    """`grpo_loss` of arguments that have been checked."""
     dtype = accumulation_dtype(log_probs)
     mask = mask & valid[..., None]  # [B, G, L]
     lengths = mask.sum(-1)  # [B, G]

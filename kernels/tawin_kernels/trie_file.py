@@ -1,9 +1,11 @@
 """The file of a trie: its four arrays in the safetensors format, written and read by hand.
 
 A safetensors file is 8 bytes with the length of a header (little-endian), the header in JSON with a dtype, a shape and
-a range of bytes for each array, then the arrays' bytes without gaps. The library safetensors reads what is written here,
-and what it wrote of the same arrays and metadata is read here. The module knows what makes four arrays a trie, not how
-they are built. Arrays have the machine's byte order, which is little-endian wherever Triton runs.
+a range of bytes for each array, then the arrays' bytes without gaps. The safetensors library reads the files that are
+written here, and those that it wrote of the same arrays and metadata are read here. Arrays have the machine's byte
+order, which is little-endian wherever Triton runs.
+
+The module knows what makes four arrays a trie, not how they are built.
 """
 
 from __future__ import annotations
@@ -92,8 +94,8 @@ def _read_header(file: BinaryIO, path: str | os.PathLike[str]) -> tuple[dict[str
     file_format = metadata.get("format") if isinstance(metadata, dict) else None
     if file_format != _FORMAT or sorted(header) != sorted(ARRAYS):
         raise ValueError(
-            f"path: expected a file that ItemTrie.save wrote (format {_FORMAT!r}, tensors {reprlib.repr(list(ARRAYS))}), "
-            f"got format {reprlib.repr(file_format)}, tensors {reprlib.repr(list(header))} in {os.fsdecode(path)}"
+            f"path: expected a file that ItemTrie.save wrote (format {_FORMAT!r}, tensors {', '.join(ARRAYS)}), got "
+            f"format {reprlib.repr(file_format)}, tensors {reprlib.repr(sorted(header))} in {os.fsdecode(path)}"
         )
     return header, size - _LENGTH_BYTES - length
 

@@ -51,14 +51,25 @@ def test_an_implementation_that_does_not_exist_raises_and_does_not_fall_back(op)
 
 
 @pytest.mark.parametrize("op", OPS)
+def test_a_reference_op_is_no_other_implementation(op):
+    arguments, _ = calls()[op]
+    with pytest.raises(
+        ValueError, match=rf"impl: expected 'auto' or 'reference', got 'triton': reference\.{op} is the"
+    ):
+        getattr(reference, op)(*arguments, impl="triton")
+    with pytest.raises(ValueError, match="impl: expected one of 'auto', 'triton', 'reference', got 'cuda'"):
+        getattr(reference, op)(*arguments, impl="cuda")
+
+
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("impl", ["auto", "reference"])
-@pytest.mark.parametrize("check_values", [None, True])
-def test_tensor_values_are_checked_on_the_cpu_by_default(op, impl, check_values):
+@pytest.mark.parametrize("check_values", [None, True, False])
+def test_tensor_values_are_always_checked_on_the_cpu(op, impl, check_values):
     arguments, name = calls()[op]
     with pytest.raises(ValueError, match=f"^{name}: expected"):
         getattr(tawin_kernels, op)(*arguments, impl=impl, check_values=check_values, **options(op))
     with pytest.raises(ValueError, match=f"^{name}: expected"):
-        getattr(reference, op)(*arguments, check_values=check_values, **options(op))
+        getattr(reference, op)(*arguments, impl=impl, check_values=check_values, **options(op))
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -69,18 +80,26 @@ def test_check_values_is_a_switch(op):
 
 
 @pytest.mark.parametrize("op", ["tawin_weights", "group_advantages", "grpo_loss"])
-def test_off_the_cpu_no_tensor_value_is_looked_at(op):
+@pytest.mark.parametrize("check_values", [None, False])
+def test_off_the_cpu_no_tensor_value_is_looked_at_unasked(op, check_values):
     # A meta tensor has no values: reading one raises. The ops that need none to run go through.
     arguments, _ = calls()[op]
-    getattr(tawin_kernels, op)(*map(on_meta, arguments))
+    getattr(tawin_kernels, op)(*map(on_meta, arguments), check_values=check_values)
+
+
+@pytest.mark.parametrize("op", ["tawin_weights", "group_advantages"])
+def test_off_the_cpu_tensor_values_are_looked_at_when_asked(op):
+    arguments, _ = calls()[op]
+    with pytest.raises(RuntimeError, match="meta"):
+        getattr(tawin_kernels, op)(*map(on_meta, arguments), check_values=True)
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_the_reference_has_the_signature_of_the_public_op_but_impl(op):
-    public = dict(inspect.signature(getattr(tawin_kernels, op)).parameters)
-    assert public.pop("impl").default == "auto"
-    assert public["check_values"].default is None
-    assert public == dict(inspect.signature(getattr(reference, op)).parameters)
+def test_the_reference_has_the_signature_of_the_public_op(op):
+    public = inspect.signature(getattr(tawin_kernels, op))
+    its_own = inspect.signature(getattr(reference, op))
+    assert its_own == public
+    assert list(its_own.parameters) == list(public.parameters)  # equal signatures may name keywords in another order
 
 
 def test_the_public_names_are_those_of_the_contract():

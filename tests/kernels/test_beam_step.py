@@ -323,11 +323,3 @@ def good() -> dict:
 def test_bad_input_is_refused_by_name(changes, error, message):
     with pytest.raises(error, match=message):
         beam_step(**{**good(), **changes})
-
-
-def test_values_are_taken_on_trust_when_asked_to():
-    nan = torch.full((2, 3), NAN)
-    step = beam_step(**{**good(), "scores": nan}, check_values=False)
-    assert bool((step.scores == -INF).all())
-    with pytest.raises(ValueError, match="scores"):
-        beam_step(**{**good(), "scores": nan}, check_values=True)

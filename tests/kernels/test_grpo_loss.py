@@ -1,4 +1,4 @@
-"""grpo_loss and tawin_grpo_loss: against plain loops, gradients, masks, denominators, refusals."""
+"""grpo_loss: against plain loops, gradients, masks, denominators, refusals."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tawin_kernels import GRPOLoss, TAWin, group_advantages, grpo_loss, linear_log_probs, tawin_grpo_loss
+from tawin_kernels import GRPOLoss, grpo_loss
 
 from . import brute_force
+from .loss_refusals import LOSS_REFUSALS, empty_meta
 
 NAN = math.nan
 INF = math.inf
 LOSS_TYPES = ("grpo", "dapo", "dr_grpo", "gspo")
-V, H = 7, 3
 
 
 @st.composite
@@ -224,206 +224,54 @@ def test_advantages_are_constants_for_the_gradient():
     assert not result.advantages.requires_grad
 
 
-def completions(seed: int = 0, dtype: torch.dtype = torch.float64) -> dict:
-    """Three groups of four: one live, one dead, one live with an invalid completion."""
-    generator = torch.Generator().manual_seed(seed)
-    mask = torch.rand(3, 4, 3, generator=generator) < 0.7
-    mask[..., 0] = True
-    mask[2, 3] = False
-    return {
-        "hidden": torch.randn(3, 4, 3, H, generator=generator, dtype=torch.float64).to(dtype),
-        "lm_head_weight": torch.randn(V, H, generator=generator, dtype=torch.float64).to(dtype),
-        "bias": torch.randn(V, generator=generator, dtype=torch.float64).to(dtype),
-        "token_ids": torch.randint(0, V, (3, 4, 3), generator=generator).masked_fill(~mask, -100),
-        "mask": mask,
-        "rewards": torch.tensor([[0.0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0]]),
-        "scores": torch.randn(3, 4, generator=generator).masked_fill(~mask.any(-1), -INF),
-    }
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("name", ["old_log_probs", "ref_log_probs"])
+def test_old_and_reference_log_probs_are_constants_for_the_gradient(loss_type, name):
+    log_probs = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    mask = torch.ones(2, 3, 4, dtype=torch.bool)
+    advantages = torch.randn(2, 3, dtype=torch.float64)
+    others = {"old_log_probs": log_probs.detach() + 0.1, "ref_log_probs": log_probs.detach() - 0.5}
+
+    def gradient(**changes):
+        loss = grpo_loss(log_probs, mask, advantages, **{**others, **changes}, beta=0.3, loss_type=loss_type).loss
+        return torch.autograd.grad(loss, log_probs)[0]
+
+    no_change = log_probs - log_probs.detach()  # zeros with a graph
+    assert torch.equal(gradient(**{name: others[name] + no_change}), gradient())
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-@pytest.mark.parametrize("beta", [0.0, 0.3])
-@pytest.mark.parametrize("tawin", [None, TAWin(anchor=1, window=1.5)])
-def test_the_fused_loss_is_its_three_parts(loss_type, beta, tawin):
-    batch = completions()
-    noise = torch.randn(3, 4, 3, dtype=torch.float64)
-    options = {
-        "old_log_probs": 0.3 * noise - 2,
-        "ref_log_probs": 0.3 * noise.flip(0) - 2,
-        "loss_type": loss_type,
-        "beta": beta,
-        "epsilon_low": 0.1,
-        "epsilon_high": 0.4,
-    }
-    leaves = [batch[name].requires_grad_() for name in ("hidden", "lm_head_weight", "bias")]
-    fused = tawin_grpo_loss(**batch, **options, tawin=tawin, temperature=0.9)
-    fused_gradients = torch.autograd.grad(fused.loss, leaves)
-
-    log_probs = linear_log_probs(
-        batch["hidden"], batch["lm_head_weight"], batch["token_ids"], temperature=0.9, bias=batch["bias"]
+@pytest.mark.parametrize("distance", [87.0, 90.0, 1e4, INF])
+def test_a_log_ratio_whose_exp_overflows_leaves_no_nan(loss_type, distance):
+    # Groups: dead (A = 0), clipped from above (A > 0), and an ordinary one beside them.
+    log_probs = torch.full((3, 2, 2), -1.0, requires_grad=True)
+    old = torch.full((3, 2, 2), -1.0)
+    old[:2, 0] = -1.0 - distance
+    advantages = torch.tensor([[0.0, 0.0], [1.0, -1.0], [1.0, -1.0]])
+    result = grpo_loss(
+        log_probs, torch.ones(3, 2, 2, dtype=torch.bool), advantages, old_log_probs=old, loss_type=loss_type
     )
-    advantages = group_advantages(batch["rewards"].double(), batch["scores"], tawin=tawin, valid=batch["mask"].any(-1))
-    parts = grpo_loss(log_probs, batch["mask"], advantages, **options)
-    for value, expected in zip(fused, parts, strict=True):
-        torch.testing.assert_close(value, expected, atol=1e-12, rtol=0)
-    for gradient, expected in zip(fused_gradients, torch.autograd.grad(parts.loss, leaves), strict=True):
-        torch.testing.assert_close(gradient, expected, atol=1e-12, rtol=0)
-
-
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
-@pytest.mark.parametrize("beta", [0.0, 0.3])
-def test_gradients_of_the_fused_loss_are_right(loss_type, beta):
-    batch = completions()
-    old = torch.randn(3, 4, 3, dtype=torch.float64) - 2
-
-    def loss(hidden, lm_head_weight, bias):
-        changed = {**batch, "hidden": hidden, "lm_head_weight": lm_head_weight, "bias": bias}
-        return tawin_grpo_loss(
-            **changed, old_log_probs=old, ref_log_probs=old.flip(0), loss_type=loss_type, beta=beta
-        ).loss
-
-    inputs = [batch[name].requires_grad_() for name in ("hidden", "lm_head_weight", "bias")]
-    assert torch.autograd.gradcheck(loss, inputs)
-
-
-@pytest.mark.parametrize("beta", [0.0, 0.3])
-def test_log_probs_come_back_for_dead_groups_too_and_their_gradient_is_zero_without_kl(beta):
-    batch = completions()
-    hidden = batch["hidden"].requires_grad_()
-    result = tawin_grpo_loss(**batch, beta=beta, ref_log_probs=torch.zeros(3, 4, 3))
-    assert bool((result.log_probs[batch["mask"]] < 0).all())
-    assert bool((result.log_probs[~batch["mask"]] == 0).all())
     result.loss.backward()
-    assert bool((hidden.grad[1] == 0).all()) == (beta == 0)
-    assert result.advantages[1].tolist() == [0.0] * 4
-
-
-@pytest.mark.parametrize("beta", [0.0, 0.3])
-def test_without_kl_only_completions_with_an_advantage_keep_their_logits_for_the_backward_pass(beta):
-    batch = completions()
-    batch["hidden"].requires_grad_()
-    saved_rows = []
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.dim() == 2 and tensor.shape[-1] == V and len(tensor) != H:  # [rows, V], not the weight turned round
-            saved_rows.append(len(tensor))
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        result = tawin_grpo_loss(**batch, beta=beta, ref_log_probs=torch.zeros(3, 4, 3))
-    has_advantage = (result.advantages != 0)[..., None] | (beta > 0)
-    assert set(saved_rows) == {int((batch["mask"] & has_advantage).sum())}
+    # Six completions of two tokens: every loss type divides by 12.
+    assert result.loss.item() == pytest.approx(-0.2 * 2 / 12, abs=1e-6)  # rho A clipped at 1.2, the rest cancels
+    expected = -advantages[..., None].repeat(1, 1, 2) / 12
+    expected[1, 0] = 0.0
+    torch.testing.assert_close(log_probs.grad, expected, atol=1e-7, rtol=0)
+    assert result.clip_fraction.item() == pytest.approx(2 / 12)
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_the_fused_loss_never_reads_what_is_masked_or_invalid(loss_type):
-    batch = completions(dtype=torch.float32)
-    mask = batch["mask"]
-    mask[2, 3] = True  # tokens of a completion that is declared not to exist
-    valid = torch.ones(3, 4, dtype=torch.bool)
-    valid[2, 3] = False
-    read = mask & valid[..., None]
-    poisoned = {
-        **batch,
-        "hidden": batch["hidden"].masked_fill(~read[..., None], NAN),
-        "token_ids": batch["token_ids"].masked_fill(~read, 12345),
-        "rewards": batch["rewards"].masked_fill(~valid, NAN),
-        "scores": batch["scores"].masked_fill(~valid, NAN),
-    }
-    leaves = ("hidden", "lm_head_weight", "bias")
-    gradients = []
-    results = []
-    for tensors in ({**batch, "token_ids": batch["token_ids"].clamp(min=0)}, poisoned):
-        inputs = [tensors[name].detach().requires_grad_() for name in leaves]
-        result = tawin_grpo_loss(
-            **{**tensors, **dict(zip(leaves, inputs, strict=True))}, valid=valid, loss_type=loss_type
-        )
-        gradients.append(torch.autograd.grad(result.loss, inputs))
-        results.append(result)
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
-
-
-def test_an_ignored_token_inside_the_mask_is_masked_out():
-    batch = completions()
-    everything = {**batch, "mask": torch.ones_like(batch["mask"])}
-    assert all(torch.equal(a, b) for a, b in zip(tawin_grpo_loss(**everything), tawin_grpo_loss(**batch), strict=True))
-
-
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_a_batch_of_dead_groups_gives_zero_with_a_gradient_path(loss_type):
-    batch = completions()
-    batch["rewards"].zero_()
-    leaves = [batch[name].requires_grad_() for name in ("hidden", "lm_head_weight", "bias")]
-    result = tawin_grpo_loss(**batch, loss_type=loss_type)
-    assert result.loss.item() == 0.0
-    assert all(bool((gradient == 0).all()) for gradient in torch.autograd.grad(result.loss, leaves))
-
-
-@pytest.mark.parametrize("shape", [(0, 4, 3), (3, 4, 0)])
-def test_an_empty_batch_gives_zero(shape):
-    hidden = torch.zeros(*shape, H, requires_grad=True)
-    result = tawin_grpo_loss(
-        hidden,
-        torch.randn(V, H),
-        torch.zeros(shape, dtype=torch.int64),
-        torch.ones(shape, dtype=torch.bool),
-        torch.zeros(shape[:2]),
-        torch.zeros(shape[:2]),
-    )
-    assert result.loss.item() == 0.0
+@pytest.mark.parametrize("distance", [90.0, 1e4, INF])
+def test_an_overflowing_log_ratio_of_a_negative_or_of_the_kl_stays_finite(loss_type, distance):
+    log_probs = torch.full((1, 2, 2), -1.0, requires_grad=True)
+    old, ref = torch.full((1, 2, 2), -1.0), torch.full((1, 2, 2), -1.0)
+    old[0, 1] = -1.0 - distance
+    ref[0, 0] = -1.0 + distance
+    advantages = torch.tensor([[1.0, -1.0]])
+    mask = torch.ones(1, 2, 2, dtype=torch.bool)
+    result = grpo_loss(log_probs, mask, advantages, old_log_probs=old, ref_log_probs=ref, beta=0.1, loss_type=loss_type)
     result.loss.backward()
-
-
-def test_plain_grpo_needs_no_scores():
-    batch = completions()
-    without = tawin_grpo_loss(**{**batch, "scores": None}, tawin=None)
-    assert torch.equal(without.loss, tawin_grpo_loss(**batch, tawin=None).loss)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_lower_precision_hidden_states_give_an_fp32_loss(dtype):
-    batch = completions(dtype=dtype)
-    result = tawin_grpo_loss(**batch)
-    wide = {**batch, **{name: batch[name].float() for name in ("hidden", "lm_head_weight", "bias")}}
-    assert all(torch.equal(a, b) for a, b in zip(result, tawin_grpo_loss(**wide), strict=True))
-    assert result.loss.dtype == torch.float32
-
-
-def empty_meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta")
-
-
-# Refused by both losses: their tensors are [2, 3, 4] here.
-LOSS_REFUSALS = [
-    ({"mask": torch.ones(2, 3, 4)}, TypeError, "mask: expected dtype bool, got float32"),
-    ({"mask": torch.ones(2, 3, dtype=torch.bool)}, ValueError, r"mask: expected shape \[B, G, L\]"),
-    ({"mask": empty_meta(2, 3, 4, dtype=torch.bool)}, ValueError, "mask: expected device cpu"),
-    ({"old_log_probs": torch.zeros(2, 3, 5)}, ValueError, r"old_log_probs: .*\[2, 3, 4\], got \[2, 3, 5\]"),
-    ({"old_log_probs": torch.zeros(2, 3, 4).long()}, TypeError, "old_log_probs: expected dtype"),
-    ({"old_log_probs": empty_meta(2, 3, 4)}, ValueError, "old_log_probs: expected device"),
-    ({"ref_log_probs": torch.zeros(2, 3)}, ValueError, "ref_log_probs: expected shape"),
-    ({"ref_log_probs": 0.0}, TypeError, "ref_log_probs: expected a tensor"),
-    ({"ref_log_probs": empty_meta(2, 3, 4)}, ValueError, "ref_log_probs: expected device"),
-    ({"loss_type": "ppo"}, ValueError, "loss_type: expected one of 'grpo', 'dapo', 'dr_grpo', 'gspo', got 'ppo'"),
-    ({"epsilon_low": -0.1}, ValueError, "epsilon_low: expected a finite number >= 0, got -0.1"),
-    ({"epsilon_low": NAN}, ValueError, "epsilon_low"),
-    ({"epsilon_high": -0.1}, ValueError, "epsilon_high"),
-    ({"epsilon_high": "0.2"}, TypeError, "epsilon_high: expected a number"),
-    ({"beta": 0.1}, ValueError, "ref_log_probs: expected a tensor .*beta 0.1, got None"),
-    ({"beta": -0.1}, ValueError, "beta"),
-    ({"beta": INF}, ValueError, "beta"),
-    ({"valid": torch.ones(2, 3)}, TypeError, "valid: expected dtype bool"),
-    ({"valid": torch.ones(3, 2, dtype=torch.bool)}, ValueError, r"valid: .*\[2, 3\], got \[3, 2\]"),
-    ({"valid": empty_meta(2, 3, dtype=torch.bool)}, ValueError, "valid: expected device"),
-    ({"denominator": 0}, ValueError, "denominator: expected a finite number > 0, got 0"),
-    ({"denominator": NAN}, ValueError, "denominator"),
-    ({"denominator": "6"}, TypeError, "denominator"),
-    ({"denominator": torch.tensor(0.0)}, ValueError, "denominator: expected a finite number > 0"),
-    ({"denominator": torch.ones(2)}, ValueError, r"denominator: expected shape \[\]"),
-    ({"denominator": torch.tensor(True)}, TypeError, "denominator: expected dtype"),
-    ({"denominator": empty_meta()}, ValueError, "denominator: expected device"),
-]
+    assert all(bool(value.isfinite().all()) for value in (*result, log_probs.grad))
 
 
 @pytest.mark.parametrize(
@@ -446,47 +294,3 @@ def test_bad_input_of_grpo_loss_is_refused_by_name(changes, error, message):
     }
     with pytest.raises(error, match=message):
         grpo_loss(**{**good, **changes})
-
-
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
-        *LOSS_REFUSALS,
-        ({"hidden": torch.zeros(2, 3, H)}, ValueError, r"hidden: expected shape \[B, G, L, H\]"),
-        ({"hidden": torch.zeros(2, 3, 4, H).long()}, TypeError, "hidden: expected dtype"),
-        ({"lm_head_weight": torch.zeros(V, H + 1)}, ValueError, "lm_head_weight: expected shape"),
-        ({"lm_head_weight": torch.zeros(V, H).double()}, TypeError, "lm_head_weight: .*hidden, float32, got float64"),
-        ({"lm_head_weight": empty_meta(V, H)}, ValueError, "lm_head_weight: expected device"),
-        ({"token_ids": torch.zeros(2, 3, dtype=torch.int64)}, ValueError, r"token_ids: expected shape \[B, G, L\]"),
-        ({"token_ids": torch.zeros(2, 3, 4)}, TypeError, "token_ids: expected dtype int64"),
-        ({"token_ids": torch.full((2, 3, 4), V)}, ValueError, r"token_ids: .*\[0, 7\) or -100, got 7"),
-        ({"token_ids": torch.full((2, 3, 4), -1)}, ValueError, "token_ids: .*got -1"),
-        ({"token_ids": empty_meta(2, 3, 4, dtype=torch.int64)}, ValueError, "token_ids: expected device"),
-        ({"rewards": torch.zeros(2, 4)}, ValueError, r"rewards: .*\[2, 3\], got \[2, 4\]"),
-        ({"rewards": torch.zeros(2, 3).bool()}, TypeError, "rewards: expected dtype"),
-        ({"rewards": torch.full((2, 3), NAN)}, ValueError, "rewards: expected finite"),
-        ({"rewards": empty_meta(2, 3)}, ValueError, "rewards: expected device"),
-        ({"scores": None}, ValueError, "scores: expected a tensor .*tawin"),
-        ({"scores": torch.zeros(2, 3, 1)}, ValueError, r"scores: expected shape \[B, G\]"),
-        ({"scores": torch.full((2, 3), NAN)}, ValueError, "scores: expected no NaN"),
-        ({"scores": empty_meta(2, 3)}, ValueError, "scores: expected device"),
-        ({"tawin": 2.0}, TypeError, "tawin: expected a TAWin, got float"),
-        ({"temperature": 0.0}, ValueError, "temperature"),
-        ({"temperature": None}, TypeError, "temperature"),
-        ({"bias": torch.zeros(H)}, ValueError, "bias: expected shape"),
-        ({"bias": torch.zeros(V).half()}, TypeError, "bias"),
-        ({"normalize_std": None}, TypeError, "normalize_std"),
-        ({"eps": -1.0}, ValueError, "eps"),
-    ],
-)
-def test_bad_input_of_tawin_grpo_loss_is_refused_by_name(changes, error, message):
-    good = {
-        "hidden": torch.randn(2, 3, 4, H),
-        "lm_head_weight": torch.randn(V, H),
-        "token_ids": torch.zeros(2, 3, 4, dtype=torch.int64),
-        "mask": torch.ones(2, 3, 4, dtype=torch.bool),
-        "rewards": torch.eye(2, 3),
-        "scores": torch.zeros(2, 3),
-    }
-    with pytest.raises(error, match=message):
-        tawin_grpo_loss(**{**good, **changes})

@@ -1,16 +1,13 @@
-"""ItemTrie: construction, numbering, refusals and files."""
+"""ItemTrie: construction, numbering and refusals."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import sys
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
 from tawin_kernels import ItemTrie
 
 from .brute_force import prefixes_breadth_first
@@ -51,6 +48,7 @@ def test_nodes_are_numbered_breadth_first_with_children_ascending(items):
     assert trie.max_token == 5
     depths = [len(prefix) for prefix in prefixes]
     assert trie.level_offsets == (*(depths.index(d) for d in range(trie.max_depth + 1)), trie.num_nodes)
+    assert trie.leaf_depths == tuple(sorted(set(map(len, closed))))
     assert trie.leaf_of_item.tolist() == [prefixes.index(item) for item in closed]
     assert trie.is_leaf(torch.arange(-1, trie.num_nodes)).tolist() == [False] + [count == 0 for count in children]
 
@@ -158,6 +156,17 @@ def test_to_moves_every_array():
     assert trie.device.type == "meta"
     assert all(getattr(trie, name).device.type == "meta" for name in ARRAYS)
     assert trie.level_offsets == (0, 1, 2, 4)
+    assert trie.leaf_depths == (2,)  # without reading a tensor: a meta tensor has no values
+
+
+def test_the_leaf_of_every_item_is_found_once_and_serves_training_whoever_asked_first():
+    trie = ItemTrie.from_sequences([[1, 2], [3]])
+    with torch.inference_mode():
+        leaves = trie.leaf_of_item
+    assert trie.leaf_of_item is leaves
+    embeddings = torch.zeros(4, requires_grad=True)
+    embeddings[leaves].sum().backward()  # an index of inference mode could not be saved for the backward pass
+    assert embeddings.grad.tolist() == [0.0, 0.0, 1.0, 1.0]
 
 
 def test_a_million_items_of_four_levels_take_at_most_twenty_bytes_a_node():
@@ -177,100 +186,3 @@ def test_a_million_items_of_four_levels_take_at_most_twenty_bytes_a_node():
     assert trie.num_nodes == 1 + sum(
         len(torch.unique((token_ids[:, :level] << (10 * torch.arange(level))).sum(1))) for level in range(1, 5)
     )
-
-
-@settings(max_examples=20)
-@given(ragged_items)
-def test_a_saved_trie_loads_as_it_was(tmp_path_factory, items):
-    path = tmp_path_factory.mktemp("trie") / "trie.safetensors"
-    trie = ItemTrie.from_sequences([list(item) for item in items], end_token=5)
-    trie.save(path)
-    loaded = ItemTrie.load(str(path))
-    assert all(torch.equal(getattr(trie, name), getattr(loaded, name)) for name in ARRAYS)
-    assert loaded.level_offsets == trie.level_offsets
-    assert (loaded.max_children, loaded.max_token) == (trie.max_children, trie.max_token)
-    assert os.listdir(path.parent) == [path.name]
-
-
-def test_saving_replaces_a_file_whole(tmp_path):
-    path = tmp_path / "trie.safetensors"
-    path.write_bytes(b"something else")
-    ItemTrie.from_sequences([[1]]).save(path)
-    assert ItemTrie.load(path).num_items == 1
-
-
-def test_a_failed_save_leaves_nothing_behind(tmp_path):
-    path = tmp_path / "folder"
-    path.mkdir()
-    with pytest.raises(OSError, match="folder"):
-        ItemTrie.from_sequences([[1]]).save(path)
-    assert os.listdir(tmp_path) == ["folder"]
-
-
-def damaged(**changes):
-    """A file whose arrays are those of a good trie, but for the given ones (None: left out)."""
-
-    def write(path):
-        trie = ItemTrie.from_sequences([[1, 2], [1, 3], [4, 0], [1, 2]])
-        trie.save(path)
-        arrays = {**load_file(path), **changes}
-        save_file(
-            {name: array for name, array in arrays.items() if array is not None},
-            path,
-            metadata={"format": "tawin_kernels.ItemTrie.1"},
-        )
-
-    return write
-
-
-def int32(*values):
-    return torch.tensor(values, dtype=torch.int32)
-
-
-# The good arrays: child_offsets 0 2 4 5 5 5 5, edge_tokens 1 4 2 3 0, item_offsets 0 0 0 0 2 3 4, item_ids 0 3 1 2.
-@pytest.mark.parametrize(
-    ("write", "message"),
-    [
-        (lambda path: path.write_bytes(b"not safetensors"), "not a readable safetensors file"),
-        (lambda path: path.write_bytes(b""), "not a readable safetensors file"),
-        (lambda path: save_file({"weight": torch.zeros(2)}, path), "expected a file that ItemTrie.save wrote"),
-        (damaged(item_ids=None), "expected a file that ItemTrie.save wrote"),
-        (damaged(edge_tokens=torch.tensor([1, 4, 2, 3, 0])), "edge_tokens is torch.int64"),
-        (damaged(edge_tokens=int32(1, 4, 2, 3)), "nodes do not go with"),
-        (damaged(item_offsets=int32(0, 0, 0, 2, 3, 4)), "nodes do not go with"),
-        (damaged(child_offsets=int32(0, 2, 1, 5, 5, 5, 5)), "child_offsets does not rise"),
-        (damaged(child_offsets=int32(0, 2, 4, 4, 4, 4, 4)), "child_offsets does not rise"),
-        (damaged(item_offsets=int32(0, 0, 0, 0, 2, 3, 5)), "item_offsets does not rise"),
-        (damaged(child_offsets=int32(0, 0, 2, 5, 5, 5, 5)), "breadth first"),
-        (damaged(item_offsets=int32(0, 0, 1, 1, 2, 3, 4)), "items do not end at the leaves"),
-        (damaged(item_offsets=int32(0, 0, 0, 0, 3, 3, 4)), "items do not end at the leaves"),
-        (damaged(edge_tokens=int32(1, 4, 3, 2, 0)), "ascend by token"),
-        (damaged(edge_tokens=int32(1, 1, 2, 3, 0)), "ascend by token"),
-        (damaged(edge_tokens=int32(1, 4, 2, 3, -1)), "ascend by token"),
-        (damaged(item_ids=int32(3, 0, 1, 2)), "item_ids"),
-        (damaged(item_ids=int32(0, 3, 1, 1)), "item_ids"),
-        (damaged(item_ids=int32(0, 3, 1, 4)), "item_ids"),
-    ],
-)
-def test_a_foreign_or_damaged_file_is_refused(tmp_path, write, message):
-    path = tmp_path / "trie.safetensors"
-    write(path)
-    with pytest.raises(ValueError, match=message) as caught:
-        ItemTrie.load(path)
-    assert str(caught.value).startswith("path:")
-
-
-def test_a_truncated_file_is_refused(tmp_path):
-    path = tmp_path / "trie.safetensors"
-    ItemTrie.from_sequences([[1, 2], [1, 3]]).save(path)
-    path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(ValueError, match=r"path: .*not a readable safetensors file"):
-        ItemTrie.load(path)
-
-
-def test_without_safetensors_save_and_load_say_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(ImportError, match="pip install safetensors"):
-        ItemTrie.from_sequences([[1]]).save(tmp_path / "trie.safetensors")
-    with pytest.raises(ImportError, match="pip install safetensors"):
-        ItemTrie.load(tmp_path / "trie.safetensors")
