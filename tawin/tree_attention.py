@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import inspect
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -225,6 +227,30 @@ def model_mask(config: Any, visible: Tensor, query_positions: Tensor, key_positi
     return {"full_attention": finish(visible), "sliding_attention": sliding}
 
 
+@contextmanager
+def _last_mlp_from(model: Backbone, start: int) -> Iterator[None]:
+    """Within it the last layer's MLP skips the positions before `start`, whose hidden states come out meaningless.
+
+    Of those positions the last layer's keys and values are wanted and nothing else. In a shallow decoder that is a
+    good part of the work. Left alone: blocks that are no plain MLP, and gradient checkpointing, which runs layers
+    again later.
+    """
+    layer = getattr(model.decoder, "layers", [None])[-1]
+    mlp: Any = getattr(layer, "mlp", None)
+    if not type(mlp).__name__.endswith("MLP") or getattr(layer, "gradient_checkpointing", False):
+        yield
+        return
+    hooks = (
+        mlp.register_forward_pre_hook(lambda _mlp, inputs: (inputs[0][:, start:],)),
+        mlp.register_forward_hook(lambda _mlp, _inputs, output: nn.functional.pad(output, (0, 0, start, 0))),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def prefill(model: Backbone, input_ids: Tensor, attention_mask: Tensor) -> Prompt:
     """Run each prompt once and keep its keys and values.
 
@@ -232,14 +258,18 @@ def prefill(model: Backbone, input_ids: Tensor, attention_mask: Tensor) -> Promp
     """
     key_mask = attention_mask.bool()
     positions = positions_of(key_mask)
+    # Without padding the model's own causal mask is right, and attention skips what it hides.
+    padded = not bool(key_mask.all())
+    mask = model_mask(model.config, _causal(key_mask), positions, positions, model.dtype) if padded else None
     cache = DynamicCache()  # without a config every layer keeps all keys; windows are the mask's business
-    hidden = model.decoder(
-        input_ids=input_ids,
-        attention_mask=model_mask(model.config, _causal(key_mask), positions, positions, model.dtype),
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state  # [B, P, H]
+    with _last_mlp_from(model, input_ids.shape[1] - 1):
+        hidden = model.decoder(
+            input_ids=input_ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state  # [B, P, H]
     if cache.get_seq_length() != input_ids.shape[1]:
         raise ValueError(
             "model: it keeps no cache (gradient checkpointing in training mode does that): call model.eval()"
@@ -326,12 +356,13 @@ def completion_hidden(model: Backbone, input_ids: Tensor, attention_mask: Tensor
         depth[:, :, None] >= depth[:, None]
     )
 
-    hidden = model.decoder(
-        input_ids=torch.cat((input_ids, suffix), dim=1),
-        attention_mask=model_mask(model.config, visible, positions, positions, model.dtype),
-        position_ids=positions,
-        use_cache=False,
-    ).last_hidden_state  # [B, P + S, H]
+    with _last_mlp_from(model, prompt_length - 1):
+        hidden = model.decoder(
+            input_ids=torch.cat((input_ids, suffix), dim=1),
+            attention_mask=model_mask(model.config, visible, positions, positions, model.dtype),
+            position_ids=positions,
+            use_cache=False,
+        ).last_hidden_state  # [B, P + S, H]
     first = hidden[:, prompt_length - 1, None, None].expand(-1, group, 1, -1)  # [B, G, 1, H]
     rest = hidden.new_zeros(batch, group * (length - 1), hidden.shape[-1])
     rest = rest.scatter(1, slots[..., None].expand(-1, -1, hidden.shape[-1]), hidden[:, prompt_length:])

@@ -104,11 +104,17 @@ def child_log_probs(
     piece_tokens = tokens.split([int(some_counts.sum()) for some_counts in piece_counts])
     log_probs = []
     for some_hidden, some_counts, some_tokens in zip(hidden.split(at_once), piece_counts, piece_tokens, strict=True):
-        logits = _logits(some_hidden.to(dtype), weight, wide_bias, temperature)  # [some rows, V]
+        # Transposed, [V, some rows]: a tall weight times few columns is the faster product on a CPU, by a quarter.
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits = weight @ some_hidden.to(dtype).T
+        if wide_bias is not None:
+            logits += wide_bias[:, None]
+        if temperature != 1.0:
+            logits /= temperature
         rows = torch.arange(len(some_counts), device=hidden.device).repeat_interleave(some_counts)
-        picked = logits[rows, some_tokens]  # [some tokens]
+        picked = logits[some_tokens, rows]  # [some tokens]
         if normalizer == "vocab":
-            normalization = logits.logsumexp(dim=-1)  # [some rows]
+            normalization = _logsumexp_in_place(logits)  # [some rows]
         else:
             normalization = _ragged_logsumexp(picked, rows, len(some_counts))
         log_probs.append(picked - normalization[rows])
@@ -136,6 +142,13 @@ def _logits(
     with torch.autocast(hidden.device.type, enabled=False):  # an autocast region would accumulate in its low precision
         logits = F.linear(hidden, lm_head_weight, bias)
     return logits if temperature == 1.0 else logits / temperature
+
+
+def _logsumexp_in_place(logits: torch.Tensor) -> torch.Tensor:
+    """[rows]: logsumexp of the columns of logits [V, rows], which are overwritten: no second tensor of that size."""
+    maxima = logits.amax(dim=0)
+    safe = maxima.masked_fill(maxima.isinf(), 0.0)
+    return safe + logits.sub_(safe).exp_().sum(dim=0).log()
 
 
 def _ragged_logsumexp(values: torch.Tensor, rows: torch.Tensor, num_rows: int) -> torch.Tensor:

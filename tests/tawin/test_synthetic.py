@@ -96,8 +96,8 @@ def test_the_true_model_reaches_its_ceiling_and_popularity_does_not_come_near() 
     counts = np.bincount(np.concatenate([sequence[:-2] for sequence in dataset.sequences]), minlength=config.num_items)
     popular = np.tile(np.argsort(-counts), (config.num_users, 1))
     for k in KS:
-        # Four standard deviations of a share of 2000 users at most.
-        assert recall_of(dataset, ranked, k) == pytest.approx(dataset.best_recall[k], abs=4 * np.sqrt(0.25 / 2000))
+        # Four standard deviations of a share of 4000 users at most.
+        assert recall_of(dataset, ranked, k) == pytest.approx(dataset.best_recall[k], abs=4 * np.sqrt(0.25 / 4000))
         assert recall_of(dataset, popular, k) < dataset.best_recall[k] / 2
 
 

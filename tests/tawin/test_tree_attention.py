@@ -187,3 +187,32 @@ def test_a_model_that_keeps_no_cache_is_refused_with_what_to_do() -> None:
     input_ids, mask = ragged_prompts(2, 4)
     with pytest.raises(ValueError, match=r"keeps no cache.*model\.eval\(\)"):
         prefill(backbone(model), input_ids, mask)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_last_mlp_runs_only_where_its_output_is_wanted(family: str) -> None:
+    model = tiny_model(family)
+    input_ids, mask = ragged_prompts(2, 6)
+    seen: dict[int, int] = {}
+    for number, layer in enumerate(model.model.layers):
+        layer.mlp.gate_proj.register_forward_hook(
+            lambda _module, inputs, _output, number=number: seen.update({number: inputs[0].shape[1]})
+        )
+    completion_hidden(backbone(model), input_ids, mask, torch.full((2, 3, 4), 5))
+    assert seen == {0: 6 + 9, 1: 1 + 9}
+    prefill(backbone(model), input_ids, mask)
+    assert seen == {0: 6, 1: 1}
+
+
+def test_gradient_checkpointing_gives_the_same_gradients() -> None:
+    input_ids, mask = ragged_prompts(2, 6)
+    token_ids = completions(2, 3, 4)
+    gradients = []
+    for checkpointing in (False, True):
+        model = tiny_model("qwen2").train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        completion_hidden(backbone(model), input_ids, mask, token_ids)[token_ids >= 0].square().sum().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, checkpointed, atol=1e-3, rtol=1e-3)
