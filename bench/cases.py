@@ -2,8 +2,8 @@
 
 The set-up is a small Qwen2 (hidden 256, 4 layers, 19,768 tokens: 19,000 of text and 256 for each of three levels of
 semantic ids), random weights, fp32, sdpa attention. It has 4 heads and an MLP 3 times as wide as the hidden state, as
-the policy that tawin builds by default. The catalogue is the Amazon Industrial one if the data folder is there, else one
-drawn with the same shape of trie. Nothing here reads a clock.
+the policy that tawin builds by default. The catalogue is the Amazon Industrial one if the data folder is there, else
+one drawn with the same shape of trie. Nothing here reads a clock.
 """
 
 from __future__ import annotations
