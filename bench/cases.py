@@ -22,8 +22,9 @@ from torch.nn.functional import pad
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from tawin import beam_search
+from tawin.backbone import backbone
 from tawin.data import load_dataset
-from tawin.tree_attention import backbone, completion_hidden
+from tawin.tree_attention import completion_hidden
 
 from .peers import PrefixTable, generate_beam_search, repeated_prompt_log_probs
 

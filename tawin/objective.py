@@ -14,10 +14,11 @@ import torch
 from tawin_kernels import GRPOLoss, linear_log_probs, tawin_grpo_loss
 from torch import Tensor, nn
 
+from .backbone import backbone
 from .catalog import Catalog
 from .config import GRPOConfig
 from .rollout import Sequences, beam_sequences, random_sequences, sample_sequences, score_sequences
-from .tree_attention import backbone, completion_hidden
+from .tree_attention import completion_hidden
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
+from .backbone import backbone
 from .config import PolicyConfig
-from .tree_attention import backbone
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:

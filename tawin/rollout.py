@@ -15,7 +15,8 @@ import torch
 from tawin_kernels import ItemTrie, beam_step, linear_log_probs
 from torch import Tensor, nn
 
-from .tree_attention import Backbone, BeamTree, backbone, check_prompts, completion_hidden, prefill
+from .backbone import Backbone, backbone
+from .tree_attention import BeamTree, check_prompts, completion_hidden, prefill
 
 Normalizer = Literal["vocab", "trie"]
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from .backbone import backbone
 from .catalog import Catalog
 from .checkpoint import Progress
 from .config import Config
@@ -25,7 +26,6 @@ from .evaluate import evaluate, sampled
 from .objective import Groups, completion_log_probs, group_loss, loss_denominator, roll_out
 from .optimization import Stage
 from .run_folder import RunFolder
-from .tree_attention import backbone
 
 Reference = Callable[[Groups], Tensor]
 

@@ -21,7 +21,8 @@ from bench.cases import (
 )
 from bench.peers import PrefixTable, generate_beam_search, repeated_prompt_log_probs
 from tawin import beam_search
-from tawin.tree_attention import backbone, completion_hidden
+from tawin.backbone import backbone
+from tawin.tree_attention import completion_hidden
 
 from ..tawin.models import FAMILIES, ragged_prompts, tiny_model
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from tawin.backbone import backbone
 from tawin.config import PolicyConfig
 from tawin.policy import add_lora, build_model, load_model, load_tokenizer, merged
 from tawin.tokenizer import make_semantic_tokenizer
-from tawin.tree_attention import backbone
 
 from .models import FAMILIES, tiny_model
 

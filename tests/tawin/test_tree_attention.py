@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, BloomConfig, GPTNeoConfig, MptConfig
 
-from tawin.tree_attention import backbone, check_prompts, completion_hidden, prefill
+from tawin.backbone import backbone
+from tawin.tree_attention import check_prompts, completion_hidden, prefill
 
 from .models import FAMILIES, ragged_prompts, tiny_model
 
@@ -85,100 +85,9 @@ def test_a_completion_does_not_see_its_neighbours() -> None:
     assert not torch.allclose(before[:, 1, 1:], after[:, 1, 1:], atol=1e-2)
 
 
-def test_the_effective_head_weight_includes_a_lora_and_gives_it_its_gradient() -> None:
-    from peft import LoraConfig, get_peft_model
-
-    model = get_peft_model(tiny_model("qwen2", tie_word_embeddings=False), LoraConfig(r=2, target_modules=["lm_head"]))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(generator=torch.Generator().manual_seed(0))
-    input_ids, _ = ragged_prompts(1, 5)
-    logits = model(input_ids=input_ids).logits
-    parts = backbone(model)
-    hidden = parts.decoder(input_ids=input_ids).last_hidden_state
-    torch.testing.assert_close(hidden @ parts.weight.T, logits, **TOLERANCE)
-    (hidden @ parts.weight.T).sum().backward()
-    grads = [p.grad for n, p in model.named_parameters() if "lora_B" in n]
-    assert grads and all(g is not None and g.abs().sum() > 0 for g in grads)
-    with model.disable_adapter():
-        plain = model(input_ids=input_ids).logits
-        torch.testing.assert_close(hidden @ parts.weight.T, plain, **TOLERANCE)
-    assert not torch.allclose(plain, logits, atol=1e-2)
-
-
-def test_the_effective_head_weight_includes_trained_tokens() -> None:
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(r=2, target_modules="all-linear", trainable_token_indices=[5, 6])
-    model = get_peft_model(tiny_model("qwen2", tie_word_embeddings=True), config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "trainable_tokens_delta" in name:
-                parameter.add_(1.0)
-    input_ids, _ = ragged_prompts(1, 5)
-    parts = backbone(model)
-    hidden = parts.decoder(input_ids=input_ids).last_hidden_state
-    torch.testing.assert_close(hidden @ parts.weight.T, model(input_ids=input_ids).logits, **TOLERANCE)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"layer_types": ["chunked_attention", "full_attention"]}, "chunked_attention"),
-        ({"logit_scale": 0.5}, "logit_scale = 0.5"),
-        ({"_attn_implementation": "flex_attention"}, "flex_attention"),
-    ],
-)
-def test_what_would_be_wrong_in_silence_is_refused(changes: dict[str, object], message: str) -> None:
-    model = tiny_model("qwen2")
-    for name, value in changes.items():
-        object.__setattr__(model.config, name, value) if name.startswith("layer") else setattr(
-            model.config, name, value
-        )
-    with pytest.raises(ValueError, match=message):
-        backbone(model)
-
-
 def test_an_empty_prompt_is_refused() -> None:
     with pytest.raises(ValueError, match="attention_mask"):
         check_prompts(torch.zeros(2, 3, dtype=torch.int64), torch.tensor([[0, 0, 1], [0, 0, 0]]))
-
-
-def test_a_head_that_scales_its_logits_is_refused() -> None:
-    model = tiny_model("llama")
-    plain = model.lm_head.forward
-    model.lm_head.forward = lambda hidden: 0.5 * plain(hidden)
-    with pytest.raises(ValueError, match=r"logits are not hidden @ lm_head\.T"):
-        backbone(model)
-
-
-def test_trying_a_head_leaves_the_random_state_alone() -> None:
-    model = tiny_model("qwen2", attention_dropout=0.5).train()
-    torch.manual_seed(3)
-    expected = torch.rand(4)
-    torch.manual_seed(3)
-    backbone(model)
-    assert torch.equal(torch.rand(4), expected)
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (BloomConfig(hidden_size=16, n_layer=1, n_head=2, vocab_size=20), "BloomForCausalLM"),
-        (
-            GPTNeoConfig(
-                hidden_size=16, num_layers=2, num_heads=2, vocab_size=20, attention_types=[[["global", "local"], 1]]
-            ),
-            "GPTNeo",
-        ),
-        (MptConfig(d_model=16, n_layers=1, n_heads=2, vocab_size=20), "MptForCausalLM"),
-    ],
-    ids=["bloom", "gpt-neo", "mpt"],
-)
-def test_models_whose_attention_does_not_follow_mask_and_positions_are_refused(config: object, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        backbone(AutoModelForCausalLM.from_config(config))
 
 
 def test_a_model_that_keeps_no_cache_is_refused_with_what_to_do() -> None:
