@@ -5,6 +5,11 @@ Run: python -m bench.foundation [--rounds N] [--threads N] [--device cpu|cuda] [
 Each case is checked first: both ways must give the same answer. Then they take turns, so that whatever else the machine
 does hits both: a round is the peer's way once and ours three times, as ours is short. The ratio is that of the medians;
 the ratio of the fastest runs, the least disturbed ones, stands beside it. With --out the figures are written as JSON.
+
+Two settings of the environment matter, so they are printed with the machine. OMP_WAIT_POLICY=passive: needed where other
+work shares the cores, as OpenMP threads that spin for a partner without a core make all times meaningless. MALLOC_*
+(glibc) or another allocator: by default glibc gives large blocks back to the system and takes them anew, which costs the
+peers' large tensors much more than ours.
 """
 
 from __future__ import annotations
@@ -84,6 +89,11 @@ def machine_facts(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "environment": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name.startswith(("OMP_", "MKL_", "GOMP_", "KMP_", "MALLOC_")) or name == "LD_PRELOAD"
+        },
     }
 
 
@@ -150,7 +160,10 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     machine = machine_facts(options.device)
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    measurements = [measure(case, options.rounds, options.device) for case in foundation_cases(options.device)]
+    measurements = []
+    for case in foundation_cases(options.device):
+        print(f"measuring: {case.name}, {case.shape}", flush=True)
+        measurements.append(measure(case, options.rounds, options.device))
     print(table(measurements))
     if options.out is not None:
         print(f"written: {write(as_json(measurements, machine), options.out)}")

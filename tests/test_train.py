@@ -286,7 +286,7 @@ def test_a_second_run_into_the_same_folder_is_refused(finished: Path) -> None:
 
 
 def test_a_resume_with_another_config_names_the_field(finished: Path) -> None:
-    with pytest.raises(SystemExit, match=r"grpo\.learning_rate was 0\.0001, is now 0\.5"):
+    with pytest.raises(SystemExit, match=r"grpo\.learning_rate was 0\.0002, is now 0\.5"):
         train.main(["--out", str(finished), "--resume", "--grpo.learning-rate=0.5"])
 
 

@@ -15,7 +15,7 @@ def figures_at(recall):
 
 def test_curves_of_several_seeds_are_drawn_as_their_mean():
     def run(seed, values):
-        lines = [{"stage": "grpo", "step": i, "valid": {"recall@5": v}} for i, v in enumerate(values)]
+        lines = [{"stage": "grpo", "step": i, "valid": {Config().evaluation.select: v}} for i, v in enumerate(values)]
         return Run(f"run-{seed}", Config(seed=seed), lines, {})
 
     group = Group([run(0, [0.1, 0.3]), run(1, [0.3, 0.4, 0.5])])  # one of them was stopped early
