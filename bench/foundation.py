@@ -6,10 +6,10 @@ Each case is checked first: both ways must give the same answer. Then they take 
 does hits both: a round is the peer's way once and ours three times, as ours is short. The ratio is that of the medians;
 the ratio of the fastest runs, the least disturbed ones, stands beside it. With --out the figures are written as JSON.
 
-Two settings of the environment matter, so they are printed with the machine. OMP_WAIT_POLICY=passive: needed where other
-work shares the cores, as OpenMP threads that spin for a partner without a core make all times meaningless. MALLOC_*
-(glibc) or another allocator: by default glibc gives large blocks back to the system and takes them anew, which costs the
-peers' large tensors much more than ours.
+Two settings of the environment matter, so they are printed with the machine. OMP_WAIT_POLICY=passive is needed where
+other work shares the cores: OpenMP threads that spin for a partner without a core make all times meaningless. MALLOC_*
+(glibc) or another allocator: by default glibc gives large blocks back to the system and takes them anew, which costs
+the peers' large tensors much more than ours.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def machine_facts(device: torch.device) -> dict[str, Any]:
         "environment": {
             name: value
             for name, value in sorted(os.environ.items())
-            if name.startswith(("OMP_", "MKL_", "GOMP_", "KMP_", "MALLOC_")) or name == "LD_PRELOAD"
+            if name.startswith(("OMP_", "GOMP_", "MKL_", "MALLOC_")) or name == "LD_PRELOAD"
         },
     }
 

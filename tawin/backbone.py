@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_CACHE_ARGUMENTS = ("cache", "past_key_values")  # transformers from 5.24 on, and before
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 # Options by which some decoders change their logits after the LM head. log_softmax(hidden @ weight.T) would be wrong
 # there.
@@ -26,6 +27,7 @@ class Backbone:
     decoder: nn.Module
     head: nn.Module
     config: Any  # the text config of the decoder
+    cache_argument: str  # what the decoder calls its cache
 
     @property
     def weight(self) -> Tensor:
@@ -73,11 +75,13 @@ def backbone(model: Any) -> Backbone:
     if other:
         raise ValueError(f"model {name}: layer types {other} have no shared-prefix mask; expected {_LAYER_TYPES}")
     decoder = causal_lm.get_decoder()
-    lacking = {"position_ids", "past_key_values", "attention_mask"} - set(inspect.signature(decoder.forward).parameters)
-    if lacking or getattr(config, "alibi", False) or "local" in (getattr(config, "attention_layers", None) or ()):
+    parameters = inspect.signature(decoder.forward).parameters
+    cache_argument = next((argument for argument in _CACHE_ARGUMENTS if argument in parameters), None)
+    own_positions = getattr(config, "alibi", False) or "local" in (getattr(config, "attention_layers", None) or ())
+    if cache_argument is None or not {"position_ids", "attention_mask"} <= set(parameters) or own_positions:
         raise ValueError(
             f"model {name}: its attention does not follow a 4-D mask and position ids (alibi, a local window of its "
-            f"own, or a decoder without {sorted(lacking) or 'them'}); not supported"
+            "own, or a decoder that takes none); not supported"
         )
     for option in _HEAD_OPTIONS:
         value = getattr(config, option, None)
@@ -86,7 +90,7 @@ def backbone(model: Any) -> Backbone:
     head = causal_lm.get_output_embeddings()
     if head is None:
         raise ValueError(f"model {name}: expected a causal LM with an LM head, got none")
-    parts = Backbone(decoder, head, config)
+    parts = Backbone(decoder, head, config, cache_argument)
     if causal_lm not in _TRIED_HEADS:
         _try_head(causal_lm, parts)
         _TRIED_HEADS.add(causal_lm)

@@ -80,7 +80,7 @@ class Stage:
 
     @property
     def seconds(self) -> float:
-        """Seconds spent in this stage, over all its sessions."""
+        """Seconds spent in this stage, resumed ones included."""
         return time.monotonic() - self._started
 
     @property

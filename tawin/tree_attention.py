@@ -132,8 +132,8 @@ def prefill(model: Backbone, input_ids: Tensor, attention_mask: Tensor) -> Promp
             input_ids=input_ids,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
+            **{model.cache_argument: cache},
         ).last_hidden_state  # [B, P, H]
     if cache.get_seq_length() != input_ids.shape[1]:
         raise ValueError(
@@ -187,8 +187,8 @@ class BeamTree:
             input_ids=tokens,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=self._prompt.cache,
             use_cache=True,
+            **{self._model.cache_argument: self._prompt.cache},
         ).last_hidden_state
 
 
