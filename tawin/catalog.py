@@ -321,6 +321,8 @@ def load_catalog(
         DataError: a folder that cannot be used.
         ValueError: a tokenizer that is smaller than the saved catalogue's tokens, or does not fit: see `build_catalog`.
     """
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"seed: expected an int of at least 0, got {seed!r}")
     if (Path(folder) / CATALOG_FILE).exists():
         catalog = Catalog.load(folder)
         largest = int(catalog.token_ids.max())

@@ -376,3 +376,20 @@ def test_real_titles_share_tokens_only_where_they_are_equal(name: str) -> None:
     catalog = load_catalog(REAL_DATA / name, item_tokens="title")
     titles = [catalog.title(item) for item in range(catalog.num_items)]
     assert len(catalog.item_nodes.unique()) == len(set(titles))
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("seed", -1),
+        ("seed", "x"),
+        ("levels", 1.5),
+        ("codes", "8"),
+        ("separate_shared_ids", "no"),
+        ("item_tokens", "name"),
+    ],
+)
+def test_an_argument_of_the_wrong_kind_is_refused_by_name(argument: str, value: object, tmp_path: Path) -> None:
+    save_dataset(make_synthetic(SyntheticConfig(num_users=20, num_items=12, num_clusters=3), 0), tmp_path)
+    with pytest.raises((TypeError, ValueError), match=f"{argument}: expected"):
+        load_catalog(tmp_path, **{argument: value})  # type: ignore[arg-type]

@@ -267,3 +267,11 @@ def test_models_that_would_be_wrong_are_refused_by_name() -> None:
     prompts = ragged_prompts(1, 3)
     with pytest.raises(ValueError, match="final_logit_softcapping"):
         beam_search(tiny_model("gemma2", attention="eager"), *prompts, trie, 2)
+
+
+def test_a_model_that_gives_nan_finds_nothing() -> None:
+    model = tiny_model("qwen2")
+    with torch.no_grad():
+        model.model.norm.weight.fill_(torch.nan)
+    found = beam_search(model, *ragged_prompts(2, 3), ItemTrie.from_sequences([[5, 6], [7, 8]]), 3)
+    assert (found.item_ids == -1).all() and (found.scores == -torch.inf).all()
