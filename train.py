@@ -26,16 +26,15 @@ from transformers.utils import logging as transformers_logging
 
 from tawin.catalog import Catalog, build_catalog, make_tokenizer
 from tawin.checkpoint import read_progress, replace_folder
-from tawin.cli import TrainingOptions, parse_training, print_results
+from tawin.cli import TrainingOptions, load_data, parse_training, print_results
 from tawin.config import Config
-from tawin.data import Dataset, Split, load_dataset, split_leave_one_out, training_sequences
+from tawin.data import Dataset, Split, training_sequences
 from tawin.evaluate import evaluate, sampled
 from tawin.optimization import make_accelerator
 from tawin.policy import add_lora, build_model, load_model, load_tokenizer
 from tawin.report import write_report
 from tawin.run_folder import RunFolder
 from tawin.semantic_ids import build_semantic_ids
-from tawin.synthetic import make_synthetic
 from tawin.trainer import train_grpo, train_sft
 
 
@@ -77,10 +76,7 @@ def save_catalog(job: Job, folder: Path) -> None:
 def prepare(options: TrainingOptions, run: RunFolder | None) -> Job:
     """Load or make the data, the catalogue and the model; a resumed run takes its own catalogue."""
     config = options.config
-    dataset = load_dataset(config.data) if config.data else make_synthetic(config.synthetic, config.seed)
-    split = split_leave_one_out(
-        dataset, max_history=config.split.max_history, rl_share=config.split.rl_share, seed=config.seed
-    )
+    dataset, split = load_data(config)
     _require_training_data(split, config)
     if run is not None and run.catalog.exists():
         tokenizer, catalog = load_tokenizer(str(run.catalog)), Catalog.load(run.catalog)

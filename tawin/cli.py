@@ -19,7 +19,7 @@ from torch import nn
 
 from .catalog import Catalog
 from .config import KS, PRESETS, Config, load_yaml
-from .data import load_dataset, split_leave_one_out
+from .data import Dataset, Split, load_dataset, split_leave_one_out
 from .evaluate import evaluate, recommend, sampled
 from .policy import load_model
 from .report import write_report
@@ -69,6 +69,14 @@ def parse_training(arguments: Sequence[str]) -> TrainingOptions:
         parser.exit(2, f"error: {error}\n")
     name = f"{first.preset or 'demo'}-{datetime.now():%Y%m%d-%H%M%S}"
     return TrainingOptions(config, first.out or Path("runs") / name, first.resume)
+
+
+def load_data(config: Config) -> tuple[Dataset, Split]:
+    """The data of a run, or the synthetic catalogue, and its split."""
+    dataset = load_dataset(config.data) if config.data else make_synthetic(config.synthetic, config.seed)
+    return dataset, split_leave_one_out(
+        dataset, max_history=config.split.max_history, rl_share=config.split.rl_share, seed=config.seed
+    )
 
 
 def print_results(run: RunFolder) -> None:
@@ -143,10 +151,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     )
     model, catalog = _load_run(run, options.stage)
     folder = options.data or config.data
-    dataset = load_dataset(folder) if folder else make_synthetic(config.synthetic, config.seed)
-    split = split_leave_one_out(
-        dataset, max_history=config.split.max_history, rl_share=config.split.rl_share, seed=config.seed
-    )
+    dataset, split = load_data(dataclasses.replace(config, data=folder))
     if not np.array_equal(dataset.items.item_ids, catalog.item_ids):
         raise ValueError(f"--data {folder}: expected the items that the run was trained on, got others")
     for part in ("valid", "test"):

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 from tawin_kernels import TAWin
@@ -27,6 +27,14 @@ def _require(condition: bool, field_name: str, expected: str, value: object) -> 
 def _require_type(field_name: str, value: object, kind: type) -> None:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise TypeError(f"{field_name}: expected {kind.__name__}, got {value!r}")
+
+
+def _require_choices(config: object, section: str) -> None:
+    """Every field that is annotated as a Literal holds one of its values."""
+    for name, hint in get_type_hints(type(config)).items():
+        if get_origin(hint) is Literal:
+            choices = get_args(hint)
+            _require(getattr(config, name) in choices, f"{section}.{name}", f"one of {choices}", getattr(config, name))
 
 
 @dataclass(frozen=True)
@@ -82,8 +90,7 @@ class CatalogConfig:
         for name in ("levels", "codes", "title_vocabulary"):
             _require_type(f"catalog.{name}", getattr(self, name), int)
         _require_type("catalog.separate_shared_ids", self.separate_shared_ids, bool)
-        choices = ("semantic_id", "title")
-        _require(self.item_tokens in choices, "catalog.item_tokens", f"one of {choices}", self.item_tokens)
+        _require_choices(self, "catalog")
         _require(1 <= self.levels <= 8, "catalog.levels", "1..8", self.levels)
         _require(2 <= self.codes <= 65536, "catalog.codes", "2..65536", self.codes)
         _require(self.title_vocabulary >= 300, "catalog.title_vocabulary", "at least 300", self.title_vocabulary)
@@ -142,7 +149,7 @@ class OptimizerConfig:
         )
         _require(self.weight_decay >= 0, f"{name}.weight_decay", "0 or more", self.weight_decay)
         _require(self.max_grad_norm > 0, f"{name}.max_grad_norm", "above 0", self.max_grad_norm)
-        _require(self.schedule in ("cosine", "constant"), f"{name}.schedule", "'cosine' or 'constant'", self.schedule)
+        _require_choices(self, name)
         _require(0.0 <= self.warmup_share <= 1.0, f"{name}.warmup_share", "in [0, 1]", self.warmup_share)
 
 
@@ -220,10 +227,6 @@ class GRPOConfig(OptimizerConfig):
         super().__post_init__()
         _require(self.steps >= 0, "grpo.steps", "0 or more", self.steps)
         _require(2 <= self.group_size <= 512, "grpo.group_size", "2..512", self.group_size)
-        choices = ("beam", "random", "sample")
-        _require(self.negatives in choices, "grpo.negatives", f"one of {choices}", self.negatives)
-        losses = ("grpo", "dapo", "dr_grpo", "gspo")
-        _require(self.loss_type in losses, "grpo.loss_type", f"one of {losses}", self.loss_type)
         _require(0 <= self.epsilon_low < 1, "grpo.epsilon_low", "in [0, 1)", self.epsilon_low)
         _require(self.epsilon_high >= 0, "grpo.epsilon_high", "0 or more", self.epsilon_high)
         _require(self.beta >= 0, "grpo.beta", "0 or more", self.beta)
@@ -257,8 +260,7 @@ class EvaluationConfig:
         for name in ("valid_users", "test_users"):
             value = getattr(self, name)
             _require(value is None or value >= 1, f"evaluation.{name}", "at least 1, or None", value)
-        choices = get_args(get_type_hints(EvaluationConfig)["select"])
-        _require(self.select in choices, "evaluation.select", f"one of {choices}", self.select)
+        _require_choices(self, "evaluation")
 
 
 @dataclass(frozen=True)

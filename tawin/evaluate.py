@@ -14,6 +14,7 @@ from . import metrics
 from .catalog import Catalog
 from .config import EvaluationConfig
 from .data import Examples
+from .policy import evaluating
 from .rollout import beam_search
 
 
@@ -38,8 +39,6 @@ def recommend(
 
     Histories of like length share a batch, so little is padded. The model is put into eval mode and back.
     """
-    was_training = model.training
-    model.eval()
     device = next(model.parameters()).device
     # Excluded items leave gaps: so many more beams that the list is full without them.
     spare = max(map(len, histories), default=0) if config.exclude_history else 0
@@ -48,7 +47,8 @@ def recommend(
     for rows in tqdm(list(_batches(histories, config.batch_size)), desc=description, disable=not progress, leave=False):
         batch = [histories[row] for row in rows]
         input_ids, attention_mask = catalog.encode_histories(batch)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):  # as in training
+        bf16 = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")  # as in training
+        with evaluating(model), bf16:
             found = beam_search(
                 model, input_ids.to(device), attention_mask.to(device), catalog.trie, config.beam_width + spare
             )
@@ -57,7 +57,6 @@ def recommend(
             for place, history in enumerate(batch):
                 found_items[place], found_scores[place] = _without(found_items[place], found_scores[place], history)
         items[rows], scores[rows] = found_items[:, : config.beam_width], found_scores[:, : config.beam_width]
-    model.train(was_training)
     return Recommendations(items, scores)
 
 

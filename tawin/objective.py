@@ -11,13 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from tawin_kernels import GRPOLoss, linear_log_probs, tawin_grpo_loss
+from tawin_kernels import GRPOLoss, tawin_grpo_loss
 from torch import Tensor, nn
 
 from .backbone import backbone
 from .catalog import Catalog
 from .config import GRPOConfig
-from .rollout import Sequences, beam_sequences, random_sequences, sample_sequences, score_sequences
+from .policy import evaluating
+from .rollout import Sequences, beam_sequences, random_sequences, sample_sequences, score_sequences, sequence_log_probs
 from .tree_attention import completion_hidden
 
 
@@ -80,27 +81,33 @@ def roll_out(
         targets: int64 [B], the item that each user took next.
         generator: of random and sampled completions.
     """
-    was_training = model.training
-    model.eval()
-    size = config.group_size
-    if config.negatives == "beam":
-        sequences = beam_sequences(model, input_ids, attention_mask, catalog.trie, size)
-    elif config.negatives == "sample":
-        sequences = sample_sequences(model, input_ids, attention_mask, catalog.trie, size, generator=generator)
-    else:
-        sequences = random_sequences(catalog.trie, catalog.token_ids, input_ids.shape[0], size, generator=generator)
-    target_nodes = catalog.item_nodes[targets]  # [B]
-    hits = (sequences.nodes == target_nodes[:, None]).any(1)
-    if config.ensure_positive:
-        sequences = _put_target_last(sequences, target_nodes, catalog.token_ids[targets], ~hits)
-    if config.ensure_positive or config.negatives == "random":
-        known = score_sequences(model, input_ids, attention_mask, sequences.token_ids)
-        scores = torch.where(sequences.scores.isinf(), known, sequences.scores)
-    else:
+    with evaluating(model):
+        sequences = _complete(model, catalog, input_ids, attention_mask, config, generator)
+        target_nodes = catalog.item_nodes[targets]  # [B]
+        hits = (sequences.nodes == target_nodes[:, None]).any(1)
+        if config.ensure_positive:
+            sequences = _put_target_last(sequences, target_nodes, catalog.token_ids[targets], ~hits)
         scores = sequences.scores
-    model.train(was_training)
+        if config.ensure_positive or config.negatives == "random":
+            known = score_sequences(model, input_ids, attention_mask, sequences.token_ids)
+            scores = torch.where(scores.isinf(), known, scores)
     rewards = (sequences.nodes == target_nodes[:, None]).float()
     return Groups(input_ids, attention_mask, sequences.token_ids, rewards, scores, hits)
+
+
+def _complete(
+    model: nn.Module,
+    catalog: Catalog,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    config: GRPOConfig,
+    generator: torch.Generator,
+) -> Sequences:
+    if config.negatives == "beam":
+        return beam_sequences(model, input_ids, attention_mask, catalog.trie, config.group_size)
+    if config.negatives == "sample":
+        return sample_sequences(model, input_ids, attention_mask, catalog.trie, config.group_size, generator=generator)
+    return random_sequences(catalog.trie, catalog.token_ids, len(input_ids), config.group_size, generator=generator)
 
 
 def _put_target_last(sequences: Sequences, target_nodes: Tensor, target_tokens: Tensor, where: Tensor) -> Sequences:
@@ -109,7 +116,7 @@ def _put_target_last(sequences: Sequences, target_nodes: Tensor, target_tokens: 
     nodes[where, -1] = target_nodes[where]
     tokens[where, -1] = target_tokens[where].masked_fill(target_tokens[where] < 0, -100)
     scores[where, -1] = -torch.inf
-    return Sequences(nodes, tokens, tokens >= 0, scores)
+    return Sequences(nodes, tokens, scores)
 
 
 def group_loss(
@@ -153,10 +160,6 @@ def loss_denominator(groups: list[Groups], loss_type: str) -> float:
     return float(sequences * (groups[0].token_ids.shape[2] if loss_type == "dr_grpo" else 1))
 
 
-@torch.no_grad()
 def completion_log_probs(model: nn.Module, groups: Groups) -> Tensor:
     """Log p of every completion token under `model`, without gradient: fp32 [B, G, L], 0 at padding."""
-    parts = backbone(model)
-    hidden = completion_hidden(parts, groups.input_ids, groups.attention_mask, groups.token_ids)
-    weight, bias = parts.head_in(hidden.dtype)
-    return linear_log_probs(hidden, weight, groups.token_ids, bias=bias)
+    return sequence_log_probs(model, groups.input_ids, groups.attention_mask, groups.token_ids)

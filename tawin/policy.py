@@ -5,6 +5,8 @@ Knows transformers and peft. Knows nothing of losses, rewards or runs.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,17 @@ def load_model(name_or_path: str | Path, *, tokens: int | None = None, seed: int
             model.resize_token_embeddings(tokens)
     backbone(model)  # refuses what cannot be trained right
     return model
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within it the model is in eval mode; afterwards in the mode that it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def add_lora(model: Any, config: PolicyConfig, new_tokens: list[int]) -> nn.Module:

@@ -15,7 +15,7 @@ import torch
 from tawin_kernels import ItemTrie, beam_step, linear_log_probs
 from torch import Tensor, nn
 
-from .backbone import Backbone, backbone
+from .backbone import backbone
 from .tree_attention import BeamTree, check_prompts, completion_hidden, prefill
 
 Normalizer = Literal["vocab", "trie"]
@@ -27,7 +27,6 @@ class Sequences:
 
     nodes: Tensor  # int64 [B, W], the leaf of each sequence in the trie, -1 = missing
     token_ids: Tensor  # int64 [B, W, L], -100 = padding
-    mask: Tensor  # bool [B, W, L]
     scores: Tensor  # fp32 [B, W], -inf = missing
 
 
@@ -107,8 +106,7 @@ def beam_sequences(
     tree = BeamTree(parts, prompt)
     weight, bias = parts.head_in(prompt.last_hidden.dtype)
 
-    batch = input_ids.shape[0]
-    search = _Search.start(batch, beam_width, trie, length_penalty)
+    search = _Search(len(input_ids), trie, beam_width, length_penalty)
     hidden = prompt.last_hidden[:, None]  # [B, 1, H]
     for depth in range(1, trie.max_depth + 1):
         step = beam_step(
@@ -131,27 +129,20 @@ def beam_sequences(
 class _Search:
     """The bookkeeping of one beam search: running beams, finished hypotheses, who may still win."""
 
-    def __init__(self, nodes: Tensor, scores: Tensor, tokens: Tensor, trie: ItemTrie, beam_width: int, penalty: float):
-        self.nodes = nodes  # int64 [B, running], -1 = dead
-        self.scores = scores  # fp32 [B, running], summed log p
-        self.last_tokens = tokens[..., 0]  # int64 [B, running], the newest token of each beam, -100 = dead
-        self._tokens = tokens  # int64 [B, running, L], -100 = not yet written
+    def __init__(self, batch: int, trie: ItemTrie, beam_width: int, penalty: float) -> None:
         self._trie = trie
         self._width = beam_width
         self._penalty = penalty
         self._finishing_depths = trie.leaf_depths
-        batch, _, length = tokens.shape
-        self._done_nodes = nodes.new_full((batch, beam_width), -1)
-        self._done_scores = scores.new_full((batch, beam_width), -torch.inf)
-        self._done_tokens = tokens.new_full((batch, beam_width, length), -100)
-        self._open = torch.ones(batch, 1, dtype=torch.bool, device=nodes.device)  # may a running beam still win?
-
-    @classmethod
-    def start(cls, batch: int, beam_width: int, trie: ItemTrie, penalty: float) -> _Search:
-        nodes = torch.zeros(batch, 1, dtype=torch.int64, device=trie.device)
-        scores = torch.zeros(batch, 1, dtype=torch.float32, device=trie.device)
-        tokens = nodes.new_full((batch, 1, trie.max_depth), -100)
-        return cls(nodes, scores, tokens, trie, beam_width, penalty)
+        root = torch.zeros(batch, 1, dtype=torch.int64, device=trie.device)
+        self.nodes = root  # int64 [B, running], -1 = dead
+        self.scores = torch.zeros(batch, 1, dtype=torch.float32, device=trie.device)  # [B, running], summed log p
+        self._tokens = root.new_full((batch, 1, trie.max_depth), -100)  # [B, running, L], -100 = not yet written
+        self.last_tokens = self._tokens[..., 0]  # int64 [B, running], the newest token of each beam, -100 = dead
+        self._done_nodes = root.new_full((batch, beam_width), -1)
+        self._done_scores = self.scores.new_full((batch, beam_width), -torch.inf)
+        self._done_tokens = root.new_full((batch, beam_width, trie.max_depth), -100)
+        self._open = torch.ones(batch, 1, dtype=torch.bool, device=trie.device)  # may a running beam still win?
 
     def candidates(self, depth: int) -> int:
         """Candidates to look at: W, or 2 W where some of them finish and others go on."""
@@ -163,7 +154,7 @@ class _Search:
 
         Returns the parents of those that run on, int64 [B, W].
         """
-        history = self._tokens.gather(1, parents[..., None].expand(-1, -1, self._tokens.shape[2])).clone()
+        history = self._tokens.gather(1, parents[..., None].expand(-1, -1, self._tokens.shape[2]))
         history[..., depth - 1] = tokens.masked_fill(nodes < 0, -100)  # [B, C, L]
         if depth in self._finishing_depths:
             leaf = self._trie.is_leaf(nodes)  # bool [B, C], False where missing
@@ -199,7 +190,7 @@ class _Search:
     def result(self) -> Sequences:
         missing = self._done_nodes < 0
         tokens = self._done_tokens.masked_fill(missing[..., None], -100)
-        return Sequences(self._done_nodes, tokens, tokens >= 0, self._done_scores)
+        return Sequences(self._done_nodes, tokens, self._done_scores)
 
 
 def expand_items(sequences: Sequences, trie: ItemTrie) -> BeamOutput:
@@ -270,7 +261,7 @@ def sample_sequences(
         hidden = tree.append(token.clamp_min(0), parents)
         if depth == 0:
             parents = torch.arange(group_size, device=nodes.device).expand(batch, -1)
-    return Sequences(nodes, tokens, tokens >= 0, scores)
+    return Sequences(nodes, tokens, scores)
 
 
 def _children(trie: ItemTrie, nodes: Tensor, running: Tensor) -> tuple[Tensor, Tensor]:
@@ -299,13 +290,21 @@ def random_sequences(
     first_item = trie.item_ids[trie.item_offsets[nodes.clamp_min(0)].long()].long()  # [B, G]
     tokens = item_token_ids[first_item].masked_fill((nodes < 0)[..., None], -1)
     tokens = tokens.masked_fill(tokens < 0, -100)
-    return Sequences(nodes, tokens, tokens >= 0, torch.full(nodes.shape, -torch.inf, device=nodes.device))
+    return Sequences(nodes, tokens, torch.full(nodes.shape, -torch.inf, device=nodes.device))
 
 
 @torch.no_grad()
-def score_sequences(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, token_ids: Tensor) -> Tensor:
-    """Summed log p over the whole vocabulary of given completions, int64 [B, G, L] with -100 = padding. fp32 [B, G]."""
-    parts: Backbone = backbone(model)
+def sequence_log_probs(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, token_ids: Tensor) -> Tensor:
+    """Log p over the whole vocabulary of every token of given completions, without gradient.
+
+    token_ids int64 [B, G, L], -100 = padding. fp32 [B, G, L], 0 at padding.
+    """
+    parts = backbone(model)
     hidden = completion_hidden(parts, input_ids, attention_mask, token_ids)
     weight, bias = parts.head_in(hidden.dtype)
-    return linear_log_probs(hidden, weight, token_ids, bias=bias).sum(-1)
+    return linear_log_probs(hidden, weight, token_ids, bias=bias)
+
+
+def score_sequences(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, token_ids: Tensor) -> Tensor:
+    """Their sums, fp32 [B, G]: what beam search scores a completion by."""
+    return sequence_log_probs(model, input_ids, attention_mask, token_ids).sum(-1)

@@ -20,11 +20,12 @@ from transformers import PreTrainedTokenizerBase
 from .backbone import backbone
 from .catalog import Catalog
 from .checkpoint import Progress
-from .config import Config
+from .config import KS, Config
 from .data import Examples, Split, training_windows
 from .evaluate import evaluate, sampled
 from .objective import Groups, completion_log_probs, group_loss, loss_denominator, roll_out
 from .optimization import Stage
+from .policy import evaluating
 from .run_folder import RunFolder
 
 Reference = Callable[[Groups], Tensor]
@@ -69,11 +70,11 @@ def train_sft(
             if (epoch + 1) % sft.evaluate_every == 0 or stage.progress.step == total:
                 found = evaluate(stage.model, catalog, valid, config.evaluation, description="valid", progress=True)
                 stage.record(found, config.evaluation.select)
-                stage.save()
+                stage.save(finished=stage.progress.step == total or stage.progress.stale >= sft.patience)
                 tqdm.write(_evaluation_line("sft", f"epoch {epoch + 1}", found, loss))
     if stage.progress.best_step < 0:  # no epochs at all: the start itself
         stage.record(evaluate(stage.model, catalog, valid, config.evaluation), config.evaluation.select)
-    stage.save(finished=True)
+        stage.save(finished=True)
     return stage.progress
 
 
@@ -137,7 +138,7 @@ def train_grpo(
     def check() -> dict[str, float]:
         found = evaluate(stage.model, catalog, valid, config.evaluation, description="valid", progress=True)
         stage.record(found, config.evaluation.select)
-        stage.save()
+        stage.save(finished=stage.progress.step >= grpo.steps)
         return found
 
     if stage.progress.best_step < 0:
@@ -151,7 +152,6 @@ def train_grpo(
             step = stage.progress.step
             if step % grpo.evaluate_every == 0 or step == grpo.steps:
                 tqdm.write(_evaluation_line("grpo", f"step {step}", check()))
-    stage.save(finished=True)
     return stage.progress
 
 
@@ -223,16 +223,12 @@ def _reference(stage: Stage, reference: nn.Module | None) -> Reference:
     model = stage.accelerator.unwrap_model(stage.model)
 
     def without_adapters(groups: Groups) -> Tensor:
-        was_training = model.training
-        model.eval()  # no dropout in the reference
-        with model.disable_adapter():
-            log_probs = completion_log_probs(model, groups)
-        model.train(was_training)
-        return log_probs
+        with evaluating(model), model.disable_adapter():  # no dropout in the reference
+            return completion_log_probs(model, groups)
 
     return without_adapters
 
 
 def _evaluation_line(stage: str, when: str, found: dict[str, float], loss: float | None = None) -> str:
-    recalls = "  ".join(f"R@{k} {found[f'recall@{k}']:.4f}" for k in (1, 3, 5, 10))
+    recalls = "  ".join(f"R@{k} {found[f'recall@{k}']:.4f}" for k in KS)
     return f"{stage} {when}: valid {recalls}" + (f"  loss {loss:.3f}" if loss is not None else "")
