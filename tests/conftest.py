@@ -1,8 +1,22 @@
-"""Settings of the whole suite: no test fails for being slow on a busy machine, and small shapes run on one thread."""
+"""Settings of the whole suite.
+
+Without a GPU, kernels are tested through Triton's interpreter, which has to be chosen before Triton is imported. It is
+switched off again right after, so that "auto" means the reference ops on the CPU; tests of kernels say impl="triton".
+"""
+
+import os
 
 import hypothesis
 import torch
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+    from tawin_kernels.linear_logsumexp import live_rows
+
+    live_rows(torch.ones(1, dtype=torch.bool))  # the first launch imports more of Triton, which looks again
+    del os.environ["TRITON_INTERPRET"]
+
+# No test fails for being slow on a busy machine, and small shapes run on one thread.
 hypothesis.settings.register_profile("tawin", deadline=None)
 hypothesis.settings.load_profile("tawin")
 torch.set_num_threads(1)

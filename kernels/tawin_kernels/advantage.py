@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from . import reference
-from .arguments import Impl, require_implementation
+from .arguments import Impl, runs_triton
 from .records import TAWin
 
 
@@ -33,7 +33,7 @@ def tawin_weights(
     Returns fp32 [B, G] (fp64 for fp64), 1 where not a negative; the negatives' weights sum to |N|.
     Raises TypeError or ValueError naming the argument (NaN scores).
     """
-    require_implementation("tawin_weights", impl)
+    runs_triton("tawin_weights", impl, scores)
     return reference.tawin_weights(scores, negatives, tawin, check_values=check_values)
 
 
@@ -61,7 +61,7 @@ def group_advantages(
     Returns fp32 [B, G] (fp64 for fp64 rewards). A group whose valid rewards are all equal gets exactly 0.
     Raises TypeError or ValueError naming the argument.
     """
-    require_implementation("group_advantages", impl)
+    runs_triton("group_advantages", impl, rewards)
     return reference.group_advantages(
         rewards,
         scores,

@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
+from triton import knobs
+
+from .launch import INTERPRETED
 
 Impl = Literal["auto", "triton", "reference"]
 
@@ -22,14 +25,27 @@ BOOL = (torch.bool,)
 IGNORED_TOKEN = -100
 
 
-def require_implementation(op: str, impl: str) -> None:
-    """An explicit choice that cannot run raises, it never falls back.
+def runs_triton(op: str, impl: str, tensor: torch.Tensor) -> bool:
+    """Whether an op runs as Triton kernels, by its first tensor; an explicit choice that cannot run raises.
 
-    No op has a Triton kernel yet, so "auto" is the reference op on every device.
+    "auto": on CUDA tensors, and on CPU tensors with TRITON_INTERPRET=1 (through Triton's interpreter). fp64, which the
+    kernels do not take, goes to the reference op.
     """
     require_choice("impl", impl, get_args(Impl))
-    if impl == "triton":
-        raise NotImplementedError(f"impl: {op} has no Triton kernel yet; use impl='auto' or impl='reference'")
+    if impl == "reference" or not isinstance(tensor, torch.Tensor):
+        return False  # what is no tensor is refused by the op's own checks
+    on_cpu = tensor.device.type == "cpu"
+    if impl == "auto":
+        is_there = tensor.device.type == "cuda" or (on_cpu and INTERPRETED and knobs.runtime.interpret)
+        return is_there and tensor.dtype != torch.float64
+    if tensor.dtype == torch.float64:
+        raise TypeError(f"impl: {op} in Triton takes float32, bfloat16 or float16, got float64; use impl='reference'")
+    if tensor.device.type != "cuda" and not (on_cpu and INTERPRETED):
+        raise RuntimeError(
+            f"impl: {op} in Triton runs on CUDA tensors, got one on {tensor.device}; use impl='auto', or set "
+            "TRITON_INTERPRET=1 before tawin_kernels is imported to run it through Triton's interpreter"
+        )
+    return True
 
 
 def require_reference(op: str, impl: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from . import reference
-from .arguments import Impl, require_implementation
+from .arguments import Impl, runs_triton
 from .records import BeamStep, Normalizer
 from .trie import ItemTrie
 
@@ -45,7 +45,7 @@ def beam_step(
     or NaN is a missing one: score -inf, node -1, token -1, parent 0. A beam at a leaf has no candidates.
     Raises TypeError or ValueError naming the argument.
     """
-    require_implementation("beam_step", impl)
+    runs_triton("beam_step", impl, hidden)
     return reference.beam_step(
         hidden,
         lm_head_weight,

@@ -40,15 +40,7 @@ def check_beam_step(
 ) -> None:
     require_tensor("hidden", hidden, dims="[B, W, H]", sizes=(None, None, None), dtypes=FLOATING)
     _check_head(hidden, lm_head_weight, bias, temperature)
-    if not isinstance(trie, ItemTrie):
-        raise TypeError(f"trie: expected an ItemTrie, got {type(trie).__name__}")
-    if trie.device != hidden.device:
-        raise ValueError(f"trie: expected device {hidden.device} as hidden, got {trie.device}; use trie.to(device)")
-    vocabulary = len(lm_head_weight)
-    if trie.max_token >= vocabulary:
-        raise ValueError(
-            f"trie: expected tokens below the {vocabulary} rows of lm_head_weight, got token {trie.max_token}"
-        )
+    _check_trie(trie, hidden, lm_head_weight)
     like = ("hidden", hidden)
     sizes = hidden.shape[:2]
     require_tensor("nodes", nodes, dims="[B, W]", sizes=sizes, dtypes=INT64, device_of=like)
@@ -68,18 +60,29 @@ def check_linear_log_probs(
     token_ids: torch.Tensor,
     temperature: float,
     bias: torch.Tensor | None,
+    rows: torch.Tensor | None,
+    normalizer: str,
+    trie: ItemTrie | None,
+    nodes: torch.Tensor | None,
+    with_entropy: bool,
     check_values: bool | None,
 ) -> None:
     if isinstance(hidden, torch.Tensor) and hidden.dim() == 0:
         raise ValueError("hidden: expected shape [*N, H], got a scalar")
     leading = (None,) * (hidden.dim() - 1) if isinstance(hidden, torch.Tensor) else ()
-    require_tensor("hidden", hidden, dims="[*N, H]", sizes=(*leading, None), dtypes=FLOATING)
+    dims, sizes = ("[*N, H]", (*leading, None)) if rows is None else ("[R, H]", (None, None))
+    require_tensor("hidden", hidden, dims=dims, sizes=sizes, dtypes=FLOATING)
     _check_head(hidden, lm_head_weight, bias, temperature)
-    require_tensor(
-        "token_ids", token_ids, dims="[*N]", sizes=hidden.shape[:-1], dtypes=INT64, device_of=("hidden", hidden)
-    )
+    wanted = hidden.shape[:-1]
+    if rows is not None:
+        wanted = token_ids.shape if isinstance(token_ids, torch.Tensor) else ()
+    require_tensor("token_ids", token_ids, dims="[*N]", sizes=wanted, dtypes=INT64, device_of=("hidden", hidden))
+    check_rows_and_normalizer(hidden, "[*N]", wanted, lm_head_weight, rows, normalizer, trie, nodes)
+    if not isinstance(with_entropy, bool):
+        raise TypeError(f"with_entropy: expected True or False, got {with_entropy!r}")
     if values_are_checked(check_values, hidden):
         _check_token_values(token_ids, lm_head_weight)
+        check_row_and_node_values(token_ids, hidden, rows, trie, nodes)
 
 
 def check_tawin_weights(scores: torch.Tensor, negatives: torch.Tensor, tawin: TAWin, check_values: bool | None) -> None:
@@ -174,6 +177,61 @@ def check_tawin_grpo_loss(
         _check_token_values(token_ids.masked_fill(~read, IGNORED_TOKEN), lm_head_weight)
         _check_reward_values(rewards, scores, valid)
         _check_denominator_value(denominator)
+
+
+def check_rows_and_normalizer(
+    hidden: torch.Tensor,
+    dims: str,
+    sizes: torch.Size | tuple[int, ...],
+    lm_head_weight: torch.Tensor,
+    rows: torch.Tensor | None,
+    normalizer: str,
+    trie: ItemTrie | None,
+    nodes: torch.Tensor | None,
+) -> None:
+    """dims, sizes: those of token_ids, as the documentation writes them and as they are."""
+    like = ("hidden", hidden)
+    if rows is not None:
+        require_tensor("rows", rows, dims=dims, sizes=sizes, dtypes=INT64, device_of=like)
+    require_choice("normalizer", normalizer, get_args(Normalizer))
+    if normalizer != "trie":
+        for name, value in (("trie", trie), ("nodes", nodes)):
+            if value is not None:
+                raise ValueError(f"{name}: expected None with normalizer {normalizer!r}, got {type(value).__name__}")
+        return
+    _check_trie(trie, hidden, lm_head_weight)
+    require_tensor("nodes", nodes, dims=dims, sizes=sizes, dtypes=INT64, device_of=like)
+
+
+def check_row_and_node_values(
+    token_ids: torch.Tensor,
+    hidden: torch.Tensor,
+    rows: torch.Tensor | None,
+    trie: ItemTrie | None,
+    nodes: torch.Tensor | None,
+) -> None:
+    """Of the tokens that count (token_ids, -100 where none): rows of hidden, and children of nodes."""
+    ignored = token_ids == IGNORED_TOKEN
+    if rows is not None:
+        R = len(hidden)
+        require_values("rows", ignored | ((rows >= 0) & (rows < R)), rows, f"rows of hidden in [0, {R})")
+    if trie is not None and nodes is not None:
+        in_trie = (nodes >= 0) & (nodes < trie.num_nodes)
+        require_values("nodes", ignored | in_trie, nodes, f"nodes of the trie in [0, {trie.num_nodes})")
+        is_child = trie.child(nodes.masked_fill(ignored, -1), token_ids) >= 0
+        require_values("token_ids", ignored | is_child, token_ids, "a child of its node in the trie")
+
+
+def _check_trie(trie: ItemTrie | None, hidden: torch.Tensor, lm_head_weight: torch.Tensor) -> None:
+    if not isinstance(trie, ItemTrie):
+        raise TypeError(f"trie: expected an ItemTrie, got {type(trie).__name__}")
+    if trie.device != hidden.device:
+        raise ValueError(f"trie: expected device {hidden.device} as hidden, got {trie.device}; use trie.to(device)")
+    vocabulary = len(lm_head_weight)
+    if trie.max_token >= vocabulary:
+        raise ValueError(
+            f"trie: expected tokens below the {vocabulary} rows of lm_head_weight, got token {trie.max_token}"
+        )
 
 
 def _check_head(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from . import reference
-from .arguments import Impl, require_implementation
+from .arguments import Impl, runs_triton
 from .records import GRPOLoss, LossType, TAWin
 
 
@@ -49,7 +49,7 @@ def grpo_loss(
     Returns GRPOLoss, fp32 (fp64 for fp64): the scalar loss with a gradient; log_probs, advantages, kl and clip_fraction
     detached. Raises TypeError or ValueError naming the argument.
     """
-    require_implementation("grpo_loss", impl)
+    runs_triton("grpo_loss", impl, log_probs)
     return reference.grpo_loss(
         log_probs,
         mask,
@@ -104,7 +104,7 @@ def tawin_grpo_loss(
     Call backward outside of an autocast region: `linear_log_probs` says why.
     With beta 0 a completion of advantage 0 (a dead group) has no gradient, so its log-probs are computed without one.
     """
-    require_implementation("tawin_grpo_loss", impl)
+    runs_triton("tawin_grpo_loss", impl, hidden)
     return reference.tawin_grpo_loss(
         hidden,
         lm_head_weight,

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .arguments import IGNORED_TOKEN
 from .records import Normalizer
+from .trie import ItemTrie
 
 # The logits of one piece of rows have at most this many elements (128 MiB in fp32).
 MAX_LOGITS = 2**25
@@ -28,21 +29,153 @@ def token_log_probs(
     bias: torch.Tensor | None,
     token_ids: torch.Tensor,
     temperature: float,
+    *,
+    rows: torch.Tensor | None = None,
+    normalizer: Normalizer = "vocab",
+    trie: ItemTrie | None = None,
+    nodes: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """log p(token_ids | hidden), fp32 or fp64 [*N], differentiable; 0 at ignored tokens, whose hidden is not read.
 
-    hidden [*N, H], token_ids [*N].
+    hidden [*N, H], token_ids [*N]; with rows int64 [*N], hidden [R, H] and token i is predicted by hidden[rows[i]].
+    normalizer "trie": over the children of nodes [*N], of which token_ids are some.
     """
-    rows = (token_ids.reshape(-1) != IGNORED_TOKEN).nonzero().squeeze(1)
-    log_probs = _row_log_probs(
-        hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows),
-        lm_head_weight,
-        bias,
-        token_ids.reshape(-1)[rows],
-        temperature,
-    )
+    flat_tokens = token_ids.reshape(-1)
+    pairs = (flat_tokens != IGNORED_TOKEN).nonzero().squeeze(1)  # [P]
+    tokens = flat_tokens[pairs]
+    states = hidden.reshape(-1, hidden.shape[-1])
+    log_probs: torch.Tensor  # [P]
+    if normalizer == "trie":
+        assert trie is not None and nodes is not None
+        own = states.index_select(0, pairs if rows is None else rows.reshape(-1)[pairs])
+        log_probs = _among_children(own, lm_head_weight, bias, tokens, trie, nodes.reshape(-1)[pairs], temperature)
+    elif rows is None:
+        log_probs = _row_log_probs(states.index_select(0, pairs), lm_head_weight, bias, tokens, temperature)
+    else:
+        # Each distinct state meets the head once; the pairs follow in the order of their state.
+        distinct, state_of_pair = rows.reshape(-1)[pairs].unique(return_inverse=True)
+        order = state_of_pair.argsort(stable=True)
+        log_probs = _shared_row_log_probs(
+            states.index_select(0, distinct),
+            lm_head_weight,
+            bias,
+            tokens[order],
+            torch.bincount(state_of_pair, minlength=len(distinct)),
+            temperature,
+        )
+        pairs = pairs[order]
     zeros = torch.zeros(token_ids.numel(), dtype=log_probs.dtype, device=hidden.device)
-    return zeros.index_copy(0, rows, log_probs).view(token_ids.shape)
+    return zeros.index_copy(0, pairs, log_probs).view(token_ids.shape)
+
+
+@torch.no_grad()
+def token_entropies(
+    hidden: torch.Tensor,
+    lm_head_weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    token_ids: torch.Tensor,
+    temperature: float,
+    rows: torch.Tensor | None,
+    trie: ItemTrie | None,
+    nodes: torch.Tensor | None,
+) -> torch.Tensor:
+    """Entropy in nats of the distribution of each token, of the shape of token_ids; 0 at ignored tokens."""
+    pairs = (token_ids.reshape(-1) != IGNORED_TOKEN).nonzero().squeeze(1)
+    own = hidden.reshape(-1, hidden.shape[-1])[pairs if rows is None else rows.reshape(-1)[pairs]]
+    dtype = accumulation_dtype(hidden)
+    weight = lm_head_weight.to(dtype)
+    wide_bias = None if bias is None else bias.to(dtype)
+    at_once = _rows_at_once(weight)
+    own_nodes = pairs.split(at_once) if nodes is None else nodes.reshape(-1)[pairs].split(at_once)
+    pieces = [torch.zeros(0, dtype=dtype, device=hidden.device)]
+    for some_hidden, some_nodes in zip(own.split(at_once), own_nodes, strict=True):
+        logits = _logits(some_hidden.to(dtype), weight, wide_bias, temperature)  # [some, V]
+        if trie is not None:
+            row_of_child, child_tokens = _ragged_children(trie, some_nodes)
+            is_child = torch.zeros_like(logits, dtype=torch.bool)
+            is_child[row_of_child, child_tokens] = True
+            logits = logits.masked_fill(~is_child, -math.inf)
+        log_probs = logits.log_softmax(-1)
+        pieces.append(-(log_probs.exp() * log_probs).nan_to_num(nan=0.0).sum(-1))  # 0 log 0 = 0
+    entropies = torch.zeros(token_ids.numel(), dtype=dtype, device=hidden.device)
+    return entropies.index_copy(0, pairs, torch.cat(pieces)).view(token_ids.shape)
+
+
+def _among_children(
+    hidden: torch.Tensor,
+    lm_head_weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    token_ids: torch.Tensor,
+    trie: ItemTrie,
+    nodes: torch.Tensor,
+    temperature: float,
+) -> torch.Tensor:
+    """log p(token_ids[i] | hidden[i]) over the children of nodes[i], fp32 or fp64 [rows]. hidden [rows, H]."""
+    dtype = accumulation_dtype(hidden)
+    used = trie.used_tokens.long()  # no other token can be a child
+    weight = lm_head_weight.index_select(0, used).to(dtype)
+    wide_bias = None if bias is None else bias.index_select(0, used).to(dtype)
+    at_once = _rows_at_once(weight)
+    pieces = [hidden.new_zeros(0, dtype=dtype)]
+    for some_hidden, some_tokens, some_nodes in zip(
+        hidden.split(at_once), token_ids.split(at_once), nodes.split(at_once), strict=True
+    ):
+        logits = _logits(some_hidden.to(dtype), weight, wide_bias, temperature)  # [some, U]
+        row_of_child, child_tokens = _ragged_children(trie, some_nodes)
+        of_children = logits[row_of_child, trie.token_slots[child_tokens].long()]
+        rows = torch.arange(len(some_tokens), device=hidden.device)
+        picked = logits[rows, trie.token_slots[some_tokens].long()]
+        pieces.append(picked - _ragged_logsumexp(of_children, row_of_child, len(some_tokens)))
+    return torch.cat(pieces)
+
+
+def _ragged_children(trie: ItemTrie, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The children of nodes [rows] one after another: whose they are and their tokens, int64 [children]."""
+    first_edges = trie.child_offsets[nodes].long()
+    counts = trie.child_offsets[nodes + 1].long() - first_edges
+    rows = torch.arange(len(nodes), device=nodes.device).repeat_interleave(counts)
+    edges = torch.arange(len(rows), device=nodes.device) + (first_edges - (counts.cumsum(0) - counts))[rows]
+    return rows, trie.edge_tokens[edges].long()
+
+
+def _shared_row_log_probs(
+    hidden: torch.Tensor,
+    lm_head_weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    token_ids: torch.Tensor,
+    counts: torch.Tensor,
+    temperature: float,
+) -> torch.Tensor:
+    """log p of several tokens a row, fp32 or fp64 [tokens]: row i of hidden [rows, H] has the next counts[i]."""
+    dtype = accumulation_dtype(hidden)
+    weight = lm_head_weight.to(dtype)
+    wide_bias = None if bias is None else bias.to(dtype)
+    at_once = _rows_at_once(weight)
+    piece_counts = counts.split(at_once)
+    piece_tokens = token_ids.split([int(some_counts.sum()) for some_counts in piece_counts])
+    pieces = [hidden.new_zeros(0, dtype=dtype)]
+    for some_hidden, some_counts, some_tokens in zip(hidden.split(at_once), piece_counts, piece_tokens, strict=True):
+        rows = torch.arange(len(some_counts), device=hidden.device).repeat_interleave(some_counts)
+        arguments = (some_hidden, weight, wide_bias, some_tokens, rows, temperature)
+        if len(hidden) <= at_once:
+            pieces.append(_shared_piece_log_probs(*arguments))
+        else:
+            pieces.append(
+                checkpoint(_shared_piece_log_probs, *arguments, use_reentrant=False, preserve_rng_state=False)
+            )
+    return torch.cat(pieces)
+
+
+def _shared_piece_log_probs(
+    hidden: torch.Tensor,
+    lm_head_weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    token_ids: torch.Tensor,
+    rows: torch.Tensor,
+    temperature: float,
+) -> torch.Tensor:
+    logits = _logits(hidden.to(lm_head_weight.dtype), lm_head_weight, bias, temperature)  # [rows, V]
+    return logits[rows, token_ids] - logits.logsumexp(-1)[rows]
 
 
 def _row_log_probs(
@@ -153,5 +286,5 @@ def _logsumexp_in_place(logits: torch.Tensor) -> torch.Tensor:
 
 def _ragged_logsumexp(values: torch.Tensor, rows: torch.Tensor, num_rows: int) -> torch.Tensor:
     """[num_rows]: logsumexp of the values of each row."""
-    maxima = values.new_full((num_rows,), -math.inf).scatter_reduce(0, rows, values, "amax")
+    maxima = values.new_full((num_rows,), -math.inf).scatter_reduce(0, rows, values.detach(), "amax")
     return maxima + torch.zeros_like(maxima).index_add(0, rows, (values - maxima[rows]).exp()).log()

@@ -1,16 +1,232 @@
 """Log-probabilities of given tokens from hidden states: LM head, log-softmax and gather in one op.
 
-The [tokens, vocabulary] logits are never held all at once.
+    z_rv = (hidden_r . weight_v + bias_v) / temperature
+    log p_i = z_{r t} - logsumexp_v z_rv                pair i: token t, predicted by row r
+
+hidden [R, H], weight [V, H] in fp32, bf16 or fp16; accumulation in fp32, never in tf32. `linear_logsumexp` streams the
+vocabulary for the rows that some token needs, one small kernel takes the dot product of each pair; there is no [rows,
+vocabulary] tensor, and nothing waits for the device. Kept for the backward pass (`log_prob_gradient`): one logsumexp a
+row.
+
+FLOPs of one call with n live rows: 2 n V H forward, 4 n V H backward with a frozen head, 6 n V H with a trained one.
+n = 4,096, V = 151,936, H = 896 in bf16: 1.41, 2.8, 4.2 ms at 790 TFLOP/s. The same 4,096 tokens with 15 % live and
+prefixes shared are about 400 rows: 0.14, 0.28, 0.41 ms. Times on a GPU: not measured.
 """
 
 from __future__ import annotations
 
+from typing import Any, Literal, overload
+
 import torch
+import triton
+import triton.language as tl
 
-from . import reference
-from .arguments import Impl, require_implementation
+from . import child_log_prob, reference
+from .arguments import IGNORED_TOKEN, Impl, runs_triton
+from .checks import check_linear_log_probs
+from .launch import launch
+from .linear_logsumexp import live_rows, rows_in_place, vocabulary_statistics
+from .log_prob_gradient import Head, log_prob_gradient
+from .records import Normalizer
+from .trie import ItemTrie
+
+# Of a program of the kernel below.
+_PAIRS_AT_ONCE = 16
+_COLUMNS_AT_ONCE = 128
 
 
+@triton.jit
+def target_log_probs_kernel(
+    hidden_ptr,
+    weight_ptr,
+    bias_ptr,
+    token_ids_ptr,
+    rows_ptr,
+    logsumexp_ptr,
+    log_probs_ptr,
+    N,
+    H,
+    scale,
+    stride_hidden_row,
+    stride_weight_row,
+    IGNORED: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    pairs = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = pairs < N
+    tokens = tl.load(token_ids_ptr + pairs, mask=inside, other=IGNORED)
+    is_live = tokens != IGNORED
+    tokens = tl.where(is_live, tokens, 0)
+    rows = pairs.to(tl.int64)
+    if rows_ptr is not None:
+        rows = tl.load(rows_ptr + pairs, mask=is_live, other=0)
+
+    products = tl.zeros([BLOCK_N, BLOCK_H], dtype=tl.float32)
+    for start in range(0, H, BLOCK_H):
+        offsets_h = start + tl.arange(0, BLOCK_H)
+        wanted = is_live[:, None] & (offsets_h < H)[None, :]
+        hidden = tl.load(hidden_ptr + rows[:, None] * stride_hidden_row + offsets_h[None, :], mask=wanted, other=0.0)
+        weight = tl.load(weight_ptr + tokens[:, None] * stride_weight_row + offsets_h[None, :], mask=wanted, other=0.0)
+        products += hidden.to(tl.float32) * weight.to(tl.float32)
+    logits = tl.sum(products, 1)
+    if bias_ptr is not None:
+        logits += tl.load(bias_ptr + tokens, mask=is_live, other=0.0).to(tl.float32)
+
+    logsumexp = tl.load(logsumexp_ptr + rows, mask=is_live, other=0.0)
+    tl.store(log_probs_ptr + pairs, tl.where(is_live, logits * scale - logsumexp, 0.0), mask=inside)
+
+
+def _forward(
+    head: Head, token_ids: torch.Tensor, rows: torch.Tensor | None, with_entropy: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """log p fp32 [N], logsumexp fp32 [R] of the rows with a token, entropy fp32 [N]. token_ids, rows int64 [N]."""
+    hidden, weight, bias, temperature = head
+    R, H = hidden.shape
+    is_live = token_ids != IGNORED_TOKEN
+    if rows is None:
+        is_live_row = is_live
+    else:
+        # Tokens that are ignored mark one row more than there are.
+        is_live_row = torch.zeros(R + 1, dtype=torch.bool, device=hidden.device)
+        is_live_row[torch.where(is_live, rows, R)] = True
+        is_live_row = is_live_row[:R]
+    row_ids, num_rows = live_rows(is_live_row)
+    statistics = vocabulary_statistics(hidden, weight, bias, temperature, row_ids, num_rows, with_entropy=with_entropy)
+    log_probs = torch.empty(len(token_ids), dtype=torch.float32, device=hidden.device)
+    launch(
+        target_log_probs_kernel,
+        (triton.cdiv(len(token_ids), _PAIRS_AT_ONCE),),
+        hidden_ptr=hidden,
+        weight_ptr=weight,
+        bias_ptr=bias,
+        token_ids_ptr=token_ids,
+        rows_ptr=rows,
+        logsumexp_ptr=statistics.logsumexp,
+        log_probs_ptr=log_probs,
+        N=len(token_ids),
+        H=H,
+        scale=1.0 / temperature,
+        stride_hidden_row=hidden.stride(0),
+        stride_weight_row=weight.stride(0),
+        IGNORED=IGNORED_TOKEN,
+        BLOCK_N=_PAIRS_AT_ONCE,
+        BLOCK_H=_COLUMNS_AT_ONCE,
+    )
+    entropy = statistics.entropy
+    if entropy is not None:
+        entropy = torch.where(is_live, entropy if rows is None else entropy[torch.where(is_live, rows, 0)], 0.0)
+    return log_probs, statistics.logsumexp, entropy
+
+
+class _LinearLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        token_ids: torch.Tensor,
+        rows: torch.Tensor | None,
+        temperature: float,
+        with_entropy: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        head = Head(rows_in_place(hidden), rows_in_place(weight), bias, temperature)
+        log_probs, logsumexp, entropy = _forward(head, token_ids, rows, with_entropy)
+        ctx.save_for_backward(head.hidden, head.weight, bias, token_ids, rows, logsumexp)
+        ctx.temperature = temperature
+        if entropy is not None:
+            ctx.mark_non_differentiable(entropy)
+        return log_probs, entropy
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor, _entropy: Any) -> tuple[Any, ...]:
+        hidden, weight, bias, token_ids, rows, logsumexp = ctx.saved_tensors
+        head = Head(hidden, weight, bias, ctx.temperature)
+        return (
+            *log_prob_gradient(head, token_ids, rows, logsumexp, gradient, ctx.needs_input_grad[:3]),
+            *(None for _ in range(4)),
+        )
+
+
+def triton_log_probs(
+    hidden: torch.Tensor,
+    lm_head_weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    token_ids: torch.Tensor,
+    temperature: float,
+    *,
+    rows: torch.Tensor | None = None,
+    normalizer: Normalizer = "vocab",
+    trie: ItemTrie | None = None,
+    nodes: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`linear_log_probs` of checked arguments: log p, fp32 of the shape of token_ids."""
+    return triton_log_probs_and_entropy(
+        hidden, lm_head_weight, bias, token_ids, temperature, rows, normalizer, trie, nodes, with_entropy=False
+    )[0]
+
+
+def triton_log_probs_and_entropy(
+    hidden: torch.Tensor,
+    lm_head_weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    token_ids: torch.Tensor,
+    temperature: float,
+    rows: torch.Tensor | None,
+    normalizer: Normalizer,
+    trie: ItemTrie | None,
+    nodes: torch.Tensor | None,
+    *,
+    with_entropy: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The same, and the entropy if it is asked for."""
+    head = (hidden.reshape(-1, hidden.shape[-1]), lm_head_weight, bias)
+    tokens = token_ids.reshape(-1)
+    flat_rows = None if rows is None else rows.reshape(-1)
+    if normalizer == "trie":
+        assert trie is not None and nodes is not None
+        log_probs, entropy = child_log_prob.triton_child_log_probs(
+            *head, tokens, flat_rows, trie, nodes.reshape(-1), temperature, with_entropy
+        )
+    else:
+        log_probs, entropy = _LinearLogProbs.apply(*head, tokens, flat_rows, temperature, with_entropy)
+    return log_probs.view(token_ids.shape), None if entropy is None else entropy.view(token_ids.shape)
+
+
+@overload
+def linear_log_probs(
+    hidden: torch.Tensor,
+    lm_head_weight: torch.Tensor,
+    token_ids: torch.Tensor,
+    *,
+    temperature: float = ...,
+    bias: torch.Tensor | None = ...,
+    rows: torch.Tensor | None = ...,
+    normalizer: Normalizer = ...,
+    trie: ItemTrie | None = ...,
+    nodes: torch.Tensor | None = ...,
+    with_entropy: Literal[False] = ...,
+    impl: Impl = ...,
+    check_values: bool | None = ...,
+) -> torch.Tensor: ...
+@overload
+def linear_log_probs(
+    hidden: torch.Tensor,
+    lm_head_weight: torch.Tensor,
+    token_ids: torch.Tensor,
+    *,
+    temperature: float = ...,
+    bias: torch.Tensor | None = ...,
+    rows: torch.Tensor | None = ...,
+    normalizer: Normalizer = ...,
+    trie: ItemTrie | None = ...,
+    nodes: torch.Tensor | None = ...,
+    with_entropy: Literal[True],
+    impl: Impl = ...,
+    check_values: bool | None = ...,
+) -> tuple[torch.Tensor, torch.Tensor]: ...
 def linear_log_probs(
     hidden: torch.Tensor,
     lm_head_weight: torch.Tensor,
@@ -18,24 +234,73 @@ def linear_log_probs(
     *,
     temperature: float = 1.0,
     bias: torch.Tensor | None = None,
+    rows: torch.Tensor | None = None,
+    normalizer: Normalizer = "vocab",
+    trie: ItemTrie | None = None,
+    nodes: torch.Tensor | None = None,
+    with_entropy: bool = False,
     impl: Impl = "auto",
     check_values: bool | None = None,
-) -> torch.Tensor:
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """log softmax((hidden @ lm_head_weight.T + bias) / temperature) at token_ids.
 
     hidden: [*N, H] fp32, bf16, fp16 (fp64 too on the CPU), N any leading shape.
     lm_head_weight: [V, H], dtype of hidden. bias: [V], dtype of hidden, or None.
     token_ids: int64 [*N] in [0, V); -100 gives 0 and no gradient, and its hidden state is not read.
     temperature: logits are divided by it, > 0.
+    rows: int64 [*N] in [0, R), the deduplicated form: hidden is [R, H] then, and token i is predicted by
+        hidden[rows[i]]. Completions that share a prefix share its state, which is computed once.
+    normalizer: "vocab": the softmax runs over the vocabulary; "trie": over the children of nodes[i], as in
+        `beam_step(normalizer="trie")`. trie and nodes are given with it and only with it.
+    nodes: int64 [*N], the node of the trie that the token at i is a child of; where token_ids is -100 it is not read.
+    with_entropy: also return the entropy of the distribution that each token is drawn from.
     impl: "auto", "triton" or "reference"; an explicit choice that cannot run raises.
     check_values: True: check tensor values on a GPU too, which synchronises it. On the CPU they are always checked.
 
-    Returns fp32 [*N] (fp64 for fp64), natural log. Differentiable in hidden, lm_head_weight and bias.
+    Returns fp32 [*N] (fp64 for fp64), natural log. Differentiable in hidden, lm_head_weight and bias. With entropy:
+    (log_probs, entropy), entropy in nats, same shape and dtype, 0 at -100, without a gradient.
     Inside an autocast region the forward pass still accumulates in fp32. Call backward outside of the region: inside,
-    PyTorch runs its matrix products in the region's lower precision.
+    PyTorch may run matrix products in the region's lower precision.
+    The Triton backward pass leaves out tokens whose gradient is 0 and waits for the device once to count the others.
     Raises TypeError or ValueError naming the argument.
     """
-    require_implementation("linear_log_probs", impl)
-    return reference.linear_log_probs(
-        hidden, lm_head_weight, token_ids, temperature=temperature, bias=bias, check_values=check_values
+    if not runs_triton("linear_log_probs", impl, hidden):
+        return reference.linear_log_probs(
+            hidden,
+            lm_head_weight,
+            token_ids,
+            temperature=temperature,
+            bias=bias,
+            rows=rows,
+            normalizer=normalizer,
+            trie=trie,
+            nodes=nodes,
+            with_entropy=with_entropy,
+            check_values=check_values,
+        )
+    check_linear_log_probs(
+        hidden,
+        lm_head_weight,
+        token_ids,
+        temperature,
+        bias,
+        rows,
+        normalizer,
+        trie,
+        nodes,
+        with_entropy,
+        check_values,
     )
+    log_probs, entropy = triton_log_probs_and_entropy(
+        hidden,
+        lm_head_weight,
+        bias,
+        token_ids,
+        temperature,
+        rows,
+        normalizer,
+        trie,
+        nodes,
+        with_entropy=with_entropy,
+    )
+    return log_probs if entropy is None else (log_probs, entropy)

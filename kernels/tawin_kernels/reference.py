@@ -20,7 +20,7 @@ from .checks import (
     check_tawin_grpo_loss,
     check_tawin_weights,
 )
-from .lm_head import accumulation_dtype, child_log_probs, token_log_probs
+from .lm_head import accumulation_dtype, child_log_probs, token_entropies, token_log_probs
 from .records import BeamStep, GRPOLoss, LossType, Normalizer, TAWin
 from .top_k import top_k_stable
 from .trie import ItemTrie
@@ -94,13 +94,43 @@ def linear_log_probs(
     *,
     temperature: float = 1.0,
     bias: torch.Tensor | None = None,
+    rows: torch.Tensor | None = None,
+    normalizer: Normalizer = "vocab",
+    trie: ItemTrie | None = None,
+    nodes: torch.Tensor | None = None,
+    with_entropy: bool = False,
     impl: Impl = "auto",
     check_values: bool | None = None,
-) -> torch.Tensor:
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """log softmax((hidden @ lm_head_weight.T + bias) / temperature) at token_ids (`tawin_kernels.linear_log_probs`)."""
     require_reference("linear_log_probs", impl)
-    check_linear_log_probs(hidden, lm_head_weight, token_ids, temperature, bias, check_values)
-    return token_log_probs(hidden, lm_head_weight, bias, token_ids, temperature)
+    check_linear_log_probs(
+        hidden,
+        lm_head_weight,
+        token_ids,
+        temperature,
+        bias,
+        rows,
+        normalizer,
+        trie,
+        nodes,
+        with_entropy,
+        check_values,
+    )
+    log_probs = token_log_probs(
+        hidden,
+        lm_head_weight,
+        bias,
+        token_ids,
+        temperature,
+        rows=rows,
+        normalizer=normalizer,
+        trie=trie,
+        nodes=nodes,
+    )
+    if not with_entropy:
+        return log_probs
+    return log_probs, token_entropies(hidden, lm_head_weight, bias, token_ids, temperature, rows, trie, nodes)
 
 
 @torch.no_grad()

@@ -147,6 +147,24 @@ class ItemTrie:
             leaves[self.item_ids.long()] = nodes.repeat_interleave(self.item_offsets.diff())
         return leaves
 
+    @cached_property
+    def used_tokens(self) -> torch.Tensor:
+        """The distinct tokens of all edges, ascending, int32 [U]. Made on first use (waits for the device) and kept."""
+        with torch.inference_mode(False):
+            return self.edge_tokens.unique()
+
+    @cached_property
+    def token_slots(self) -> torch.Tensor:
+        """int32 [max_token + 1]: where each token stands in `used_tokens`, -1 = it is not there. Kept as that is."""
+        with torch.inference_mode(False):
+            slots = torch.full((self.max_token + 1,), -1, dtype=torch.int32, device=self.device)
+            slots[self.used_tokens.long()] = torch.arange(len(self.used_tokens), dtype=torch.int32, device=self.device)
+        return slots
+
+    def prepare(self) -> None:
+        """Make what is made on first use now: a CUDA graph may not wait for the device while it is captured."""
+        _ = self.token_slots
+
     def to(self, device: torch.device | str) -> ItemTrie:
         return replace(self, **{name: getattr(self, name).to(device) for name in ARRAYS})
 
@@ -156,6 +174,25 @@ class ItemTrie:
             raise TypeError(f"nodes: expected an int64 tensor, got {getattr(nodes, 'dtype', type(nodes).__name__)}")
         known = nodes.clamp(min=0)
         return (nodes >= 0) & (self.child_offsets[known] == self.child_offsets[known + 1])
+
+    def child(self, nodes: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """The child of each node by a token, -1 where there is none: int64, of the shape of nodes and tokens (int64).
+
+        A node of -1 has no children. Does not wait for the device.
+        """
+        known = nodes.clamp(min=0)
+        low, end = self.child_offsets[known].long(), self.child_offsets[known + 1].long()
+        # The children ascend by token: the first edge whose token is not smaller, by bisection.
+        high = end
+        for _ in range(self.max_children.bit_length()):
+            middle = (low + high) // 2
+            goes_on = low < high
+            is_smaller = self.edge_tokens[middle.clamp(max=len(self.edge_tokens) - 1)] < tokens
+            low = torch.where(goes_on & is_smaller, middle + 1, low)
+            high = torch.where(goes_on & ~is_smaller, middle, high)
+        edge = low.clamp(max=len(self.edge_tokens) - 1)
+        found = (nodes >= 0) & (low < end) & (self.edge_tokens[edge] == tokens)
+        return torch.where(found, low + 1, -1)
 
     def items_at(self, node: int) -> torch.Tensor:
         """The items that end at a node, int64, ascending; none for an inner node."""

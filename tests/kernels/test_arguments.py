@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
+import subprocess
+import sys
+import textwrap
 
 import pytest
 import tawin_kernels
@@ -42,12 +46,50 @@ def on_meta(argument):
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_an_implementation_that_does_not_exist_raises_and_does_not_fall_back(op):
+def test_an_explicit_choice_that_cannot_run_raises_and_does_not_fall_back(op):
     arguments, _ = calls()[op]
-    with pytest.raises(NotImplementedError, match=rf"impl: {op} has no Triton kernel yet.*'reference'"):
-        getattr(tawin_kernels, op)(*arguments, impl="triton")
+    with pytest.raises(RuntimeError, match=rf"impl: {op} in Triton runs on CUDA tensors, got one on meta"):
+        getattr(tawin_kernels, op)(*map(on_meta, arguments), impl="triton")
+    wide = [
+        argument.double() if isinstance(argument, torch.Tensor) and argument.dtype == torch.float32 else argument
+        for argument in arguments
+    ]
+    with pytest.raises(TypeError, match=rf"impl: {op} in Triton takes float32, bfloat16 or float16, got float64"):
+        getattr(tawin_kernels, op)(*wide, impl="triton")
     with pytest.raises(ValueError, match="impl: expected one of 'auto', 'triton', 'reference', got 'cuda'"):
         getattr(tawin_kernels, op)(*arguments, impl="cuda")
+
+
+@pytest.mark.parametrize("interpret", [False, True])
+def test_the_cpu_runs_kernels_through_the_interpreter_only_where_the_environment_asks_for_it(interpret):
+    code = """
+        import torch, tawin_kernels.log_prob
+        from tawin_kernels import linear_log_probs
+
+        launches = []
+        run = tawin_kernels.log_prob.launch
+        tawin_kernels.log_prob.launch = lambda *arguments, **options: (launches.append(1), run(*arguments, **options))
+        call = (torch.randn(2, 3), torch.randn(5, 3), torch.tensor([4, 0]))
+        print(linear_log_probs(*call).shape[0], len(launches))
+        print(linear_log_probs(call[0].double(), call[1].double(), call[2]).dtype, len(launches))
+        try:
+            print(linear_log_probs(*call, impl="triton").shape[0], len(launches))
+        except RuntimeError as error:
+            print(error)
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    if interpret:
+        environment["TRITON_INTERPRET"] = "1"
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)], env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    auto, wide, explicit = run.stdout.splitlines()
+    if interpret:
+        assert (auto, wide, explicit) == ("2 1", "torch.float64 1", "2 2")
+    else:
+        assert (auto, wide) == ("2 0", "torch.float64 0")
+        assert "set TRITON_INTERPRET=1 before tawin_kernels is imported" in explicit
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -123,8 +165,8 @@ def test_the_public_names_are_those_of_the_contract():
         ),
         (
             "tawin_grpo_loss",
-            "hidden lm_head_weight token_ids mask rewards scores * tawin=TAWin(anchor=2.0, window=1.0, "
-            "temperature=1.0, rank_transform='identity') old_log_probs=None ref_log_probs=None loss_type='grpo' "
+            "hidden lm_head_weight token_ids mask rewards scores * tawin=TAWin(anchor=2.0,window=1.0,"
+            "temperature=1.0,rank_transform='identity') old_log_probs=None ref_log_probs=None loss_type='grpo' "
             "epsilon_low=0.2 epsilon_high=0.2 beta=0.0 temperature=1.0 bias=None normalize_std=True eps=0.0001 "
             "valid=None denominator=None",
         ),
@@ -135,5 +177,11 @@ def test_arguments_and_defaults_are_those_of_the_contract(op, expected):
     for name, parameter in inspect.signature(getattr(tawin_kernels, op)).parameters.items():
         if parameter.kind == parameter.KEYWORD_ONLY and "*" not in words:
             words.append("*")
-        words.append(name if parameter.default is parameter.empty else f"{name}={parameter.default!r}")
-    assert " ".join(words) == f"{expected} impl='auto' check_values=None"
+        default = repr(parameter.default).replace(" ", "")
+        words.append(name if parameter.default is parameter.empty else f"{name}={default}")
+    # There may be more keywords, with defaults, than the contract has.
+    positional, keywords = f"{expected} impl='auto' check_values=None".split("* ")
+    star = words.index("*")
+    assert " ".join(words[:star]) == positional.strip()
+    assert set(keywords.split(" ")) <= set(words[star + 1 :])
+    assert all("=" in word for word in words[star + 1 :])

@@ -1,0 +1,105 @@
+"""How a Triton kernel is launched, on which kind of GPU it will run, and how to look at launches without one.
+
+Every launch of the package goes through `launch`. On tensors of PyTorch's "meta" device, inside `recorded_launches`,
+nothing runs and the launch is noted down with the block sizes that it would have had: that is what is compiled ahead
+of time for GPUs that are not there. Knows nothing of any op.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from triton import knobs
+
+# Whether kernels were made for Triton's interpreter, which runs them on the CPU: decided when they are decorated.
+INTERPRETED: bool = knobs.runtime.interpret
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of GPU: what block sizes are chosen by."""
+
+    backend: Literal["cuda", "hip"]
+    arch: str
+    """NVIDIA: the compute capability without its point, "90". AMD: the architecture, "gfx942"."""
+
+    @property
+    def shared_memory(self) -> int:
+        """Bytes of shared memory (LDS) that one program may have."""
+        if self.backend == "hip":
+            return 64 * 1024 if self.arch != "gfx950" else 160 * 1024
+        known = {"80": 163, "87": 163, "90": 227, "100": 227, "103": 227, "110": 227}
+        return known.get(self.arch, 99) * 1024  # consumer GPUs from 8.6 to 12.1
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch as it was asked for."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    num_warps: int
+    num_stages: int
+
+
+@dataclass
+class _Recording:
+    target: Target
+    launches: list[Launch] = field(default_factory=list)
+
+
+_recording: ContextVar[_Recording | None] = ContextVar("recording", default=None)
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *, num_warps: int = 4, num_stages: int = 2, **arguments: Any) -> None:
+    """Run `kernel` on `grid`; arguments by name, constexprs among them. A grid with a zero is no work at all."""
+    if 0 in grid:
+        return
+    recording = _recording.get()
+    if recording is not None:
+        recording.launches.append(Launch(kernel, grid, arguments, num_warps, num_stages))
+        return
+    kernel[grid](**arguments, num_warps=num_warps, num_stages=num_stages)
+
+
+@contextmanager
+def recorded_launches(target: Target) -> Iterator[list[Launch]]:
+    """Within it launches are written to the list that it gives, as for `target`, and nothing runs: use meta tensors."""
+    recording = _Recording(target)
+    token = _recording.set(recording)
+    try:
+        yield recording.launches
+    finally:
+        _recording.reset(token)
+
+
+def target_of(device: torch.device) -> Target:
+    """The GPU that kernels on `device` run on. The interpreter takes the block sizes of an H100."""
+    recording = _recording.get()
+    if recording is not None:
+        return recording.target
+    if device.type != "cuda":
+        return Target("cuda", "90")
+    return _cuda_target(device.index if device.index is not None else torch.cuda.current_device())
+
+
+def multiprocessors(device: torch.device) -> int:
+    """How many multiprocessors (compute units) share the work of a persistent kernel."""
+    if _recording.get() is not None or device.type != "cuda":
+        return 132 if _recording.get() is not None else 4  # the interpreter runs one program after another anyway
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@cache
+def _cuda_target(index: int) -> Target:
+    properties = torch.cuda.get_device_properties(index)
+    if torch.version.hip is not None:
+        return Target("hip", properties.gcnArchName.split(":")[0])
+    return Target("cuda", f"{properties.major}{properties.minor}")
