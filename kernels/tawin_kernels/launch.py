@@ -66,7 +66,12 @@ def launch(kernel: Any, grid: tuple[int, ...], *, num_warps: int = 4, num_stages
     if recording is not None:
         recording.launches.append(Launch(kernel, grid, arguments, num_warps, num_stages))
         return
-    kernel[grid](**arguments, num_warps=num_warps, num_stages=num_stages)
+    device = next(value.device for value in arguments.values() if isinstance(value, torch.Tensor))
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):  # Triton launches on the current device, wherever the tensors are
+            kernel[grid](**arguments, num_warps=num_warps, num_stages=num_stages)
+    else:
+        kernel[grid](**arguments, num_warps=num_warps, num_stages=num_stages)
 
 
 @contextmanager
@@ -78,6 +83,11 @@ def recorded_launches(target: Target) -> Iterator[list[Launch]]:
         yield recording.launches
     finally:
         _recording.reset(token)
+
+
+def is_recording() -> bool:
+    """Whether launches are noted down instead of run."""
+    return _recording.get() is not None
 
 
 def target_of(device: torch.device) -> Target:

@@ -182,13 +182,13 @@ def triton_log_probs_and_entropy(
     with_entropy: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The same, and the entropy if it is asked for."""
-    head = (hidden.reshape(-1, hidden.shape[-1]), lm_head_weight, bias)
-    tokens = token_ids.reshape(-1)
-    flat_rows = None if rows is None else rows.reshape(-1)
+    head = (hidden.reshape(-1, hidden.shape[-1]), lm_head_weight, None if bias is None else bias.contiguous())
+    tokens = token_ids.reshape(-1).contiguous()
+    flat_rows = None if rows is None else rows.reshape(-1).contiguous()
     if normalizer == "trie":
         assert trie is not None and nodes is not None
         log_probs, entropy = child_log_prob.triton_child_log_probs(
-            *head, tokens, flat_rows, trie, nodes.reshape(-1), temperature, with_entropy
+            *head, tokens, flat_rows, trie, nodes.reshape(-1).contiguous(), temperature, with_entropy
         )
     else:
         log_probs, entropy = _LinearLogProbs.apply(*head, tokens, flat_rows, temperature, with_entropy)

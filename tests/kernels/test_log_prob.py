@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tawin_kernels import linear_log_probs, lm_head
+from tawin_kernels import ItemTrie, linear_log_probs, lm_head
 
-from .brute_force import log_softmax
+from .brute_force import log_softmax, prefixes_breadth_first
 
 V, H = 6, 4
 IGNORED = -100
@@ -172,3 +172,101 @@ def test_bad_input_is_refused_by_name(changes, error, message):
     }
     with pytest.raises(error, match=message):
         linear_log_probs(**{**good, **changes})
+
+
+@pytest.mark.parametrize("max_logits", [2**25, 2 * V])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_shared_rows_are_the_expanded_form_with_its_gradients(monkeypatch, max_logits, with_bias):
+    monkeypatch.setattr(lm_head, "MAX_LOGITS", max_logits)
+    hidden, weight, bias, _ = tensors((4,))
+    hidden[3] = math.nan  # no token needs it
+    rows, token_ids = torch.tensor([[2, 0, 2], [2, 1, 3]]), torch.tensor([[5, 1, 5], [0, 3, IGNORED]])
+    inputs = [hidden, weight, *([bias] if with_bias else [])]
+
+    def shared(hidden, weight, bias=None):
+        return linear_log_probs(hidden, weight, token_ids, bias=bias, rows=rows, temperature=0.7)
+
+    def expanded(hidden, weight, bias=None):
+        return linear_log_probs(hidden[rows], weight, token_ids, bias=bias, temperature=0.7)
+
+    torch.testing.assert_close(shared(*inputs), expanded(*inputs))
+    hidden[3] = 0.0
+    assert torch.autograd.gradcheck(shared, [tensor.requires_grad_() for tensor in inputs])
+
+
+ITEMS = [(0, 1), (0, 4), (2, 1), (2, 3), (2, 5), (3, 3)]
+
+
+@pytest.mark.parametrize("max_logits", [2**25, 10])
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_trie_normaliser_is_a_softmax_over_the_children_of_a_node(monkeypatch, max_logits, shared):
+    monkeypatch.setattr(lm_head, "MAX_LOGITS", max_logits)
+    trie = ItemTrie.from_sequences([list(item) for item in ITEMS])
+    hidden, weight, bias, _ = tensors((3,) if shared else (4,))
+    prefixes = prefixes_breadth_first(ITEMS)
+    nodes = torch.tensor([prefixes.index(prefix) for prefix in ((), (0,), (2,), (3,))])
+    token_ids = torch.tensor([2, 4, 1, 3])
+    rows = torch.tensor([2, 0, 2, 1]) if shared else None
+
+    def op(hidden, weight, bias):
+        return linear_log_probs(
+            hidden, weight, token_ids, bias=bias, rows=rows, normalizer="trie", trie=trie, nodes=nodes, temperature=0.7
+        )
+
+    states = hidden if rows is None else hidden[rows]
+    expected = []
+    for state, token, children in zip(states, token_ids.tolist(), ((0, 2, 3), (1, 4), (1, 3, 5), (3,)), strict=True):
+        log_probs = log_softmax(state, weight, bias, 0.7)
+        expected.append(log_probs[token] - math.log(sum(math.exp(log_probs[child]) for child in children)))
+    assert op(hidden, weight, bias).tolist() == pytest.approx(expected, abs=1e-12)
+    assert torch.autograd.gradcheck(op, [tensor.requires_grad_() for tensor in (hidden, weight, bias)])
+
+
+@pytest.mark.parametrize("normalizer", ["vocab", "trie"])
+def test_the_entropy_is_that_of_the_distribution_of_each_token(normalizer):
+    trie = ItemTrie.from_sequences([list(item) for item in ITEMS])
+    hidden, weight, bias, _ = tensors((3,))
+    token_ids, nodes = torch.tensor([2, IGNORED, 1]), torch.tensor([0, 99, 1])
+    options = {"trie": trie, "nodes": nodes, "normalizer": "trie"} if normalizer == "trie" else {}
+    log_probs, entropy = linear_log_probs(hidden, weight, token_ids, bias=bias, with_entropy=True, **options)
+    assert torch.equal(log_probs, linear_log_probs(hidden, weight, token_ids, bias=bias, **options))
+    expected = []
+    for state, children in ((hidden[0], (0, 2, 3)), (hidden[2], (1, 4))):
+        own = log_softmax(state, weight, bias, 1.0)
+        chosen = [own[child] for child in (children if normalizer == "trie" else range(V))]
+        mass = sum(map(math.exp, chosen))
+        expected.append(-sum(math.exp(p) / mass * (p - math.log(mass)) for p in chosen))
+    assert entropy.tolist() == pytest.approx([expected[0], 0.0, expected[1]], abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"rows": [0, 1, 2]}, ValueError, r"rows: expected shape \[\*N\] = \[2\], got \[3\]"),
+        ({"rows": [0, 3]}, ValueError, r"rows: expected rows of hidden in \[0, 3\), got 3 at index \[1\]"),
+        ({"normalizer": "children"}, ValueError, "normalizer: expected one of 'vocab', 'trie', got 'children'"),
+        ({"trie": True}, ValueError, "trie: expected None with normalizer 'vocab', got ItemTrie"),
+        ({"nodes": [0, 0]}, ValueError, "nodes: expected None with normalizer 'vocab', got Tensor"),
+        ({"normalizer": "trie", "nodes": [0, 0]}, TypeError, "trie: expected an ItemTrie, got NoneType"),
+        ({"normalizer": "trie", "trie": True}, TypeError, r"nodes: expected a tensor \[\*N\], got NoneType"),
+        (
+            {"normalizer": "trie", "trie": True, "nodes": [0, 99]},
+            ValueError,
+            r"nodes: expected nodes of the trie in \[0, 10\), got 99 at index \[1\]",
+        ),
+        (
+            {"normalizer": "trie", "trie": True, "nodes": [0, 0]},
+            ValueError,
+            r"token_ids: expected a child of its node in the trie, got 1 at index \[1\]",
+        ),
+        ({"with_entropy": 1}, TypeError, "with_entropy: expected True or False, got 1"),
+    ],
+)
+def test_rows_nodes_and_normalisers_that_do_not_fit_are_refused_by_name(options, error, message):
+    hidden, weight, _, _ = tensors((3,) if "rows" in options else (2,))
+    token_ids = torch.tensor([0, 1])
+    options = {name: torch.tensor(value) if isinstance(value, list) else value for name, value in options.items()}
+    if "trie" in options:
+        options["trie"] = ItemTrie.from_sequences([list(item) for item in ITEMS])
+    with pytest.raises(error, match=message):
+        linear_log_probs(hidden, weight, token_ids, **options)

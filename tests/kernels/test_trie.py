@@ -186,3 +186,28 @@ def test_a_million_items_of_four_levels_take_at_most_twenty_bytes_a_node():
     assert trie.num_nodes == 1 + sum(
         len(torch.unique((token_ids[:, :level] << (10 * torch.arange(level))).sum(1))) for level in range(1, 5)
     )
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=4), min_size=1, max_size=12),
+    st.lists(st.tuples(st.integers(-1, 40), st.integers(-100, 12)), max_size=20),
+)
+def test_the_child_by_a_token_is_found_wherever_there_is_one(items, questions):
+    trie = ItemTrie.from_sequences(items, end_token=10)
+    questions = [(node, token) for node, token in questions if node < trie.num_nodes]
+    nodes, tokens = (torch.tensor([q[i] for q in questions], dtype=torch.int64) for i in range(2))
+    children = {
+        (node, int(trie.edge_tokens[edge])): edge + 1
+        for node in range(trie.num_nodes)
+        for edge in range(int(trie.child_offsets[node]), int(trie.child_offsets[node + 1]))
+    }
+    assert trie.child(nodes, tokens).tolist() == [children.get(question, -1) for question in questions]
+
+
+def test_used_tokens_and_their_slots_are_made_once():
+    trie = ItemTrie.from_sequences([[9, 2], [4, 2], [4, 7]])
+    trie.prepare()
+    assert trie.used_tokens.tolist() == [2, 4, 7, 9]
+    assert trie.token_slots.tolist() == [-1, -1, 0, -1, 1, -1, -1, 2, -1, 3]
+    assert trie.used_tokens.dtype == trie.token_slots.dtype == torch.int32
+    assert trie.token_slots is trie.token_slots
