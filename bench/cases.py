@@ -8,6 +8,7 @@ one drawn with the same shape of trie. Nothing here reads a clock.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,6 +46,12 @@ class PolicyShape:
     layers: int = 4
     heads: int = 4
     intermediate_size: int = 768
+    key_value_heads: int | None = None  # None: as many as heads
+
+
+QWEN2_5_HALF_BILLION = PolicyShape(
+    text_tokens=151_936, hidden_size=896, layers=24, heads=14, intermediate_size=4864, key_value_heads=2
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ def make_model(
         intermediate_size=shape.intermediate_size,
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
-        num_key_value_heads=shape.heads,
+        num_key_value_heads=shape.key_value_heads or shape.heads,
         tie_word_embeddings=True,
         bos_token_id=1,
         eos_token_id=2,
@@ -116,32 +123,40 @@ def beam_search_case(
     prompt_length: int = 128,
     beam_width: int = 16,
     model_shape: PolicyShape = PolicyShape(),
+    dtype: torch.dtype = torch.float32,
+    catalogue: tuple[str, np.ndarray] | None = None,
+    goal: float = 20.0,
     device: torch.device | str = "cpu",
 ) -> Case:
-    """Constrained beam search for a batch of prompts: `tawin.beam_search` against `generate`."""
-    catalogue, ids = semantic_ids()
+    """Constrained beam search for a batch of prompts: `tawin.beam_search` against `generate`.
+
+    catalogue: name and semantic ids, int64 [items, levels] below 256; None: `semantic_ids()`.
+    """
+    name, ids = semantic_ids() if catalogue is None else catalogue
     levels = ids.shape[1]
-    items = torch.from_numpy(ids + model_shape.text_tokens + 256 * np.arange(levels))  # int64 [items, 3], tokens
+    items = torch.from_numpy(ids + model_shape.text_tokens + 256 * np.arange(levels))  # int64 [items, levels]
     trie = ItemTrie.from_sequences(items).to(device)
     table = PrefixTable.from_sequences(items.tolist())
-    model = make_model(model_shape, levels, device=device)
+    model = make_model(model_shape, levels, device=device).to(dtype)
     input_ids = _draw_tokens((prompts, prompt_length), model.config.vocab_size, seed=1).to(device)
     attention_mask = torch.ones_like(input_ids)
 
-    def ours() -> Any:
+    def ours(model: Any = model) -> Any:
         return beam_search(model, input_ids, attention_mask, trie, beam_width)
 
-    def peer() -> Any:
+    def peer(model: Any = model) -> Any:
         return generate_beam_search(model, input_ids, attention_mask, table, beam_width)
 
     def check() -> str:
-        mine, theirs = ours(), peer()
+        # In bf16 each way rounds on its own path and that moves scores further than items lie apart: compare in fp32.
+        exact = model if dtype == torch.float32 else copy.deepcopy(model).float()
+        mine, theirs = ours(exact), peer(exact)
         return compare_beams(mine.item_ids, mine.scores, theirs.item_ids, theirs.scores)
 
     return Case(
         name="beam search",
-        shape=f"{prompts} prompts x {prompt_length}, {beam_width} beams, {len(ids)} items ({catalogue})",
-        goal=20.0,
+        shape=f"{prompts} prompts x {prompt_length}, {beam_width} beams, {len(ids)} items ({name})",
+        goal=goal,
         ours=ours,
         peer=peer,
         check=check,

@@ -208,6 +208,9 @@ class GRPOConfig(OptimizerConfig):
     group_size: int = 16
     negatives: Literal["beam", "random", "sample"] = "beam"
     """Where the completions come from: constrained beam search, uniform over the catalogue, sampled from the policy."""
+    normalizer: Literal["vocab", "trie"] = "vocab"
+    """What every log p is a softmax over, rollout, policy and reference alike: the whole vocabulary, or the tokens that
+    can follow in the catalogue."""
     ensure_positive: bool = False
     """Put the target into the group, in place of the last completion, where it is missing."""
     loss_type: Literal["grpo", "dapo", "dr_grpo", "gspo"] = "grpo"
@@ -237,6 +240,13 @@ class GRPOConfig(OptimizerConfig):
             "True with grpo.negatives 'random' (a random group almost never holds the target)",
             self.ensure_positive,
         )
+        _require(
+            self.negatives != "sample" or self.normalizer == "trie",
+            "grpo.normalizer",
+            "'trie' with grpo.negatives 'sample' (tokens are drawn from the softmax over those that can follow: with "
+            "another one in the loss, the policy that is trained is not the one that is sampled)",
+            self.normalizer,
+        )
 
 
 @dataclass(frozen=True)
@@ -249,6 +259,8 @@ class EvaluationConfig:
     """Users that are evaluated on valid while training (sampled once); None: all."""
     test_users: int | None = None
     """Users of the final evaluations of valid and test; None: all. results.json says how many."""
+    normalizer: Literal["vocab", "trie"] = "vocab"
+    """What the search's log p is a softmax over, as in grpo.normalizer."""
     exclude_history: bool = False
     """Never recommend an item of the prompt's history again."""
     select: Literal["recall@1", "recall@3", "recall@5", "recall@10", "ndcg@3", "ndcg@5", "ndcg@10"] = "recall@3"

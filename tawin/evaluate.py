@@ -50,7 +50,12 @@ def recommend(
         bf16 = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")  # as in training
         with evaluating(model), bf16:
             found = beam_search(
-                model, input_ids.to(device), attention_mask.to(device), catalog.trie, config.beam_width + spare
+                model,
+                input_ids.to(device),
+                attention_mask.to(device),
+                catalog.trie,
+                config.beam_width + spare,
+                normalizer=config.normalizer,
             )
         found_items, found_scores = found.item_ids.cpu().numpy(), found.scores.cpu().numpy()
         if config.exclude_history:

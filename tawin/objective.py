@@ -11,15 +11,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from tawin_kernels import GRPOLoss, tawin_grpo_loss
+from tawin_kernels import GRPOLoss, ItemTrie, tawin_grpo_loss
 from torch import Tensor, nn
 
 from .backbone import backbone
 from .catalog import Catalog
 from .config import GRPOConfig
 from .policy import evaluating
-from .rollout import Sequences, beam_sequences, random_sequences, sample_sequences, score_sequences, sequence_log_probs
-from .tree_attention import completion_hidden
+from .rollout import (
+    Normalizer,
+    Sequences,
+    beam_sequences,
+    prefix_nodes,
+    random_sequences,
+    sample_sequences,
+    score_sequences,
+    sequence_log_probs,
+)
+from .tree_attention import completion_states
 
 
 @dataclass(frozen=True)
@@ -32,11 +41,22 @@ class Groups:
     rewards: Tensor  # fp32 [B, G]
     scores: Tensor  # fp32 [B, G], summed log p of each completion
     hits: Tensor  # bool [B], the rollout itself found the target
+    trie: ItemTrie | None = None  # log p of a completion is a softmax over its children; None: over the vocabulary
 
     @property
     def mask(self) -> Tensor:
         """bool [B, G, L], the tokens that exist."""
         return self.token_ids >= 0
+
+    @property
+    def normalizer(self) -> Normalizer:
+        """What the scores are a softmax over, and so every log-prob that is compared with them."""
+        return "vocab" if self.trie is None else "trie"
+
+    @property
+    def nodes(self) -> Tensor | None:
+        """int64 [B, G, L], the node of the trie before each token; None without a trie."""
+        return None if self.trie is None else prefix_nodes(self.trie, self.token_ids)
 
     @property
     def valid(self) -> Tensor:
@@ -61,6 +81,7 @@ class Groups:
             self.rewards[index],
             self.scores[index],
             self.hits[index],
+            self.trie,
         )
 
 
@@ -81,6 +102,7 @@ def roll_out(
         targets: int64 [B], the item that each user took next.
         generator: of random and sampled completions.
     """
+    trie = catalog.trie if config.normalizer == "trie" else None
     with evaluating(model):
         sequences = _complete(model, catalog, input_ids, attention_mask, config, generator)
         target_nodes = catalog.item_nodes[targets]  # [B]
@@ -89,10 +111,12 @@ def roll_out(
             sequences = _put_target_last(sequences, target_nodes, catalog.token_ids[targets], ~hits)
         scores = sequences.scores
         if config.ensure_positive or config.negatives == "random":
-            known = score_sequences(model, input_ids, attention_mask, sequences.token_ids)
+            known = score_sequences(
+                model, input_ids, attention_mask, sequences.token_ids, normalizer=config.normalizer, trie=trie
+            )
             scores = torch.where(scores.isinf(), known, scores)
     rewards = (sequences.nodes == target_nodes[:, None]).float()
-    return Groups(input_ids, attention_mask, sequences.token_ids, rewards, scores, hits)
+    return Groups(input_ids, attention_mask, sequences.token_ids, rewards, scores, hits, trie)
 
 
 def _complete(
@@ -104,9 +128,19 @@ def _complete(
     generator: torch.Generator,
 ) -> Sequences:
     if config.negatives == "beam":
-        return beam_sequences(model, input_ids, attention_mask, catalog.trie, config.group_size)
+        return beam_sequences(
+            model, input_ids, attention_mask, catalog.trie, config.group_size, normalizer=config.normalizer
+        )
     if config.negatives == "sample":
-        return sample_sequences(model, input_ids, attention_mask, catalog.trie, config.group_size, generator=generator)
+        return sample_sequences(
+            model,
+            input_ids,
+            attention_mask,
+            catalog.trie,
+            config.group_size,
+            normalizer=config.normalizer,
+            generator=generator,
+        )
     return random_sequences(catalog.trie, catalog.token_ids, len(input_ids), config.group_size, generator=generator)
 
 
@@ -131,10 +165,10 @@ def group_loss(
     `reference` gives the reference model's log-probs [B, G, L]; needed where beta > 0.
     """
     parts = backbone(model)
-    hidden = completion_hidden(parts, groups.input_ids, groups.attention_mask, groups.token_ids)
-    weight, bias = parts.head_in(hidden.dtype)
+    states, rows = completion_states(parts, groups.input_ids, groups.attention_mask, groups.token_ids)
+    weight, bias = parts.head_in(states.dtype)
     return tawin_grpo_loss(
-        hidden,
+        states,
         weight,
         groups.token_ids,
         groups.mask,
@@ -149,6 +183,10 @@ def group_loss(
         bias=bias,
         normalize_std=config.normalize_std,
         denominator=denominator,
+        rows=rows,
+        normalizer=groups.normalizer,
+        trie=groups.trie,
+        nodes=groups.nodes,
     )
 
 
@@ -162,4 +200,11 @@ def loss_denominator(groups: list[Groups], loss_type: str) -> float:
 
 def completion_log_probs(model: nn.Module, groups: Groups) -> Tensor:
     """Log p of every completion token under `model`, without gradient: fp32 [B, G, L], 0 at padding."""
-    return sequence_log_probs(model, groups.input_ids, groups.attention_mask, groups.token_ids)
+    return sequence_log_probs(
+        model,
+        groups.input_ids,
+        groups.attention_mask,
+        groups.token_ids,
+        normalizer=groups.normalizer,
+        trie=groups.trie,
+    )

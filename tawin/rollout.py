@@ -1,33 +1,22 @@
 """Completions for a batch of prompts: constrained beam search, sampling, random items.
 
 Beam search runs on tree attention: the prompt is run once, every beam token once, and each step is one call of
-`tawin_kernels.beam_step`. Finished hypotheses are kept the way transformers' `generate(num_beams=W)` keeps them. This
-module knows tokens and tries, not rewards.
+`tawin_kernels.beam_step`. This module knows tokens and tries, not rewards.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from tawin_kernels import ItemTrie, beam_step, linear_log_probs
+from tawin_kernels import ItemTrie, linear_log_probs
 from torch import Tensor, nn
 
 from .backbone import backbone
+from .beam_decode import BeamOptions, Normalizer, Sequences, decode
+from .decode_graphs import replay
 from .tree_attention import BeamTree, check_prompts, completion_hidden, prefill
-
-Normalizer = Literal["vocab", "trie"]
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """Token sequences of the catalogue for each prompt, best first where they come from a beam search."""
-
-    nodes: Tensor  # int64 [B, W], the leaf of each sequence in the trie, -1 = missing
-    token_ids: Tensor  # int64 [B, W, L], -100 = padding
-    scores: Tensor  # fp32 [B, W], -inf = missing
 
 
 @dataclass(frozen=True)
@@ -49,6 +38,7 @@ def beam_search(
     *,
     normalizer: Normalizer = "vocab",
     length_penalty: float = 0.0,
+    cuda_graphs: bool = True,
 ) -> BeamOutput:
     """Constrained beam search: the `beam_width` best items of the catalogue for every prompt.
 
@@ -62,6 +52,7 @@ def beam_search(
         normalizer: "vocab": scores are log p over the whole vocabulary, as in transformers' beam search; "trie":
             renormalised over the children of each node.
         length_penalty: a finished sequence of n tokens scores (sum of log p) / n ** length_penalty, as in transformers.
+        cuda_graphs: on CUDA, a shape that comes back is captured as a CUDA graph and replayed (`decode_graphs`).
 
     Returns:
         BeamOutput. The best W sequences are expanded to their items (same score, in item order) and cut to W.
@@ -74,7 +65,14 @@ def beam_search(
     kept as finished, the best W others go on.
     """
     sequences = beam_sequences(
-        model, input_ids, attention_mask, trie, beam_width, normalizer=normalizer, length_penalty=length_penalty
+        model,
+        input_ids,
+        attention_mask,
+        trie,
+        beam_width,
+        normalizer=normalizer,
+        length_penalty=length_penalty,
+        cuda_graphs=cuda_graphs,
     )
     return expand_items(sequences, trie)
 
@@ -89,6 +87,7 @@ def beam_sequences(
     *,
     normalizer: Normalizer = "vocab",
     length_penalty: float = 0.0,
+    cuda_graphs: bool = True,
 ) -> Sequences:
     """Like `beam_search`, but the distinct sequences themselves: what a training group is made of."""
     check_prompts(input_ids, attention_mask)
@@ -102,95 +101,11 @@ def beam_sequences(
     vocabulary = parts.vocabulary
     if input_ids.device.type == "cpu" and not bool(((input_ids >= 0) & (input_ids < vocabulary)).all()):
         raise ValueError(f"input_ids: expected tokens in [0, {vocabulary}), got {input_ids.min()}..{input_ids.max()}")
-    prompt = prefill(parts, input_ids, attention_mask)
-    tree = BeamTree(parts, prompt)
-    weight, bias = parts.head_in(prompt.last_hidden.dtype)
-
-    search = _Search(len(input_ids), trie, beam_width, length_penalty)
-    hidden = prompt.last_hidden[:, None]  # [B, 1, H]
-    for depth in range(1, trie.max_depth + 1):
-        step = beam_step(
-            hidden,
-            weight,
-            trie,
-            search.nodes,
-            search.scores,
-            search.candidates(depth),
-            normalizer=normalizer,
-            bias=bias,
-        )
-        parents = search.advance(depth, step.tokens, step.nodes, step.scores, step.parents)
-        if depth == trie.max_depth or not search.may_go_on(depth):
-            break
-        hidden = tree.append(search.last_tokens.clamp_min(0), parents)
-    return search.result()
-
-
-class _Search:
-    """The bookkeeping of one beam search: running beams, finished hypotheses, who may still win."""
-
-    def __init__(self, batch: int, trie: ItemTrie, beam_width: int, penalty: float) -> None:
-        self._trie = trie
-        self._width = beam_width
-        self._penalty = penalty
-        self._finishing_depths = trie.leaf_depths
-        root = torch.zeros(batch, 1, dtype=torch.int64, device=trie.device)
-        self.nodes = root  # int64 [B, running], -1 = dead
-        self.scores = torch.zeros(batch, 1, dtype=torch.float32, device=trie.device)  # [B, running], summed log p
-        self._tokens = root.new_full((batch, 1, trie.max_depth), -100)  # [B, running, L], -100 = not yet written
-        self.last_tokens = self._tokens[..., 0]  # int64 [B, running], the newest token of each beam, -100 = dead
-        self._done_nodes = root.new_full((batch, beam_width), -1)
-        self._done_scores = self.scores.new_full((batch, beam_width), -torch.inf)
-        self._done_tokens = root.new_full((batch, beam_width, trie.max_depth), -100)
-        self._open = torch.ones(batch, 1, dtype=torch.bool, device=trie.device)  # may a running beam still win?
-
-    def candidates(self, depth: int) -> int:
-        """Candidates to look at: W, or 2 W where some of them finish and others go on."""
-        mixed = depth in self._finishing_depths and depth < self._trie.max_depth
-        return 2 * self._width if mixed else self._width
-
-    def advance(self, depth: int, tokens: Tensor, nodes: Tensor, scores: Tensor, parents: Tensor) -> Tensor:
-        """Take the candidates of one step, all [B, C], best first.
-
-        Returns the parents of those that run on, int64 [B, W].
-        """
-        history = self._tokens.gather(1, parents[..., None].expand(-1, -1, self._tokens.shape[2]))
-        history[..., depth - 1] = tokens.masked_fill(nodes < 0, -100)  # [B, C, L]
-        if depth in self._finishing_depths:
-            leaf = self._trie.is_leaf(nodes)  # bool [B, C], False where missing
-            rank = torch.arange(nodes.shape[1], device=nodes.device)
-            finishing = leaf & (rank < self._width) & self._open
-            self._keep_finished(nodes, scores / depth**self._penalty, history, finishing)
-            scores = scores.masked_fill(leaf, -torch.inf)
-            nodes = nodes.masked_fill(leaf, -1)
-            # Stable: the ones that finished go to the end, the others keep their order.
-            order = scores.sort(dim=1, descending=True, stable=True).indices[:, : self._width]
-            nodes, scores, parents = nodes.gather(1, order), scores.gather(1, order), parents.gather(1, order)
-            history = history.gather(1, order[..., None].expand(-1, -1, history.shape[2]))
-        self.nodes, self.scores, self._tokens = nodes, scores, history
-        self.last_tokens = history[..., depth - 1]
-        return parents
-
-    def _keep_finished(self, nodes: Tensor, scores: Tensor, tokens: Tensor, finishing: Tensor) -> None:
-        scores = torch.cat((self._done_scores, scores.masked_fill(~finishing, -torch.inf)), dim=1)
-        nodes = torch.cat((self._done_nodes, nodes.masked_fill(~finishing, -1)), dim=1)
-        tokens = torch.cat((self._done_tokens, tokens), dim=1)
-        order = scores.sort(dim=1, descending=True, stable=True).indices[:, : self._width]
-        self._done_scores, self._done_nodes = scores.gather(1, order), nodes.gather(1, order)
-        self._done_tokens = tokens.gather(1, order[..., None].expand(-1, -1, tokens.shape[2]))
-
-    def may_go_on(self, depth: int) -> bool:
-        """Whether any running beam can still enter its prompt's best W (transformers' early_stopping=False)."""
-        if depth < self._finishing_depths[0]:
-            return True  # nothing has finished yet: no host synchronisation either
-        best = self.scores[:, :1] / depth**self._penalty
-        self._open &= best > self._done_scores[:, -1:]  # -inf while fewer than W have finished
-        return bool(self._open.any())
-
-    def result(self) -> Sequences:
-        missing = self._done_nodes < 0
-        tokens = self._done_tokens.masked_fill(missing[..., None], -100)
-        return Sequences(self._done_nodes, tokens, self._done_scores)
+    options = BeamOptions(trie, beam_width, normalizer, float(length_penalty))
+    found = replay(parts, input_ids, attention_mask, options) if cuda_graphs and input_ids.is_cuda else None
+    if found is None:
+        found = decode(parts, prefill(parts, input_ids, attention_mask), options)
+    return found
 
 
 def expand_items(sequences: Sequences, trie: ItemTrie) -> BeamOutput:
@@ -222,12 +137,13 @@ def sample_sequences(
     trie: ItemTrie,
     group_size: int,
     *,
+    normalizer: Normalizer = "vocab",
     generator: torch.Generator | None = None,
 ) -> Sequences:
     """`group_size` sequences a prompt, drawn token by token from the policy restricted to the trie; repeats may occur.
 
-    The draw is over the children of a node (softmax over them alone); scores are summed log p over the whole
-    vocabulary, like those of beam search. Arguments as in `beam_search`.
+    The draw is over the children of a node (softmax over them alone); scores are summed log p by the normalizer, like
+    those of beam search. Arguments as in `beam_search`.
     """
     check_prompts(input_ids, attention_mask)
     parts = backbone(model)
@@ -252,6 +168,8 @@ def sample_sequences(
         # A finished row has no children: any draw will do, it is masked out below.
         weights = torch.where(running[..., None], weights, torch.ones_like(weights))
         drawn = torch.multinomial(weights.flatten(0, 1), 1, generator=generator).view(batch, group_size, 1)
+        if normalizer == "trie":
+            log_probs = weights.log()
         token = torch.where(running, child_tokens.gather(2, drawn)[..., 0], -100)
         tokens[..., depth] = token
         scores = scores + torch.where(running, log_probs.gather(2, drawn)[..., 0], torch.zeros_like(scores))
@@ -293,18 +211,55 @@ def random_sequences(
     return Sequences(nodes, tokens, torch.full(nodes.shape, -torch.inf, device=nodes.device))
 
 
-@torch.no_grad()
-def sequence_log_probs(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, token_ids: Tensor) -> Tensor:
-    """Log p over the whole vocabulary of every token of given completions, without gradient.
+def prefix_nodes(trie: ItemTrie, token_ids: Tensor) -> Tensor:
+    """The node of the trie before each token of given completions: int64, of the shape of token_ids [..., L].
 
-    token_ids int64 [B, G, L], -100 = padding. fp32 [B, G, L], 0 at padding.
+    token_ids int64, -100 = padding. 0, the root, before the first token; -1 behind a token that leaves the trie and
+    behind the first padding. Does not wait for the device.
+    """
+    node = torch.zeros_like(token_ids[..., 0])
+    nodes = []
+    for tokens in token_ids.unbind(-1):
+        nodes.append(node)
+        node = trie.child(node, tokens)
+    return torch.stack(nodes, dim=-1)
+
+
+@torch.no_grad()
+def sequence_log_probs(
+    model: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    token_ids: Tensor,
+    *,
+    normalizer: Normalizer = "vocab",
+    trie: ItemTrie | None = None,
+) -> Tensor:
+    """Log p of every token of given completions, without gradient.
+
+    Args:
+        token_ids: int64 [B, G, L], -100 = padding.
+        normalizer: "vocab": over the whole vocabulary; "trie": over the children of the node before the token.
+        trie: the catalogue; with normalizer "trie" only.
+
+    Returns:
+        fp32 [B, G, L], 0 at padding.
     """
     parts = backbone(model)
     hidden = completion_hidden(parts, input_ids, attention_mask, token_ids)
     weight, bias = parts.head_in(hidden.dtype)
-    return linear_log_probs(hidden, weight, token_ids, bias=bias)
+    nodes = None if trie is None else prefix_nodes(trie, token_ids)
+    return linear_log_probs(hidden, weight, token_ids, bias=bias, normalizer=normalizer, trie=trie, nodes=nodes)
 
 
-def score_sequences(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, token_ids: Tensor) -> Tensor:
+def score_sequences(
+    model: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    token_ids: Tensor,
+    *,
+    normalizer: Normalizer = "vocab",
+    trie: ItemTrie | None = None,
+) -> Tensor:
     """Their sums, fp32 [B, G]: what beam search scores a completion by."""
-    return sequence_log_probs(model, input_ids, attention_mask, token_ids).sum(-1)
+    return sequence_log_probs(model, input_ids, attention_mask, token_ids, normalizer=normalizer, trie=trie).sum(-1)

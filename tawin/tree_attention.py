@@ -11,26 +11,29 @@ This module knows nothing of items, tries, rewards or losses.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from torch.nn.functional import pad
+from transformers import Cache, DynamicCache
 
 from .backbone import Backbone
+from .decode_attention import DecodeAttention, SharedPrompt, shared_prompt
 
 
 @dataclass(frozen=True)
 class Prompt:
     """A prefilled prompt: the cache, and what later tokens need to know of it."""
 
-    cache: DynamicCache
+    cache: Cache
     last_hidden: Tensor  # [B, H], the state that predicts the first completion token
     key_mask: Tensor  # bool [B, P], False = padding
     key_positions: Tensor  # int64 [B, P]
     lengths: Tensor  # int64 [B], tokens of each prompt
+    is_padded: bool  # whether some key may be padding
 
 
 def check_prompts(input_ids: Tensor, attention_mask: Tensor) -> None:
@@ -92,6 +95,14 @@ def model_mask(config: Any, visible: Tensor, query_positions: Tensor, key_positi
     return {"full_attention": finish(visible), "sliding_attention": sliding}
 
 
+def _full_attention_mask(config: Any, mask: Any) -> Tensor | None:
+    """Of what `model_mask` gave: the mask of the layers of full attention, None where there are none."""
+    if isinstance(mask, dict):
+        return mask["full_attention"]
+    is_sliding = getattr(config, "sliding_window", None) is not None
+    return mask if not is_sliding or set(getattr(config, "layer_types", None) or ()) == {"full_attention"} else None
+
+
 @contextmanager
 def _last_mlp_from(model: Backbone, start: int) -> Iterator[None]:
     """Within it the last layer's MLP skips the positions before `start`, whose hidden states come out meaningless.
@@ -116,17 +127,18 @@ def _last_mlp_from(model: Backbone, start: int) -> Iterator[None]:
             hook.remove()
 
 
-def prefill(model: Backbone, input_ids: Tensor, attention_mask: Tensor) -> Prompt:
+def prefill(model: Backbone, input_ids: Tensor, attention_mask: Tensor, cache: Cache | None = None) -> Prompt:
     """Run each prompt once and keep its keys and values.
 
-    input_ids int64 [B, P] left-padded, attention_mask [B, P].
+    input_ids int64 [B, P] left-padded, attention_mask [B, P]. cache: an empty one to keep them in; None: a growing one.
     """
     key_mask = attention_mask.bool()
     positions = positions_of(key_mask)
     # Without padding the model's own causal mask is right, and attention skips what it hides.
     padded = not bool(key_mask.all())
     mask = model_mask(model.config, _causal(key_mask), positions, positions, model.dtype) if padded else None
-    cache = DynamicCache()  # without a config every layer keeps all keys; windows are the mask's business
+    if cache is None:
+        cache = DynamicCache()  # without a config every layer keeps all keys; windows are the mask's business
     with _last_mlp_from(model, input_ids.shape[1] - 1):
         hidden = model.decoder(
             input_ids=input_ids,
@@ -139,7 +151,7 @@ def prefill(model: Backbone, input_ids: Tensor, attention_mask: Tensor) -> Promp
         raise ValueError(
             "model: it keeps no cache (gradient checkpointing in training mode does that): call model.eval()"
         )
-    return Prompt(cache, hidden[:, -1], key_mask, positions, key_mask.sum(-1))
+    return Prompt(cache, hidden[:, -1], key_mask, positions, key_mask.sum(-1), padded)
 
 
 def _causal(key_mask: Tensor) -> Tensor:
@@ -155,9 +167,18 @@ class BeamTree:
     Holds, for each live beam, which of the appended tokens are its ancestors.
     """
 
-    def __init__(self, model: Backbone, prompt: Prompt) -> None:
+    def __init__(self, model: Backbone, prompt: Prompt, *, attention: DecodeAttention | None = None) -> None:
+        """attention: how the steps attend to the prompt, for models with sdpa attention; None: by rule."""
+        uses_sdpa = model.config._attn_implementation == "sdpa"
+        if attention == "split" and not uses_sdpa:
+            raise ValueError("attention: 'split' needs a model with attn_implementation='sdpa'")
         self._model = model
         self._prompt = prompt
+        self._attention = attention
+        # The rule never splits on the CPU: there it is not even asked.
+        self._may_split = attention == "split" or (
+            attention is None and uses_sdpa and prompt.key_mask.device.type == "cuda"
+        )
         self._depth = 0
         batch = prompt.key_mask.shape[0]
         self._ancestors = torch.zeros(batch, 1, 0, dtype=torch.bool, device=prompt.key_mask.device)  # [B, W, keys]
@@ -183,13 +204,22 @@ class BeamTree:
 
         visible = torch.cat((self._prompt.key_mask[:, None].expand(-1, width, -1), self._ancestors), dim=2)
         mask = model_mask(self._model.config, visible, positions, self._key_positions, self._model.dtype)
-        return self._model.decoder(
-            input_ids=tokens,
-            attention_mask=mask,
-            position_ids=positions,
-            use_cache=True,
-            **{self._model.cache_argument: self._prompt.cache},
-        ).last_hidden_state
+        with self._attending(mask):
+            return self._model.decoder(
+                input_ids=tokens,
+                attention_mask=mask,
+                position_ids=positions,
+                use_cache=True,
+                **{self._model.cache_argument: self._prompt.cache},
+            ).last_hidden_state
+
+    def _attending(self, mask: Any) -> AbstractContextManager[None]:
+        full = _full_attention_mask(self._model.config, mask) if self._may_split else None
+        if full is None:
+            return nullcontext()
+        prompt_keys = self._prompt.key_mask.shape[1]
+        step = SharedPrompt(full, prompt_keys, self._prompt.is_padded, self._attention)
+        return shared_prompt(self._model.config, step)
 
 
 def completion_hidden(model: Backbone, input_ids: Tensor, attention_mask: Tensor, token_ids: Tensor) -> Tensor:
@@ -202,7 +232,39 @@ def completion_hidden(model: Backbone, input_ids: Tensor, attention_mask: Tensor
     Returns:
         hidden [B, G, L, H]; the state at padding is of no meaning.
     """
+    group, length = token_ids.shape[1:]
+    hidden, slots = _completion_forward(model, input_ids, attention_mask, token_ids)
+    first = hidden[:, :1, None].expand(-1, group, -1, -1)  # [B, G, 1, H]
+    rest = hidden.new_zeros(len(hidden), group * (length - 1), hidden.shape[-1])
+    rest = rest.scatter(1, slots[..., None].expand(-1, -1, hidden.shape[-1]), hidden[:, 1:])
+    return torch.cat((first, rest.unflatten(1, (group, length - 1))), dim=2)
+
+
+def completion_states(
+    model: Backbone, input_ids: Tensor, attention_mask: Tensor, token_ids: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same states without repeats: all completions of a prompt begin with one state. Differentiable.
+
+    Arguments as of `completion_hidden`. Returns states [R, H] and rows int64 [B, G, L]: the state that predicts each
+    token, any one at padding.
+    """
     batch, group, length = token_ids.shape
+    hidden, slots = _completion_forward(model, input_ids, attention_mask, token_ids)
+    states = hidden.shape[1]  # of each prompt: the first one, then one a token that is followed
+    place = slots.new_zeros(batch, group * (length - 1))
+    place.scatter_(1, slots, torch.arange(1, states, device=slots.device).expand_as(slots))
+    rows = pad(place.unflatten(1, (group, length - 1)), (1, 0))  # [B, G, L], within the prompt's states
+    return hidden.flatten(0, 1), rows + states * torch.arange(batch, device=rows.device)[:, None, None]
+
+
+def _completion_forward(
+    model: Backbone, input_ids: Tensor, attention_mask: Tensor, token_ids: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The last state of each prompt and those of the S completion tokens that were run: hidden [B, 1 + S, H].
+
+    Also which they are: int64 [B, S], indices into the flattened [G, L - 1] tokens.
+    """
+    batch, _, length = token_ids.shape
     prompt_length = input_ids.shape[1]
     key_mask = attention_mask.bool()
     # Run are the tokens that another one follows, packed: of titles, most of [G, L] is padding.
@@ -228,7 +290,4 @@ def completion_hidden(model: Backbone, input_ids: Tensor, attention_mask: Tensor
             position_ids=positions,
             use_cache=False,
         ).last_hidden_state  # [B, P + S, H]
-    first = hidden[:, prompt_length - 1, None, None].expand(-1, group, 1, -1)  # [B, G, 1, H]
-    rest = hidden.new_zeros(batch, group * (length - 1), hidden.shape[-1])
-    rest = rest.scatter(1, slots[..., None].expand(-1, -1, hidden.shape[-1]), hidden[:, prompt_length:])
-    return torch.cat((first, rest.unflatten(1, (group, length - 1))), dim=2)
+    return hidden[:, prompt_length - 1 :], slots

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import torch
 from triton import knobs
 
-from .launch import INTERPRETED
+from .launch import INTERPRETED, is_recording
 
 Impl = Literal["auto", "triton", "reference"]
 
@@ -28,15 +28,16 @@ IGNORED_TOKEN = -100
 def runs_triton(op: str, impl: str, tensor: torch.Tensor) -> bool:
     """Whether an op runs as Triton kernels, by its first tensor; an explicit choice that cannot run raises.
 
-    "auto": on CUDA tensors, and on CPU tensors with TRITON_INTERPRET=1 (through Triton's interpreter). fp64, which the
-    kernels do not take, goes to the reference op.
+    "auto": on CUDA tensors, on CPU tensors with TRITON_INTERPRET=1 (through Triton's interpreter), and on any while
+    launches are recorded. fp64, which the kernels do not take, goes to the reference op.
     """
     require_choice("impl", impl, get_args(Impl))
     if impl == "reference" or not isinstance(tensor, torch.Tensor):
         return False  # what is no tensor is refused by the op's own checks
     on_cpu = tensor.device.type == "cpu"
     if impl == "auto":
-        is_there = tensor.device.type == "cuda" or (on_cpu and INTERPRETED and knobs.runtime.interpret)
+        is_interpreted = on_cpu and INTERPRETED and knobs.runtime.interpret
+        is_there = tensor.device.type == "cuda" or is_interpreted or is_recording()
         return is_there and tensor.dtype != torch.float64
     if tensor.dtype == torch.float64:
         raise TypeError(f"impl: {op} in Triton takes float32, bfloat16 or float16, got float64; use impl='reference'")

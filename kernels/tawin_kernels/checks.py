@@ -22,7 +22,7 @@ from .arguments import (
     require_values,
     values_are_checked,
 )
-from .records import LossType, Normalizer, TAWin
+from .records import ImportanceLevel, LossType, Normalizer, TAWin
 from .trie import ItemTrie
 
 
@@ -124,6 +124,7 @@ def check_grpo_loss(
     beta: float,
     valid: torch.Tensor | None,
     denominator: float | torch.Tensor | None,
+    importance_level: str,
     check_values: bool | None,
 ) -> None:
     require_tensor("log_probs", log_probs, dims="[B, G, L]", sizes=(None, None, None), dtypes=FLOATING)
@@ -131,7 +132,16 @@ def check_grpo_loss(
     require_tensor("mask", mask, dims="[B, G, L]", sizes=log_probs.shape, dtypes=BOOL, device_of=like)
     require_tensor("advantages", advantages, dims="[B, G]", sizes=log_probs.shape[:2], dtypes=FLOATING, device_of=like)
     _check_loss_options(
-        like, old_log_probs, ref_log_probs, loss_type, epsilon_low, epsilon_high, beta, valid, denominator
+        like,
+        old_log_probs,
+        ref_log_probs,
+        loss_type,
+        epsilon_low,
+        epsilon_high,
+        beta,
+        valid,
+        denominator,
+        importance_level,
     )
     if values_are_checked(check_values, log_probs):
         _check_denominator_value(denominator)
@@ -157,24 +167,48 @@ def check_tawin_grpo_loss(
     eps: float,
     valid: torch.Tensor | None,
     denominator: float | torch.Tensor | None,
+    rows: torch.Tensor | None,
+    normalizer: str,
+    trie: ItemTrie | None,
+    nodes: torch.Tensor | None,
+    all_log_probs: bool,
+    importance_level: str,
     check_values: bool | None,
 ) -> None:
-    require_tensor("hidden", hidden, dims="[B, G, L, H]", sizes=(None, None, None, None), dtypes=FLOATING)
-    _check_head(hidden, lm_head_weight, bias, temperature)
     like = ("hidden", hidden)
-    sizes = hidden.shape[:3]
-    require_tensor("token_ids", token_ids, dims="[B, G, L]", sizes=sizes, dtypes=INT64, device_of=like)
+    if rows is None:
+        require_tensor("hidden", hidden, dims="[B, G, L, H]", sizes=(None, None, None, None), dtypes=FLOATING)
+        sizes = hidden.shape[:3]
+        require_tensor("token_ids", token_ids, dims="[B, G, L]", sizes=sizes, dtypes=INT64, device_of=like)
+    else:
+        require_tensor("hidden", hidden, dims="[R, H]", sizes=(None, None), dtypes=FLOATING)
+        require_tensor("token_ids", token_ids, dims="[B, G, L]", sizes=(None, None, None), dtypes=INT64, device_of=like)
+        sizes = token_ids.shape
+    _check_head(hidden, lm_head_weight, bias, temperature)
+    check_rows_and_normalizer(hidden, "[B, G, L]", sizes, lm_head_weight, rows, normalizer, trie, nodes)
+    if not isinstance(all_log_probs, bool):
+        raise TypeError(f"all_log_probs: expected True or False, got {all_log_probs!r}")
     require_tensor("mask", mask, dims="[B, G, L]", sizes=sizes, dtypes=BOOL, device_of=like)
     require_tensor("rewards", rewards, dims="[B, G]", sizes=sizes[:2], dtypes=FLOATING, device_of=like)
     _check_advantage_options(rewards, scores, tawin, normalize_std, eps)
     _check_loss_options(
-        ("mask", mask), old_log_probs, ref_log_probs, loss_type, epsilon_low, epsilon_high, beta, valid, denominator
+        ("mask", mask),
+        old_log_probs,
+        ref_log_probs,
+        loss_type,
+        epsilon_low,
+        epsilon_high,
+        beta,
+        valid,
+        denominator,
+        importance_level,
     )
     if values_are_checked(check_values, hidden):
         exists = mask & (token_ids != IGNORED_TOKEN)
         valid = exists.any(-1) if valid is None else valid
-        read = exists & valid[..., None]
-        _check_token_values(token_ids.masked_fill(~read, IGNORED_TOKEN), lm_head_weight)
+        read_ids = token_ids.masked_fill(~(exists & valid[..., None]), IGNORED_TOKEN)
+        _check_token_values(read_ids, lm_head_weight)
+        check_row_and_node_values(read_ids, hidden, rows, trie, nodes)
         _check_reward_values(rewards, scores, valid)
         _check_denominator_value(denominator)
 
@@ -289,6 +323,7 @@ def _check_loss_options(
     beta: float,
     valid: torch.Tensor | None,
     denominator: float | torch.Tensor | None,
+    importance_level: str,
 ) -> None:
     """like: the name and tensor [B, G, L] whose sizes and device the others have."""
     sizes = like[1].shape
@@ -296,8 +331,14 @@ def _check_loss_options(
         if tensor is not None:
             require_tensor(name, tensor, dims="[B, G, L]", sizes=sizes, dtypes=FLOATING, device_of=like)
     require_choice("loss_type", loss_type, get_args(LossType))
+    require_choice("importance_level", importance_level, get_args(ImportanceLevel))
     require_number("epsilon_low", epsilon_low, minimum=0.0)
     require_number("epsilon_high", epsilon_high, minimum=0.0)
+    if loss_type == "cispo" and epsilon_high < 1:
+        raise ValueError(
+            "epsilon_high: expected a number >= 1 with loss_type 'cispo', whose largest ratio it is (5 is customary), "
+            f"got {epsilon_high!r}"
+        )
     require_number("beta", beta, minimum=0.0)
     if beta > 0 and ref_log_probs is None:
         raise ValueError(f"ref_log_probs: expected a tensor [B, G, L] with beta {beta:g}, got None")

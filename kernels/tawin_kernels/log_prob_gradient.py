@@ -12,8 +12,9 @@ library's matrix product takes it to dhidden and dweight.
 Why slabs and not a kernel that recomputes tiles all the way: dhidden of a row block, [128, H] in fp32, does not fit
 into the registers beside a tile, so such a kernel needs atomics, or computes the logits H / 256 times. A slab costs 2
 elements of traffic a logit, mostly in L2: 32 MiB at 5 TB/s are 7 us each way, against 2 x 16.8e6 x 896 FLOPs = 38 us
-at 790 TFLOP/s for each of the products that make it and use it. Extra memory: the slab, the fp32 sums of at most 8,192
-rows (29 MB at H = 896; of all rows if the head is trained) and those of one slab of the head's gradient.
+at 790 TFLOP/s for each of the products that make it and use it; adding its product to dhidden, 4,096 x 896 sums read
+twice and written twice, 12 us. Extra memory: the slab, sums and products of at most 4,096 rows in fp32 (2 x 14.7 MB at
+H = 896), 60 MiB in all; a trained head keeps the sums of all rows and those of its own slab.
 
 The library's products in fp32 follow PyTorch's setting (`torch.set_float32_matmul_precision`): full fp32 by default.
 """
@@ -32,7 +33,7 @@ from .launch import launch, target_of
 from .linear_logsumexp import LOG2_E, dot_tile, matrix_tiles
 
 _MAX_SLAB_BYTES = 2**25
-_MAX_SLAB_ROWS = 8192  # with more of them a slab's columns would be few, and its sums into dhidden bound by memory
+_MAX_SLAB_ROWS = 4096  # with more of them a slab's columns would be few, and its sums into dhidden bound by memory
 # A row whose coefficients add up to less than this part of their absolute sum has rounding dust and no dense part.
 _CANCELLED = 2.0**-22
 

@@ -12,7 +12,8 @@ import torch
 
 from .arguments import require_choice, require_int, require_number
 
-LossType = Literal["grpo", "dapo", "dr_grpo", "gspo"]
+LossType = Literal["grpo", "dapo", "dr_grpo", "gspo", "bnpo", "cispo"]
+ImportanceLevel = Literal["token", "sequence"]
 Normalizer = Literal["vocab", "trie"]
 RankTransform = Literal["identity", "log2", "fraction"]
 
@@ -60,7 +61,7 @@ class GRPOLoss(NamedTuple):
     """A group loss. Only `loss` carries a gradient."""
 
     loss: torch.Tensor  # scalar
-    log_probs: torch.Tensor  # [B, G, L], 0 where masked out
+    log_probs: torch.Tensor  # [B, G, L], 0 where masked out or, by tawin_grpo_loss, not computed
     advantages: torch.Tensor  # [B, G], 0 where not valid
     kl: torch.Tensor  # scalar, mean k3 estimate over the masked-in tokens; 0 without ref_log_probs
     clip_fraction: torch.Tensor  # scalar, share of the masked-in tokens at which the clip is active

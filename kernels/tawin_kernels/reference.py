@@ -21,7 +21,7 @@ from .checks import (
     check_tawin_weights,
 )
 from .lm_head import accumulation_dtype, child_log_probs, token_entropies, token_log_probs
-from .records import BeamStep, GRPOLoss, LossType, Normalizer, TAWin
+from .records import BeamStep, GRPOLoss, ImportanceLevel, LossType, Normalizer, TAWin
 from .top_k import top_k_stable
 from .trie import ItemTrie
 from .windowed_advantage import relative_advantages, window_weights
@@ -181,6 +181,7 @@ def grpo_loss(
     beta: float = 0.0,
     valid: torch.Tensor | None = None,
     denominator: float | torch.Tensor | None = None,
+    importance_level: ImportanceLevel = "token",
     impl: Impl = "auto",
     check_values: bool | None = None,
 ) -> GRPOLoss:
@@ -198,6 +199,7 @@ def grpo_loss(
         beta,
         valid,
         denominator,
+        importance_level,
         check_values,
     )
     return _group_loss(
@@ -212,6 +214,7 @@ def grpo_loss(
         epsilon_high,
         beta,
         denominator,
+        importance_level,
     )
 
 
@@ -236,6 +239,12 @@ def tawin_grpo_loss(
     eps: float = 1e-4,
     valid: torch.Tensor | None = None,
     denominator: float | torch.Tensor | None = None,
+    rows: torch.Tensor | None = None,
+    normalizer: Normalizer = "vocab",
+    trie: ItemTrie | None = None,
+    nodes: torch.Tensor | None = None,
+    all_log_probs: bool = False,
+    importance_level: ImportanceLevel = "token",
     impl: Impl = "auto",
     check_values: bool | None = None,
 ) -> GRPOLoss:
@@ -261,6 +270,12 @@ def tawin_grpo_loss(
         eps,
         valid,
         denominator,
+        rows,
+        normalizer,
+        trie,
+        nodes,
+        all_log_probs,
+        importance_level,
         check_values,
     )
     mask = mask & (token_ids != IGNORED_TOKEN)
@@ -271,15 +286,22 @@ def tawin_grpo_loss(
         reward_dtype = torch.promote_types(accumulation_dtype(rewards), accumulation_dtype(hidden))
         advantages = relative_advantages(rewards.to(reward_dtype), scores, valid, tawin, normalize_std, eps)
 
-    # Without a KL, a completion of advantage 0 has no gradient: its log-probs are wanted, their graph is not.
+    def log_probs_of(wanted: torch.Tensor) -> torch.Tensor:
+        ids = token_ids.masked_fill(~wanted, IGNORED_TOKEN)
+        return token_log_probs(
+            hidden, lm_head_weight, bias, ids, temperature, rows=rows, normalizer=normalizer, trie=trie, nodes=nodes
+        )
+
+    # Without a KL, a completion of advantage 0 adds nothing to the loss: its log-probs are computed, without a graph,
+    # only for whoever asks for them.
     trained = mask if beta > 0 else mask & (advantages != 0)[..., None]
-    trained_ids = token_ids.masked_fill(~trained, IGNORED_TOKEN)
-    other_ids = token_ids.masked_fill(~mask | trained, IGNORED_TOKEN)
-    log_probs = token_log_probs(hidden, lm_head_weight, bias, trained_ids, temperature)
-    with torch.no_grad():
-        log_probs_of_others = token_log_probs(hidden, lm_head_weight, bias, other_ids, temperature)
+    log_probs = log_probs_of(trained)
+    if all_log_probs or ref_log_probs is not None:
+        with torch.no_grad():
+            log_probs_of_others = log_probs_of(mask & ~trained)
+        log_probs = log_probs + log_probs_of_others
     return _group_loss(
-        log_probs + log_probs_of_others,
+        log_probs,
         mask,
         valid,
         advantages,
@@ -290,6 +312,7 @@ def tawin_grpo_loss(
         epsilon_high,
         beta,
         denominator,
+        importance_level,
     )
 
 
@@ -305,6 +328,7 @@ def _group_loss(
     epsilon_high: float,
     beta: float,
     denominator: float | torch.Tensor | None,
+    importance_level: ImportanceLevel,
 ) -> GRPOLoss:
     """`grpo_loss` of arguments that have been checked."""
     dtype = accumulation_dtype(log_probs)
@@ -316,13 +340,17 @@ def _group_loss(
     advantages = advantages.detach().to(dtype).masked_fill(~valid, 0.0)  # [B, G]
 
     log_ratio = log_probs - old_log_probs
-    if loss_type == "gspo":
+    if loss_type == "gspo" or importance_level == "sequence":
         log_ratio = (log_ratio.sum(-1) / lengths.clamp(min=1))[..., None].expand_as(log_ratio)
     ratio = log_ratio.clamp(max=_MAX_LOG_RATIO).exp()  # rho, [B, G, L]
     advantage = advantages[..., None]
-    clipped_ratio = ratio.clamp(1.0 - epsilon_low, 1.0 + epsilon_high)
-    token_losses = -torch.minimum(ratio * advantage, clipped_ratio * advantage)
-    is_clipped = ((ratio < 1.0 - epsilon_low) & (advantage < 0)) | ((ratio > 1.0 + epsilon_high) & (advantage > 0))
+    if loss_type == "cispo":  # the ratio is a constant weight of the policy gradient, capped but never switched off
+        token_losses = -ratio.detach().clamp(max=epsilon_high) * advantage * log_probs
+        is_clipped = (ratio > epsilon_high) & (advantage > 0)
+    else:
+        lowest, highest = 1.0 - epsilon_low, 1.0 + epsilon_high
+        token_losses = -torch.minimum(ratio * advantage, ratio.clamp(lowest, highest) * advantage)
+        is_clipped = ((ratio < lowest) & (advantage < 0)) | ((ratio > highest) & (advantage > 0))
 
     kl = torch.zeros((), dtype=dtype, device=log_probs.device)
     if ref_log_probs is not None:
@@ -337,12 +365,12 @@ def _group_loss(
     if loss_type in ("grpo", "gspo"):
         total = (token_losses.sum(-1) / lengths.clamp(min=1)).sum()
         counted = valid.sum()
-    elif loss_type == "dapo":
-        total = token_losses.sum()
-        counted = num_tokens
-    else:
+    elif loss_type == "dr_grpo":
         total = token_losses.sum()
         counted = valid.sum() * mask.shape[-1]
+    else:
+        total = token_losses.sum()
+        counted = num_tokens
     return GRPOLoss(
         loss=total / (counted.clamp(min=1) if denominator is None else denominator),
         log_probs=log_probs.detach(),

@@ -111,6 +111,7 @@ def group_loss(
     epsilon_high: float,
     beta: float,
     denominator: float | None,
+    importance_level: str = "token",
 ) -> dict[str, float]:
     """The loss, kl and clip_fraction of nested lists [B][G][L]."""
     length = len(mask[0][0])
@@ -126,14 +127,18 @@ def group_loss(
                 continue
             a = advantage[b][g]
             log_ratios = [log_probs[b][g][j] - old[b][g][j] if old is not None else 0.0 for j in positions]
-            if loss_type == "gspo":
+            if loss_type == "gspo" or importance_level == "sequence":
                 log_ratios = [math.fsum(log_ratios) / len(positions)] * len(positions)
             completion = 0.0
             for j, log_ratio in zip(positions, log_ratios, strict=True):
                 ratio = math.exp(log_ratio)
-                bounded = min(max(ratio, 1 - epsilon_low), 1 + epsilon_high)
-                completion -= min(ratio * a, bounded * a)
-                clipped += bounded * a < ratio * a
+                if loss_type == "cispo":
+                    completion -= min(ratio, epsilon_high) * a * log_probs[b][g][j]
+                    clipped += ratio > epsilon_high and a > 0
+                else:
+                    bounded = min(max(ratio, 1 - epsilon_low), 1 + epsilon_high)
+                    completion -= min(ratio * a, bounded * a)
+                    clipped += bounded * a < ratio * a
                 if ref is not None:
                     difference = ref[b][g][j] - log_probs[b][g][j]
                     kl = math.exp(difference) - difference - 1
@@ -141,7 +146,7 @@ def group_loss(
                     completion += beta * kl
             tokens += len(positions)
             total += completion / len(positions) if loss_type in ("grpo", "gspo") else completion
-    counted = {"grpo": sequences, "gspo": sequences, "dapo": tokens, "dr_grpo": sequences * length}[loss_type]
+    counted = {"grpo": sequences, "gspo": sequences, "dr_grpo": sequences * length}.get(loss_type, tokens)
     return {
         "loss": total / (max(counted, 1) if denominator is None else denominator),
         "kl": kl_sum / max(tokens, 1),

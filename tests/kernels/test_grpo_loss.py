@@ -15,7 +15,13 @@ from .loss_refusals import LOSS_REFUSALS, empty_meta
 
 NAN = math.nan
 INF = math.inf
-LOSS_TYPES = ("grpo", "dapo", "dr_grpo", "gspo")
+CLIPPED = ("grpo", "dapo", "dr_grpo", "gspo", "bnpo")
+LOSS_TYPES = (*CLIPPED, "cispo")
+
+
+def of_type(loss_type: str) -> dict:
+    """cispo's epsilon_high is the largest ratio itself."""
+    return {"loss_type": loss_type, **({"epsilon_high": 5.0} if loss_type == "cispo" else {})}
 
 
 @st.composite
@@ -53,10 +59,13 @@ def as_list(tensor: torch.Tensor | None) -> list | None:
     st.sampled_from([(0.2, 0.2), (0.1, 0.3), (0.0, 0.0)]),
     st.sampled_from([0.0, 0.04, 1.0]),
     st.sampled_from([None, 3, 2.5]),
+    st.sampled_from(["token", "sequence"]),
 )
-def test_losses_are_those_of_plain_loops(batch, loss_type, epsilons, beta, denominator):
+def test_losses_are_those_of_plain_loops(batch, loss_type, epsilons, beta, denominator, level):
     low, high = epsilons
+    high = high + 1 if loss_type == "cispo" else high
     options = {"loss_type": loss_type, "epsilon_low": low, "epsilon_high": high, "beta": beta}
+    options["importance_level"] = level
     result = grpo_loss(**batch, **options, denominator=denominator)
     valid = batch["mask"].any(-1) if batch["valid"] is None else batch["valid"]
     expected = brute_force.group_loss(
@@ -76,9 +85,10 @@ def test_losses_are_those_of_plain_loops(batch, loss_type, epsilons, beta, denom
     assert torch.equal(result.advantages, torch.where(valid, batch["advantages"], 0.0))
 
 
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("loss_type", CLIPPED)
 @pytest.mark.parametrize("beta", [0.0, 0.5])
-def test_gradients_are_right(loss_type, beta):
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_gradients_are_right(loss_type, beta, level):
     generator = torch.Generator().manual_seed(0)
     log_probs = torch.randn(2, 3, 4, generator=generator, dtype=torch.float64)
     old = log_probs + 0.5 * torch.randn(2, 3, 4, generator=generator, dtype=torch.float64)  # clipped and unclipped
@@ -88,7 +98,14 @@ def test_gradients_are_right(loss_type, beta):
 
     def loss(log_probs):
         return grpo_loss(
-            log_probs, mask, advantages, old_log_probs=old, ref_log_probs=ref, beta=beta, loss_type=loss_type
+            log_probs,
+            mask,
+            advantages,
+            old_log_probs=old,
+            ref_log_probs=ref,
+            beta=beta,
+            loss_type=loss_type,
+            importance_level=level,
         ).loss
 
     assert torch.autograd.gradcheck(loss, [log_probs.requires_grad_()])
@@ -100,9 +117,9 @@ def test_on_policy_the_gradient_is_that_of_the_policy_gradient(loss_type):
     log_probs = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
     mask = torch.arange(4) < torch.tensor([[4, 1, 2], [3, 0, 4]])[..., None]
     advantages = torch.randn(2, 3, dtype=torch.float64)
-    grpo_loss(log_probs, mask, advantages, loss_type=loss_type).loss.backward()
+    grpo_loss(log_probs, mask, advantages, **of_type(loss_type)).loss.backward()
     lengths = mask.sum(-1, keepdim=True)
-    divisor = {"grpo": 5 * lengths, "gspo": 5 * lengths, "dapo": 14, "dr_grpo": 5 * 4}[loss_type]
+    divisor = {"grpo": 5 * lengths, "gspo": 5 * lengths, "dr_grpo": 5 * 4}.get(loss_type, 14)
     expected = torch.where(mask, -advantages[..., None] / divisor, 0.0)
     torch.testing.assert_close(log_probs.grad, expected, atol=1e-14, rtol=0)
 
@@ -118,7 +135,9 @@ def test_nothing_masked_or_invalid_is_read_not_even_for_the_gradient(loss_type):
     results, gradients = [], []
     for tensors, some_advantages in ((clean, advantages), (poisoned, torch.where(valid, advantages, NAN))):
         log_probs = tensors["log_probs"].requires_grad_()
-        result = grpo_loss(**tensors, mask=mask, advantages=some_advantages, valid=valid, beta=0.1, loss_type=loss_type)
+        result = grpo_loss(
+            **tensors, mask=mask, advantages=some_advantages, valid=valid, beta=0.1, **of_type(loss_type)
+        )
         result.loss.backward()
         results.append(result)
         gradients.append(log_probs.grad)
@@ -137,7 +156,7 @@ def test_nothing_masked_in_gives_zero_with_a_gradient_path(loss_type, shape):
         torch.zeros(shape[:2]),
         ref_log_probs=torch.zeros(shape),
         beta=0.1,
-        loss_type=loss_type,
+        **of_type(loss_type),
     )
     assert numbers(result) == {"loss": 0.0, "kl": 0.0, "clip_fraction": 0.0}
     result.loss.backward()
@@ -162,12 +181,12 @@ def test_micro_batches_over_the_full_denominator_sum_to_the_full_loss(loss_type)
             ref_log_probs=ref[rows],
             valid=valid[rows],
             beta=0.1,
-            loss_type=loss_type,
+            **of_type(loss_type),
             **options,
         ).loss.item()
 
     sequences, tokens = int(valid.sum()), int((mask & valid[..., None]).sum())
-    denominator = {"grpo": sequences, "gspo": sequences, "dapo": tokens, "dr_grpo": sequences * 5}[loss_type]
+    denominator = {"grpo": sequences, "gspo": sequences, "dr_grpo": sequences * 5}.get(loss_type, tokens)
     for whole in (denominator, float(denominator), torch.tensor(denominator), torch.tensor(float(denominator))):
         parts = [loss(rows, denominator=whole) for rows in (slice(0, 1), slice(1, 3), slice(3, 4))]
         assert sum(parts) == pytest.approx(loss(slice(None)), rel=1e-12)
@@ -179,10 +198,10 @@ def test_leaving_dead_groups_out_is_exact_over_the_full_denominator(loss_type):
     mask = torch.rand(3, 2, 4) < 0.8
     mask[:, :, 0] = True
     advantages = torch.tensor([[1.0, -1.0], [0.0, 0.0], [0.5, -0.5]], dtype=torch.float64)
-    denominator = {"grpo": 6, "gspo": 6, "dapo": int(mask.sum()), "dr_grpo": 24}[loss_type]
+    denominator = {"grpo": 6, "gspo": 6, "dr_grpo": 24}.get(loss_type, int(mask.sum()))
     live = [0, 2]
-    full = grpo_loss(log_probs, mask, advantages, loss_type=loss_type)
-    kept = grpo_loss(log_probs[live], mask[live], advantages[live], loss_type=loss_type, denominator=denominator)
+    full = grpo_loss(log_probs, mask, advantages, **of_type(loss_type))
+    kept = grpo_loss(log_probs[live], mask[live], advantages[live], **of_type(loss_type), denominator=denominator)
     assert kept.loss.item() == pytest.approx(full.loss.item(), rel=1e-12)
 
 
@@ -194,6 +213,38 @@ def test_a_token_is_clipped_only_where_the_clip_is_active():
         log_probs, torch.ones(1, 3, 2, dtype=torch.bool), torch.tensor([[1.0, -1.0, 0.0]]), old_log_probs=old
     )
     assert result.clip_fraction.item() == pytest.approx(2 / 6)
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_cispo_weighs_the_policy_gradient_by_a_capped_constant_ratio(level):
+    # Ratios e^-1 and e^1, by completion e^0, and never a token without a gradient: TRL's cispo.
+    old = torch.zeros(1, 2, 2)
+    log_probs = torch.tensor([[[-1.0, 1.0]] * 2], requires_grad=True)
+    advantages = torch.tensor([[1.0, -2.0]])
+    result = grpo_loss(
+        log_probs,
+        torch.ones(1, 2, 2, dtype=torch.bool),
+        advantages,
+        old_log_probs=old,
+        loss_type="cispo",
+        epsilon_high=1.5,
+        importance_level=level,
+    )
+    weights = torch.tensor([math.exp(-1), 1.5]) if level == "token" else torch.ones(2)
+    expected = -advantages[..., None] * weights / 4
+    torch.testing.assert_close(result.loss, (expected * log_probs.detach()).sum())
+    torch.testing.assert_close(torch.autograd.grad(result.loss, log_probs)[0], expected)
+    assert result.clip_fraction.item() == (0.25 if level == "token" else 0.0)
+
+
+def test_gspo_is_grpo_at_sequence_level():
+    generator = torch.Generator().manual_seed(0)
+    log_probs, old = (torch.randn(2, 3, 4, generator=generator) for _ in range(2))
+    mask = torch.rand(2, 3, 4, generator=generator) < 0.7
+    advantages = torch.randn(2, 3, generator=generator)
+    gspo = grpo_loss(log_probs, mask, advantages, old_log_probs=old, loss_type="gspo")
+    grpo = grpo_loss(log_probs, mask, advantages, old_log_probs=old, importance_level="sequence")
+    assert all(torch.equal(a, b) for a, b in zip(gspo, grpo, strict=True))
 
 
 def test_a_valid_completion_without_tokens_still_counts_as_a_sequence():
@@ -233,14 +284,14 @@ def test_old_and_reference_log_probs_are_constants_for_the_gradient(loss_type, n
     others = {"old_log_probs": log_probs.detach() + 0.1, "ref_log_probs": log_probs.detach() - 0.5}
 
     def gradient(**changes):
-        loss = grpo_loss(log_probs, mask, advantages, **{**others, **changes}, beta=0.3, loss_type=loss_type).loss
+        loss = grpo_loss(log_probs, mask, advantages, **{**others, **changes}, beta=0.3, **of_type(loss_type)).loss
         return torch.autograd.grad(loss, log_probs)[0]
 
     no_change = log_probs - log_probs.detach()  # zeros with a graph
     assert torch.equal(gradient(**{name: others[name] + no_change}), gradient())
 
 
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("loss_type", CLIPPED)
 @pytest.mark.parametrize("distance", [87.0, 90.0, 1e4, INF])
 def test_a_log_ratio_whose_exp_overflows_leaves_no_nan(loss_type, distance):
     # Groups: dead (A = 0), clipped from above (A > 0), and an ordinary one beside them.
@@ -269,7 +320,9 @@ def test_an_overflowing_log_ratio_of_a_negative_or_of_the_kl_stays_finite(loss_t
     ref[0, 0] = -1.0 + distance
     advantages = torch.tensor([[1.0, -1.0]])
     mask = torch.ones(1, 2, 2, dtype=torch.bool)
-    result = grpo_loss(log_probs, mask, advantages, old_log_probs=old, ref_log_probs=ref, beta=0.1, loss_type=loss_type)
+    result = grpo_loss(
+        log_probs, mask, advantages, old_log_probs=old, ref_log_probs=ref, beta=0.1, **of_type(loss_type)
+    )
     result.loss.backward()
     assert all(bool(value.isfinite().all()) for value in (*result, log_probs.grad))
 

@@ -19,11 +19,12 @@ CONFIG = EvaluationConfig(beam_width=10, batch_size=2)
 HISTORIES = [np.array(h) for h in ([0], [1, 2, 3], [5, 6], [4], [2, 0, 1, 3])]
 
 
-def test_recommendations_are_those_of_one_beam_search_a_history() -> None:
+@pytest.mark.parametrize("normalizer", ["vocab", "trie"])
+def test_recommendations_are_those_of_one_beam_search_a_history(normalizer) -> None:
     model, catalog = tiny_model("qwen2", seed=2), small_catalog()
-    found = recommend(model, catalog, HISTORIES, CONFIG)
+    found = recommend(model, catalog, HISTORIES, dataclasses.replace(CONFIG, normalizer=normalizer))
     for row, history in enumerate(HISTORIES):
-        alone = beam_search(model, *catalog.encode_histories([history]), catalog.trie, 10)
+        alone = beam_search(model, *catalog.encode_histories([history]), catalog.trie, 10, normalizer=normalizer)
         assert found.items[row].tolist() == alone.item_ids[0].tolist()
         np.testing.assert_allclose(found.scores[row], alone.scores[0], atol=1e-4)  # fp32, padded differently
         assert sorted(found.items[row, :7]) == list(range(7)) and (found.items[row, 7:] == -1).all()

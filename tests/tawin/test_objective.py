@@ -7,13 +7,15 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from tawin_kernels import ItemTrie
+from tawin_kernels import ItemTrie, tawin_grpo_loss
 from torch import nn
 
+from tawin.backbone import backbone
 from tawin.catalog import Catalog
 from tawin.config import GRPOConfig, TAWinConfig
 from tawin.objective import Groups, completion_log_probs, group_loss, loss_denominator, roll_out
 from tawin.rollout import score_sequences
+from tawin.tree_attention import completion_hidden
 
 from .models import ragged_prompts, tiny_model
 
@@ -32,9 +34,13 @@ def rolled_out(config: GRPOConfig, targets: list[int], *, seed: int = 0) -> tupl
     return model, roll_out(model, small_catalog(), input_ids, mask, torch.tensor(targets), config, generator)
 
 
-@pytest.mark.parametrize("negatives", ["beam", "sample", "random"])
-def test_the_reward_is_one_for_the_targets_sequence_and_no_other(negatives: str) -> None:
-    config = GRPOConfig(group_size=5, negatives=negatives, ensure_positive=negatives == "random")
+# Sampling draws from the softmax over the trie; the config refuses it with another one.
+WAYS = [("beam", "vocab"), ("beam", "trie"), ("sample", "trie"), ("random", "vocab"), ("random", "trie")]
+
+
+@pytest.mark.parametrize(("negatives", "normalizer"), WAYS)
+def test_the_reward_is_one_for_the_targets_sequence_and_no_other(negatives: str, normalizer: str) -> None:
+    config = GRPOConfig(group_size=5, negatives=negatives, normalizer=normalizer, ensure_positive=negatives == "random")
     targets = [0, 1, 4, 2, 6, 3]
     _, groups = rolled_out(config, targets)
     catalog = small_catalog()
@@ -44,11 +50,19 @@ def test_the_reward_is_one_for_the_targets_sequence_and_no_other(negatives: str)
             assert reward == float([t for t in tokens if t >= 0] == wanted)
 
 
-@pytest.mark.parametrize("negatives", ["beam", "sample", "random"])
-def test_every_completion_is_scored_by_its_summed_log_probs(negatives: str) -> None:
-    config = GRPOConfig(group_size=4, negatives=negatives, ensure_positive=True)
+@pytest.mark.parametrize(("negatives", "normalizer"), WAYS)
+def test_every_completion_is_scored_by_its_summed_log_probs(negatives: str, normalizer: str) -> None:
+    config = GRPOConfig(group_size=4, negatives=negatives, normalizer=normalizer, ensure_positive=True)
     model, groups = rolled_out(config, [0, 1, 2, 3])
-    expected = score_sequences(model, groups.input_ids, groups.attention_mask, groups.token_ids)
+    assert groups.normalizer == groups.take(torch.tensor([1])).normalizer == normalizer
+    expected = score_sequences(
+        model,
+        groups.input_ids,
+        groups.attention_mask,
+        groups.token_ids,
+        normalizer=normalizer,
+        trie=small_catalog().trie if normalizer == "trie" else None,
+    )
     torch.testing.assert_close(groups.scores, expected, atol=2e-4, rtol=0)  # fp32, another order of summation
     torch.testing.assert_close(completion_log_probs(model, groups).sum(-1), expected, atol=2e-4, rtol=0)
 
@@ -111,8 +125,65 @@ def test_leaving_dead_groups_out_and_splitting_the_batch_are_exact(loss_type: st
         torch.testing.assert_close(split[name], expected, atol=1e-4 * scale, rtol=1e-3, msg=name)
 
 
-def test_the_kl_to_oneself_is_zero_and_to_another_model_is_not() -> None:
-    config = GRPOConfig(group_size=4, beta=0.1)
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo", "gspo"])
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_the_gradient_is_that_of_hidden_states_with_repeats(loss_type: str, beta: float) -> None:
+    config = GRPOConfig(group_size=4, loss_type=loss_type, beta=beta)
+    model, groups = rolled_out(config, [0, 1, 2, 3])
+    parts, parameters = backbone(model), list(model.parameters())
+    reference = completion_log_probs(tiny_model("qwen2", seed=9), groups) if beta else None
+    result = group_loss(model, (lambda _: reference) if beta else None, groups, config, 7.0)
+    hidden = completion_hidden(parts, groups.input_ids, groups.attention_mask, groups.token_ids)
+    expected = tawin_grpo_loss(
+        hidden,
+        parts.weight,
+        groups.token_ids,
+        groups.mask,
+        groups.rewards,
+        groups.scores,
+        tawin=config.tawin.kernel_options(),
+        ref_log_probs=reference,
+        loss_type=loss_type,
+        beta=beta,
+        denominator=7.0,
+    )
+    torch.testing.assert_close(result.loss, expected.loss)
+    pairs = zip(
+        torch.autograd.grad(result.loss, parameters), torch.autograd.grad(expected.loss, parameters), strict=True
+    )
+    for got, wanted in pairs:
+        # fp32 sums in another order
+        torch.testing.assert_close(got, wanted, atol=1e-5 * max(1.0, float(wanted.abs().max())), rtol=1e-3)
+
+
+@pytest.mark.parametrize("negatives", ["beam", "sample"])
+def test_over_the_trie_the_gradient_is_that_of_the_log_probs_over_the_children(negatives: str) -> None:
+    config = GRPOConfig(group_size=4, negatives=negatives, normalizer="trie", tawin=TAWinConfig(enabled=False))
+    model, groups = rolled_out(config, [0, 1, 2, 3, 4, 5, 6])
+    assert groups.live.any()
+    parts, parameters = backbone(model), list(model.parameters())
+    result = group_loss(model, None, groups, config, 7.0)
+    hidden = completion_hidden(parts, groups.input_ids, groups.attention_mask, groups.token_ids)
+    logits = hidden @ parts.weight.T
+    children = torch.zeros_like(logits, dtype=torch.bool)
+    items = small_catalog().token_ids.tolist()
+    for place, token in ((place, int(token)) for place, token in np.ndenumerate(groups.token_ids.numpy())):
+        prefix = groups.token_ids[place[0], place[1], : place[2]].tolist()
+        follows = [item[place[2]] for item in items if token >= 0 and item[: place[2]] == prefix]
+        children[place][follows if follows else slice(None)] = True
+    log_probs = logits.masked_fill(~children, -torch.inf).log_softmax(-1)
+    log_probs = log_probs.gather(-1, groups.token_ids.clamp_min(0)[..., None])[..., 0].masked_fill(~groups.mask, 0.0)
+    # At ratio 1 the gradient is that of -A log p, averaged over the tokens of each completion.
+    loss = -(result.advantages[..., None] * log_probs / groups.mask.sum(-1, keepdim=True).clamp_min(1)).sum() / 7.0
+    pairs = zip(torch.autograd.grad(result.loss, parameters), torch.autograd.grad(loss, parameters), strict=True)
+    for got, wanted in pairs:
+        # fp32 sums in another order
+        torch.testing.assert_close(got, wanted, atol=1e-5 * max(1.0, float(wanted.abs().max())), rtol=1e-3)
+
+
+@pytest.mark.parametrize("normalizer", ["vocab", "trie"])
+def test_the_kl_to_oneself_is_zero_and_to_another_model_is_not(normalizer: str) -> None:
+    config = GRPOConfig(group_size=4, beta=0.1, normalizer=normalizer)
     model, groups = rolled_out(config, [0, 1, 2])
     denominator = loss_denominator([groups], "grpo")
     same = group_loss(model, lambda g: completion_log_probs(model, g), groups, config, denominator)

@@ -11,12 +11,15 @@ from tawin_kernels import ItemTrie
 from torch import Tensor, nn
 
 from tawin.rollout import (
+    Normalizer,
     beam_search,
     beam_sequences,
     expand_items,
+    prefix_nodes,
     random_sequences,
     sample_sequences,
     score_sequences,
+    sequence_log_probs,
 )
 
 from .models import FAMILIES, ragged_prompts, tiny_model
@@ -184,13 +187,15 @@ def test_eager_attention_finds_what_sdpa_finds() -> None:
     torch.testing.assert_close(sdpa.scores, eager.scores, atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.parametrize("normalizer", ["vocab", "trie"])
 @torch.no_grad()
-def test_beam_scores_are_the_policys_own_log_probs() -> None:
+def test_beam_scores_are_the_policys_own_log_probs(normalizer: Normalizer) -> None:
     model = tiny_model("gemma3", seed=7)
     trie = ItemTrie.from_sequences(random_items(40, (2, 4), seed=7), end_token=2)
     input_ids, mask = ragged_prompts(4, 6)
-    group = beam_sequences(model, input_ids, mask, trie, 6)
-    scores = score_sequences(model, input_ids, mask, group.token_ids)
+    group = beam_sequences(model, input_ids, mask, trie, 6, normalizer=normalizer)
+    over = {"normalizer": normalizer, "trie": trie if normalizer == "trie" else None}
+    scores = score_sequences(model, input_ids, mask, group.token_ids, **over)
     torch.testing.assert_close(group.scores, scores, atol=TOLERANCE, rtol=0)
 
 
@@ -212,6 +217,53 @@ def test_sampled_sequences_are_items_with_their_own_log_probs_and_follow_the_pol
             assert float(share[int(trie.leaf_of_item[item])]) == pytest.approx(
                 float(torch.tensor(score).exp()), abs=0.032
             )
+
+
+@torch.no_grad()
+def test_sampled_sequences_are_scored_over_the_trie_where_that_is_asked_for() -> None:
+    model = tiny_model("qwen2", seed=8)
+    trie = ItemTrie.from_sequences([[5, 6], [5, 7], [8, 9, 10], [8, 9, 11], [12]])
+    input_ids, mask = ragged_prompts(2, 5)
+    drawn = [
+        sample_sequences(model, input_ids, mask, trie, 50, normalizer=n, generator=torch.Generator().manual_seed(0))
+        for n in ("vocab", "trie")
+    ]
+    assert torch.equal(drawn[0].nodes, drawn[1].nodes)
+    scores = score_sequences(model, input_ids, mask, drawn[1].token_ids, normalizer="trie", trie=trie)
+    torch.testing.assert_close(drawn[1].scores, scores, atol=TOLERANCE, rtol=0)
+
+
+def test_prefix_nodes_walk_down_the_trie() -> None:
+    items = random_items(60, (1, 4), seed=9)
+    trie = ItemTrie.from_sequences(items, end_token=2)
+    rows = [[*item, 2] for item in items]
+    tokens = torch.tensor([row + [-100] * (trie.max_depth - len(row)) for row in rows])
+    nodes = prefix_nodes(trie, tokens.view(6, 10, -1))
+    assert nodes.shape == (6, 10, trie.max_depth) and nodes.dtype == torch.int64
+    for row, leaf, path in zip(rows, trie.leaf_of_item.tolist(), nodes.flatten(0, 1).tolist(), strict=True):
+        assert path[0] == 0
+        for token, before, after in zip(row, path, [*path[1 : len(row)], leaf], strict=False):
+            assert int(trie.edge_tokens[after - 1]) == token
+            assert int(trie.child_offsets[before]) <= after - 1 < int(trie.child_offsets[before + 1])
+    assert prefix_nodes(trie, torch.tensor([[1, 1, 3]])).tolist() == [[0, -1, -1]]
+
+
+@torch.no_grad()
+def test_log_probs_over_the_trie_are_those_of_a_softmax_over_the_children() -> None:
+    model = tiny_model("qwen2", seed=3)
+    trie = ItemTrie.from_sequences([[5, 6], [5, 7], [8, 9], [4, 4]])
+    input_ids, mask = ragged_prompts(2, 5)
+    token_ids = torch.tensor([[[5, 7], [8, 9]], [[4, 4], [5, 6]]])
+    over_all = sequence_log_probs(model, input_ids, mask, token_ids)
+    over_trie = sequence_log_probs(model, input_ids, mask, token_ids, normalizer="trie", trie=trie)
+    assert over_trie[0, 1, 1] == 0.0 and over_trie[1, 0, 1] == 0.0  # an only child
+    siblings = torch.tensor([[[5, 7], [5, 6], [8, 9], [4, 4]]]).expand(2, -1, -1)
+    log_probs = sequence_log_probs(model, input_ids, mask, siblings)  # [2, 4, 2]
+    first = log_probs[:, 1:, 0].logsumexp(1)  # of the root's children 5, 8 and 4
+    second = log_probs[:, :2, 1].logsumexp(1)  # of the children of 5
+    torch.testing.assert_close(over_trie[..., 0], over_all[..., 0] - first[:, None], atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(over_trie[0, 0, 1], over_all[0, 0, 1] - second[0], atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(over_trie[1, 1, 1], over_all[1, 1, 1] - second[1], atol=TOLERANCE, rtol=0)
 
 
 def test_random_sequences_are_distinct_and_uniform() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tawin.backbone import backbone
-from tawin.tree_attention import check_prompts, completion_hidden, prefill
+from tawin.tree_attention import check_prompts, completion_hidden, completion_states, prefill
 
 from .models import FAMILIES, ragged_prompts, tiny_model
 
@@ -62,6 +62,27 @@ def test_hidden_states_and_gradients_equal_those_of_separate_forwards(family: st
     for name, gradient in our_grads.items():
         scale = float(their_grads[name].abs().max())
         torch.testing.assert_close(gradient, their_grads[name], atol=1e-4 * max(1.0, scale), rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_states_without_repeats_are_the_hidden_states_and_give_their_gradients(length: int) -> None:
+    model = tiny_model("qwen2")
+    input_ids, mask = ragged_prompts(3, 6)
+    token_ids = completions(3, 4, length)
+    real = token_ids >= 0
+    direction = torch.randn(int(real.sum()), 32, generator=torch.Generator().manual_seed(2))
+    hidden = completion_hidden(backbone(model), input_ids, mask, token_ids)[real]
+    expected = torch.autograd.grad((hidden * direction).sum(), list(model.model.parameters()))
+    states, rows = completion_states(backbone(model), input_ids, mask, token_ids)
+    assert rows.shape == token_ids.shape and rows.dtype == torch.int64
+    assert int(rows.min()) >= 0 and int(rows.max()) < len(states)
+    assert len(states) == 3 * (1 + int(real[..., 1:].sum((1, 2)).max()))
+    assert (rows[:, :, 0] == rows[:, :1, 0]).all()
+    assert torch.equal(states[rows[real]], hidden)
+    got = torch.autograd.grad((states[rows[real]] * direction).sum(), list(model.model.parameters()))
+    for ours, theirs in zip(got, expected, strict=True):
+        # fp32 sums in another order
+        torch.testing.assert_close(ours, theirs, atol=1e-5 * max(1.0, float(theirs.abs().max())), rtol=1e-4)
 
 
 def test_completions_of_one_token_need_no_suffix() -> None:

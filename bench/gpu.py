@@ -1,0 +1,335 @@
+"""One call on a machine with a GPU: is it right, and how fast is it?
+
+Run: python -m bench.gpu --out FOLDER [--minutes 9.5] [--quick] [--parts ceilings,tests,...]
+
+The parts, each with its share of the minutes; what one does not use is left to those after it:
+* ceilings: the bytes a second of a large copy on the device and the bf16 FLOPs a second of a large matrix product, on
+  random data (zeros draw less power and run faster);
+* tests: pytest tests/kernels;
+* checks: bench.kernel_checks, every op against the reference op in fp64 at shapes of real work;
+* a part for each benchmark suite, `pytest bench/bench_<name>.py`; --quick takes each one's base point alone.
+All but the ceilings are processes of their own: what crashes or hangs takes nothing else with it. FOLDER gets one JSON
+file named by device and time (UTC), written anew after every part, so a call that is cut off leaves what it had.
+The exit status is 1 if a test or check failed, or a benchmark failed to agree or to run. A part that is out of time has
+what it had by then; that is a failure of the tests and the checks, not of a benchmark. 2: nothing was run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from .foundation import machine_facts
+
+ROOT = Path(__file__).parent.parent
+DEVICE = torch.device("cuda")
+_PYTEST_STOPPED = 2
+_SECONDS_TO_FINISH = 5  # after an interrupt
+_LAST_CHARACTERS = 6000  # of a process's output that are kept
+
+
+@dataclass(frozen=True)
+class Part:
+    """run: from seconds to results, among them "passed"; weight: its share of the time."""
+
+    name: str
+    weight: float
+    run: Callable[[float], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """base: the pytest -k expression of the one point that --quick measures."""
+
+    name: str
+    weight: float
+    base: str
+
+
+SUITES = (
+    Suite("beam_step", 4.0, "[base- or [trie-"),
+    Suite("beam_search", 1.0, ""),
+    Suite("log_prob", 2.0, "[step- or [distinct-"),
+    Suite("grpo_loss", 2.0, "[step- or [distinct-"),
+    Suite("advantage", 1.0, "identity"),
+)
+
+
+def parts(quick: bool) -> list[Part]:
+    return [
+        Part("ceilings", 0.5, ceilings),
+        Part("tests", 3.0, run_tests),
+        Part("checks", 2.0, run_checks),
+        *(Part(suite.name, suite.weight, lambda limit, s=suite: run_suite(s, quick, limit)) for suite in SUITES),
+    ]
+
+
+def gpu_facts() -> dict[str, Any]:
+    """The GPU and the software that figures depend on."""
+    properties = torch.cuda.get_device_properties(DEVICE)
+    query = "driver_version,clocks.max.sm,clocks.max.mem,power.limit,temperature.gpu"
+    try:
+        command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
+        settings = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        settings = "nvidia-smi does not answer"
+    return {
+        **machine_facts(DEVICE),
+        "triton": triton.__version__,
+        "cuda": torch.version.cuda,
+        "hip": torch.version.hip,
+        "capability": f"{properties.major}.{properties.minor}",
+        "memory_bytes": properties.total_memory,
+        "multiprocessors": properties.multi_processor_count,
+        "l2_bytes": properties.L2_cache_size,
+        query: settings,
+    }
+
+
+def ceilings(seconds: float) -> dict[str, Any]:
+    """What the device reaches with PyTorch's own copy and matrix product, each for a while, as clocks fall when hot."""
+    draw = torch.Generator(DEVICE).manual_seed(0)
+    source = torch.randn(2**29, generator=draw, device=DEVICE)  # 2 GiB
+    copy = _event_times(torch.empty_like(source).copy_, (source,), min(2.0, seconds / 4))
+    moved = 2 * source.nbytes
+    n = 8192
+    matrices = [torch.randn(n, n, generator=draw, device=DEVICE).bfloat16() for _ in range(2)]
+    product = _event_times(torch.mm, matrices, min(3.0, seconds / 4))
+    flops = 2 * n**3
+    return {
+        "passed": True,
+        "copy_bytes": moved,
+        "copy_bytes_per_second_median": moved / statistics.median(copy),
+        "copy_bytes_per_second_best": moved / min(copy),
+        "bf16_product": f"{n} x {n} x {n}",
+        "bf16_flops_per_second_median": flops / statistics.median(product),
+        "bf16_flops_per_second_best": flops / min(product),
+    }
+
+
+def _event_times(work: Callable[..., Any], tensors: Sequence[torch.Tensor], seconds: float) -> list[float]:
+    """Seconds of each call by the device's clock, for about so long, after a warm-up."""
+    for _ in range(3):
+        work(*tensors)
+    torch.cuda.synchronize()
+    times = []
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        begin, finish = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        work(*tensors)
+        finish.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(finish) / 1e3)
+    return times
+
+
+def run_tests(limit: float) -> dict[str, Any]:
+    result = run_process(pytest_command("tests/kernels", limit), limit)
+    return {**result, "passed": result["status"] == 0, "summary": _last_line(result["output"])}
+
+
+def run_checks(limit: float, *arguments: str) -> dict[str, Any]:
+    """arguments: of bench.kernel_checks."""
+    result = run_process([sys.executable, "-m", "bench.kernel_checks", *arguments], limit, keep_all=True)
+    # Warnings and tracebacks stand between the lines of JSON.
+    lines = result["output"].splitlines()
+    checks = [json.loads(line) for line in lines if line.startswith('{"check"')]
+    rest = "\n".join(line for line in lines if not line.startswith('{"check"'))[-_LAST_CHARACTERS:]
+    failed = [check["check"] for check in checks if not check["passed"]]
+    return {
+        **result,
+        "output": rest,
+        "passed": result["status"] == 0,
+        "summary": f"{len(checks) - len(failed)} of {len(checks)} passed{''.join(f'; failed: {f}' for f in failed)}",
+        "checks": checks,
+    }
+
+
+def run_suite(suite: Suite, quick: bool, limit: float) -> dict[str, Any]:
+    """Out of time it passes, with what was measured by then."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "benchmark.json"
+        command = [*pytest_command(f"bench/bench_{suite.name}.py", limit), f"--benchmark-json={path}"]
+        if quick and suite.base:
+            command += ["-k", suite.base]
+        result = run_process(command, limit)
+        measured = json.loads(path.read_text())["benchmarks"] if path.exists() and path.stat().st_size > 0 else []
+    for one in measured:
+        one["stats"].pop("data", None)
+    return {
+        **result,
+        "passed": result["out_of_time"] or result["status"] in (0, _PYTEST_STOPPED),
+        "summary": f"{len(measured)} measured; {_last_line(result['output'])}",
+        "benchmarks": measured,
+    }
+
+
+def pytest_command(path: str, limit: float) -> list[str]:
+    """It begins no test when it has used most of its time."""
+    return [sys.executable, "-m", "pytest", path, "-p", "bench.stop_after", "--stop-after", f"{limit * 0.8:.0f}"]
+
+
+def run_process(command: Sequence[str], limit: float, *, keep_all: bool = False) -> dict[str, Any]:
+    """A process in the repository's root; out of time it is interrupted, and killed if that does not help."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET" or keep_all}
+    start = time.monotonic()
+    with tempfile.TemporaryFile() as file:  # no pipe, which a child left behind could hold open
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        out_of_time = False
+        try:
+            process.wait(max(1.0, limit - _SECONDS_TO_FINISH))
+        except subprocess.TimeoutExpired:
+            out_of_time = True
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(_SECONDS_TO_FINISH)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        file.seek(0)
+        output = file.read().decode(errors="replace")
+    return {
+        "command": " ".join(command[1:]),
+        "status": process.returncode,
+        "out_of_time": out_of_time,
+        "seconds": round(time.monotonic() - start, 1),
+        "output": output if keep_all else output[-_LAST_CHARACTERS:],
+    }
+
+
+def _last_line(output: str) -> str:
+    return next((line.strip("= ") for line in reversed(output.splitlines()) if line.strip("= ")), "")
+
+
+def run_part(part: Part, limit: float) -> dict[str, Any]:
+    """Its results; what it raises is one of them."""
+    start = time.monotonic()
+    try:
+        result = part.run(limit)
+    except Exception as error:  # a part that fails does not stop those after it
+        result = {"passed": False, "summary": f"{type(error).__name__}: {error}"}
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # the next part is another process
+    return {"seconds": round(time.monotonic() - start, 1), "limit": round(limit, 1), **result}
+
+
+def run_all(chosen: Sequence[Part], minutes: float, report: dict[str, Any], save: Callable[[], None]) -> None:
+    """Run the parts one after another into report["parts"]; the time that is left is shared by weight."""
+    end = time.monotonic() + minutes * 60
+    for number, part in enumerate(chosen):
+        share = part.weight / sum(other.weight for other in chosen[number:])
+        limit = max(1.0, (end - time.monotonic()) * share)
+        print(f"{part.name}: up to {limit:.0f} s", flush=True)
+        report["parts"][part.name] = result = run_part(part, limit)
+        passed = "passed" if result["passed"] else "FAILED"
+        print(f"{part.name}: {passed} in {result['seconds']} s. {result.get('summary', '')}", flush=True)
+        save()
+
+
+def report_path(folder: Path, device: str, now: datetime.datetime) -> Path:
+    name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    return folder / f"gpu-{name}-{now.strftime('%Y-%m-%dT%H%M%SZ')}.json"
+
+
+def save_report(path: Path, report: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(report, indent=1) + "\n")
+    unfinished.replace(path)
+
+
+def table(report: dict[str, Any]) -> str:
+    """Ours against the fastest other way of every group of benchmarks, and the ceilings."""
+    lines = []
+    found = report["parts"].get("ceilings", {})
+    if "copy_bytes_per_second_median" in found:
+        copy, product = found["copy_bytes_per_second_median"], found["bf16_flops_per_second_median"]
+        lines.append(f"copy {copy / 1e12:.2f} TB/s, bf16 matrix product {product / 1e12:.0f} TFLOP/s (medians)")
+    lines.append(f"{'benchmark':<52}{'ours, us':>11}{'other, us':>11}{'ratio':>8}{'of floor':>10}  fastest other way")
+    for part, result in report["parts"].items():
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for one in result.get("benchmarks", []):
+            groups.setdefault(one["group"] or "", []).append(one)
+        for group, members in groups.items():
+            ours = [one for one in members if way_of(one) == "ours"]
+            others = sorted((one for one in members if way_of(one) != "ours"), key=microseconds_of)
+            if not ours:
+                continue
+            line = f"{(part + ': ' + group)[:51]:<52}{microseconds_of(ours[0]):>11.1f}"
+            if others:
+                ratio = microseconds_of(others[0]) / microseconds_of(ours[0])
+                line += f"{microseconds_of(others[0]):>11.1f}{ratio:>7.2f}x"
+            else:
+                line += " " * 19
+            over = ours[0]["extra_info"].get("time_over_floor")
+            line += f"{over if over is not None else '-':>10}  {way_of(others[0]) if others else '-'}"
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def way_of(benchmark: dict[str, Any]) -> str:
+    """ "ours" or the name of a peer."""
+    if "way" in benchmark["extra_info"]:
+        return str(benchmark["extra_info"]["way"])
+    name = benchmark["name"].removeprefix("test_")
+    return "ours" if "tree_attention" in name else name
+
+
+def microseconds_of(benchmark: dict[str, Any]) -> float:
+    """Of one call: a round of some suites is many."""
+    info = benchmark["extra_info"]
+    return float(
+        info.get("microseconds_a_step") or info.get("microseconds_a_call") or benchmark["stats"]["median"] * 1e6
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status."""
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.splitlines()[0])
+    names = [part.name for part in parts(quick=False)]
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the JSON file goes")
+    parser.add_argument("--minutes", type=float, default=9.5, help="for all parts together")
+    parser.add_argument("--quick", action="store_true", help="only the base point of each benchmark suite")
+    parser.add_argument("--parts", default=",".join(names), help=f"some of {','.join(names)}")
+    options = parser.parse_args(arguments)
+    wanted = options.parts.split(",")
+    if unknown := set(wanted) - set(names):
+        parser.error(f"--parts: expected some of {', '.join(names)}, got {', '.join(sorted(unknown))}")
+    if not options.minutes > 0:
+        parser.error(f"--minutes: expected a number above 0, got {options.minutes}")
+    if not torch.cuda.is_available():
+        print("there is no CUDA device: nothing to measure")
+        return 2
+
+    machine = gpu_facts()
+    print("\n".join(f"{name}: {value}" for name, value in machine.items()), flush=True)
+    path = report_path(options.out, machine["device"], datetime.datetime.now(datetime.UTC))
+    report: dict[str, Any] = {"machine": machine, "minutes": options.minutes, "quick": options.quick, "parts": {}}
+    chosen = [part for part in parts(options.quick) if part.name in wanted]
+    run_all(chosen, options.minutes, report, lambda: save_report(path, report))
+    print(f"written: {path}\n{table(report)}")
+    return 0 if all(result["passed"] for result in report["parts"].values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

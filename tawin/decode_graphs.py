@@ -1,0 +1,166 @@
+"""Beam searches as CUDA graphs: the decode of a shape that comes back is captured once and replayed.
+
+A graph holds all steps after the prefill for one batch size, prompt length (rounded up to PROMPT_STEP), beam width,
+trie, options and autocast state, on memory of its own: the KV cache above all. It reads the model's parameters by
+their addresses, so optimizer steps, which write in place, are seen; what is made of them, a cast or an LM head with its
+LoRA, is made anew within the graph. Parameters that moved, or adapters that were switched, drop a model's graphs.
+
+The first search of a shape runs without a graph: most shapes of an evaluation never come back. What cannot be captured
+runs without a graph for good, after one warning that says why. Not for several threads at once.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .backbone import Backbone
+from .beam_decode import BeamOptions, Sequences
+from .fixed_decode import FixedDecode
+
+PROMPT_STEP = 64  # tokens; a prompt is filled up to a multiple of it, with keys that are read and hidden
+MAX_GRAPHS = 4  # of a model; each keeps its KV cache
+_MAX_SEEN = 256
+
+# Rotary embeddings of these kinds are made anew, on the host's decision, when a prompt is longer than the last ones.
+_CHANGING_ROPE = ("dynamic", "longrope")
+
+
+@dataclass
+class _Captured:
+    decode: FixedDecode
+    graph: torch.cuda.CUDAGraph
+    found: Sequences  # written by each replay
+
+    def search(self, model: Backbone, input_ids: Tensor, attention_mask: Tensor) -> Sequences:
+        with torch.cuda.device(input_ids.device):
+            self.decode.load(model, input_ids, attention_mask)
+            self.graph.replay()
+            return Sequences(*(getattr(self.found, part.name).clone() for part in fields(Sequences)))
+
+
+@dataclass
+class ModelGraphs:
+    """The graphs of one model."""
+
+    addresses: Hashable = None
+    graphs: OrderedDict[Hashable, _Captured] = field(default_factory=OrderedDict)  # least recently used first
+    seen: set[Hashable] = field(default_factory=set)
+    is_refused: bool = False
+    has_warned: bool = False
+
+    def warn(self, reason: str) -> None:
+        """Say once that, and why, this model is run without graphs."""
+        if not self.has_warned:
+            warnings.warn(f"beam search runs without CUDA graphs: {reason}", RuntimeWarning, stacklevel=2)
+        self.has_warned = True
+
+
+# By decoder. No graph refers to its model: the graphs go when the model goes.
+_models: weakref.WeakKeyDictionary[nn.Module, ModelGraphs] = weakref.WeakKeyDictionary()
+
+
+def replay(model: Backbone, input_ids: Tensor, attention_mask: Tensor, options: BeamOptions) -> Sequences | None:
+    """The search by CUDA graph, or None: run it without one. Prompts on CUDA, as `beam_search` takes them."""
+    own = _models.setdefault(model.decoder, ModelGraphs())
+    if own.is_refused:
+        return None
+    reason = obstacle(model)
+    if reason is not None:
+        own.warn(reason)
+        return None
+    addresses = addresses_of(model)
+    if own.addresses != addresses:
+        own.graphs.clear()
+        own.addresses = addresses
+    prompt_keys = -(-input_ids.shape[1] // PROMPT_STEP) * PROMPT_STEP
+    key = (len(input_ids), prompt_keys, options, input_ids.device, _numerics())
+    if key in own.graphs:
+        own.graphs.move_to_end(key)
+    elif key not in own.seen:
+        if len(own.seen) >= _MAX_SEEN:
+            own.seen.clear()
+        own.seen.add(key)
+        return None
+    # What is kept must serve every later call, whoever asks first.
+    with torch.inference_mode(False), torch.no_grad():
+        if key not in own.graphs:
+            while len(own.graphs) >= MAX_GRAPHS:
+                own.graphs.popitem(last=False)
+            try:
+                options.trie.prepare()
+                own.graphs[key] = _capture(model, input_ids, attention_mask, FixedDecode(prompt_keys, options))
+            except Exception as error:  # whatever it is: the search is as well run without a graph
+                own.graphs.clear()
+                own.is_refused = True
+                own.warn(f"capture failed: {type(error).__name__}: {error}")
+                return None
+        return own.graphs[key].search(model, input_ids, attention_mask)
+
+
+def _capture(model: Backbone, input_ids: Tensor, attention_mask: Tensor, decode: FixedDecode) -> _Captured:
+    with torch.cuda.device(input_ids.device):
+        decode.load(model, input_ids, attention_mask)
+        # Once on a stream of its own before: libraries set themselves up and kernels are compiled at their first use.
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            decode.run(model)
+        torch.cuda.current_stream().wait_stream(stream)
+        # A cast weight that autocast made before lies outside of the graph and is freed with the region; one that is
+        # made within belongs to the graph and holds nothing until a replay. So its cache is empty before and after.
+        torch.clear_autocast_cache()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                found = decode.run(model)
+        finally:
+            torch.clear_autocast_cache()
+        return _Captured(decode, graph, found)
+
+
+def obstacle(model: Backbone) -> str | None:
+    """Why a replay would not be what the model does when it is run; None where nothing is in the way."""
+    for part in (model.decoder, model.head):
+        for name, module in part.named_modules():
+            reason = None
+            if module.training:
+                reason = "is in training mode; call model.eval()"
+            elif module._forward_hooks or module._forward_pre_hooks:
+                reason = "has forward hooks, which a replay would leave out"
+            else:
+                kinds = vars(module).get("rope_type")
+                changing = set(kinds.values() if isinstance(kinds, dict) else (kinds,)) & set(_CHANGING_ROPE)
+                if changing:
+                    reason = f"has {changing.pop()} rotary embeddings, which change with the prompt"
+            if reason is not None:
+                return f"{name or 'model'} ({type(module).__name__}) {reason}"
+    return None
+
+
+def addresses_of(model: Backbone) -> Hashable:
+    """Where the tensors lie that a graph reads, and what decides which of them it reads."""
+    tensors: list[Hashable] = []
+    switches: list[Any] = []
+    layer: Any
+    for part in (model.decoder, model.head):
+        for layer in part.modules():
+            for own in (layer._parameters, layer._buffers):
+                tensors += [(tensor.data_ptr(), tensor.dtype) for tensor in own.values() if tensor is not None]
+            if hasattr(type(layer), "active_adapters"):  # a layer of peft
+                switches += layer.active_adapters, layer.disable_adapters, getattr(layer, "merged_adapters", None)
+                switches.append(getattr(layer, "scaling", None))
+    return tuple(tensors), repr(switches), model.config._attn_implementation
+
+
+def _numerics() -> Hashable:
+    """Global settings that decide which kernels are captured."""
+    autocast = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
+    return autocast, torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
