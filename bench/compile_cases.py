@@ -22,7 +22,9 @@ from tawin_kernels import (
     linear_log_probs,
     tawin_weights,
 )
+from tawin_kernels.advantage import GroupRewards
 from tawin_kernels.gradient_sums import Segments, segment_sum
+from tawin_kernels.grpo_loss import LossOptions, triton_grpo_loss
 from tawin_kernels.log_prob_gradient import Head, gradient_slab
 from tawin_kernels.records import LossType, RankTransform
 
@@ -173,6 +175,9 @@ def _loss_cases() -> Iterator[Case]:
     )
     yield Case(f"group loss, grpo, KL, all given, {shape}", partial(_loss, 4, torch.float32, beta=0.04))
     yield Case("group loss, grpo, bfloat16, 2 groups of 16, 2,000 tokens", partial(_loss, 2000, torch.bfloat16, B=2))
+    for group_size, transform in ((16, "identity"), (16, "fraction"), (64, "log2"), (512, "identity")):
+        shape = f"64 groups of {group_size}, {transform}, 40 tokens"
+        yield Case(f"group loss with its advantages, {shape}", partial(_loss_of_rewards, group_size, transform))
 
 
 def _loss(L: int, dtype: torch.dtype, *, B: int = 64, **options: Any) -> None:
@@ -188,6 +193,27 @@ def _loss(L: int, dtype: torch.dtype, *, B: int = 64, **options: Any) -> None:
     grpo_loss(
         log_probs, _empty(B, G, L, dtype=torch.bool), _empty(B, G, dtype=torch.float32), **rest, **options
     ).loss.backward()
+
+
+def _loss_of_rewards(G: int, transform: RankTransform) -> None:
+    B, L = 64, 40
+    groups = GroupRewards(
+        _empty(B, G, dtype=torch.float32),
+        _empty(B, G, dtype=torch.float32),
+        TAWin(rank_transform=transform),
+        True,
+        1e-4,
+    )
+    triton_grpo_loss(
+        _empty(B, G, L, dtype=torch.float32).requires_grad_(),
+        _empty(B, G, L, dtype=torch.bool),
+        groups,
+        _empty(B, G, dtype=torch.bool),
+        None,
+        _empty(B, G, L, dtype=torch.float32),
+        None,
+        LossOptions("grpo", "token", 0.2, 0.2, 0.04),
+    )
 
 
 @dataclass(frozen=True)

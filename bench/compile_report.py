@@ -101,8 +101,10 @@ def row_of(target: str, job: Job, cases: tuple[str, ...]) -> Row:
     try:
         code = compiled(job)
     except Exception as error:  # whatever a compiler throws is what the report is there to say
+        # Triton's own errors show the source in between.
         message = str(error).strip().splitlines() or [""]
-        return Row(target, job, cases, None, (f"does not compile: {type(error).__name__}: {message[0][:300]}",))
+        reason = f"{message[0]} ... {message[-1]}" if len(message) > 1 else message[0]
+        return Row(target, job, cases, None, (f"does not compile: {type(error).__name__}: {reason[:300]}",))
     return Row(target, job, cases, code, code.failures)
 
 
@@ -191,7 +193,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "failures": failures,
         }
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
-    print("\n" + "\n".join(compiler_errors))
+    if compiler_errors:
+        print("\n" + "\n".join(compiler_errors))
     print("\n" + "\n".join(failures or [f"{len(wanted)} kernels on {len(targets)} targets: nothing to complain about"]))
     return 1 if failures else 0
 

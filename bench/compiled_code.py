@@ -105,7 +105,7 @@ def compiled(job: Job) -> Code:
         tensor_memory=getattr(binary.metadata, "tmem_size", None) or 0,
         dots=tuple(_dots(binary.asm["ttir"])),
     )
-    return replace(code, failures=tuple(_failures(code, job.target)))
+    return replace(code, failures=tuple(failures_of(code, job.target)))
 
 
 def _gpu(target: Target) -> GPUTarget:
@@ -158,7 +158,8 @@ def _matrix_instructions(text: str) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def _failures(code: Code, target: Target) -> Iterator[str]:
+def failures_of(code: Code, target: Target) -> Iterator[str]:
+    """What is wrong with it, if anything."""
     if target.backend == "cuda" and (code.local_memory or code.spills):
         yield f"spills: {code.spills} LDL and STL instructions, {code.local_memory} bytes of local memory a thread"
     if target.backend == "hip" and code.spills:

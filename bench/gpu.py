@@ -29,6 +29,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def parts(quick: bool) -> list[Part]:
         Part("ceilings", 0.5, ceilings),
         Part("tests", 3.0, run_tests),
         Part("checks", 2.0, run_checks),
-        *(Part(suite.name, suite.weight, lambda limit, s=suite: run_suite(s, quick, limit)) for suite in SUITES),
+        *(Part(suite.name, suite.weight, partial(run_suite, suite, quick)) for suite in SUITES),
     ]
 
 
@@ -183,7 +184,16 @@ def run_suite(suite: Suite, quick: bool, limit: float) -> dict[str, Any]:
 
 def pytest_command(path: str, limit: float) -> list[str]:
     """It begins no test when it has used most of its time."""
-    return [sys.executable, "-m", "pytest", path, "-p", "bench.stop_after", "--stop-after", f"{limit * 0.8:.0f}"]
+    return [
+        sys.executable,
+        "-m",
+        "pytest",
+        path,
+        "-p",
+        "bench.stop_after",
+        "--stop-after",
+        f"{(limit - _SECONDS_TO_FINISH) * 0.8:.0f}",
+    ]
 
 
 def run_process(command: Sequence[str], limit: float, *, keep_all: bool = False) -> dict[str, Any]:

@@ -6,9 +6,10 @@ Each op checks its arguments and picks an implementation by device; `reference` 
 from . import reference
 from .advantage import group_advantages, tawin_weights
 from .beam_step import beam_step
-from .grpo_loss import grpo_loss, tawin_grpo_loss
+from .grpo_loss import grpo_loss
 from .log_prob import linear_log_probs
 from .records import BeamStep, GRPOLoss, TAWin
+from .tawin_grpo_loss import tawin_grpo_loss
 from .trie import ItemTrie
 
 __all__ = [

@@ -20,7 +20,7 @@ each a few hundred cycles with its exp: predicted 5 us, and 15 us for G = 512. T
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -180,22 +180,22 @@ def tawin_weights_kernel(
 
 
 @triton.jit
-def group_advantages_kernel(
+def relative_advantages_of(
     rewards_ptr,
     scores_ptr,
     valid_ptr,
-    advantages_ptr,
+    first,
     G,
-    eps: tl.float64,
-    anchor: tl.float64,
-    window: tl.float64,
-    temperature: tl.float64,
+    eps,
+    anchor,
+    window,
+    temperature,
     NORMALIZE_STD: tl.constexpr,
     RANK_TRANSFORM: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_J: tl.constexpr,
 ):
-    first = tl.program_id(0).to(tl.int64) * G
+    """The advantages of the group that begins at `first`, fp64 [BLOCK_G]; without scores_ptr there is no window."""
     places = tl.arange(0, BLOCK_G)
     # Weights before advantages: the fewer registers are taken while ranks are counted.
     weights = tl.full([BLOCK_G], 1.0, dtype=tl.float64)
@@ -227,34 +227,105 @@ def group_advantages_kernel(
     if NORMALIZE_STD:
         variance = tl.sum(centered * centered, 0) / tl.maximum(count - 1, 1).to(tl.float64)
         advantages /= tl.where(largest > smallest, tl.sqrt(variance) + eps, 1.0)
-    advantages *= weights
+    return advantages * weights
+
+
+@triton.jit
+def group_advantages_kernel(
+    rewards_ptr,
+    scores_ptr,
+    valid_ptr,
+    advantages_ptr,
+    G,
+    eps: tl.float64,
+    anchor: tl.float64,
+    window: tl.float64,
+    temperature: tl.float64,
+    NORMALIZE_STD: tl.constexpr,
+    RANK_TRANSFORM: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_J: tl.constexpr,
+):
+    first = tl.program_id(0).to(tl.int64) * G
+    advantages = relative_advantages_of(
+        rewards_ptr,
+        scores_ptr,
+        valid_ptr,
+        first,
+        G,
+        eps,
+        anchor,
+        window,
+        temperature,
+        NORMALIZE_STD,
+        RANK_TRANSFORM,
+        BLOCK_G,
+        BLOCK_J,
+    )
+    places = tl.arange(0, BLOCK_G)
     tl.store(advantages_ptr + first + places, advantages.to(tl.float32), mask=places < G)
 
 
-def triton_group_advantages(
-    rewards: torch.Tensor,
-    scores: torch.Tensor | None,
-    valid: torch.Tensor | None,
-    tawin: TAWin | None,
-    normalize_std: bool,
-    eps: float,
-) -> torch.Tensor:
+class GroupRewards(NamedTuple):
+    """What the advantages of groups are made of."""
+
+    rewards: torch.Tensor  # [B, G]
+    scores: torch.Tensor | None  # [B, G], read with tawin only
+    tawin: TAWin | None
+    normalize_std: bool
+    eps: float
+
+    @property
+    def num_warps(self) -> int:
+        """Of a kernel of one program a group."""
+        return _warps(self.rewards.shape[1])
+
+    def arguments(self) -> dict[str, Any]:
+        """Those of a kernel of one program a group, but for `valid_ptr`."""
+        tawin = TAWin() if self.tawin is None else self.tawin  # without scores the kernel reads none of it
+        return {
+            "rewards_ptr": self.rewards.contiguous(),
+            "scores_ptr": None if self.tawin is None or self.scores is None else self.scores.contiguous(),
+            "eps": float(self.eps),
+            "NORMALIZE_STD": self.normalize_std,
+            **_window_arguments(tawin, self.rewards.shape[1]),
+        }
+
+
+def _window_arguments(tawin: TAWin, G: int) -> dict[str, Any]:
+    return {
+        "G": G,
+        "anchor": float(tawin.anchor),
+        "window": float(tawin.window),
+        "temperature": float(tawin.temperature),
+        "RANK_TRANSFORM": tawin.rank_transform,
+        "BLOCK_J": min(triton.next_power_of_2(G), _RANKS_AT_ONCE),
+    }
+
+
+def _warps(G: int) -> int:
+    return max(1, triton.next_power_of_2(G) // 64)
+
+
+def triton_group_advantages(groups: GroupRewards, valid: torch.Tensor | None) -> torch.Tensor:
     """`group_advantages` of checked arguments, fp32 [B, G]. Groups larger than a program takes run in plain PyTorch."""
-    if rewards.shape[1] > MAX_GROUP:
+    rewards = groups.rewards
+    B, G = rewards.shape
+    if G > MAX_GROUP:
         valid = torch.ones_like(rewards, dtype=torch.bool) if valid is None else valid
-        wide_rewards = rewards.to(accumulation_dtype(rewards))
-        return relative_advantages(wide_rewards, scores, valid, tawin, normalize_std, eps).float()
+        rewards = rewards.to(accumulation_dtype(rewards))
+        return relative_advantages(
+            rewards, groups.scores, valid, groups.tawin, groups.normalize_std, groups.eps
+        ).float()
     advantages = torch.empty(rewards.shape, dtype=torch.float32, device=rewards.device)
-    _launch(
+    launch(
         group_advantages_kernel,
-        TAWin() if tawin is None else tawin,  # without scores the kernel reads none of it
-        rewards.shape,
-        rewards_ptr=rewards.contiguous(),
-        scores_ptr=None if tawin is None or scores is None else scores.contiguous(),
+        (B,),
+        num_warps=groups.num_warps,
         valid_ptr=None if valid is None else valid.contiguous(),
         advantages_ptr=advantages,
-        eps=float(eps),
-        NORMALIZE_STD=normalize_std,
+        BLOCK_G=triton.next_power_of_2(G),
+        **groups.arguments(),
     )
     return advantages
 
@@ -266,25 +337,6 @@ def require_small_groups(name: str, tensor: torch.Tensor, impl: Impl) -> None:
             f"{name}: expected at most {MAX_GROUP} completions a group with impl='triton', got {tensor.shape[1]}; "
             "use impl='auto' or 'reference'"
         )
-
-
-def _launch(kernel: Any, tawin: TAWin, shape: torch.Size, **arguments: Any) -> None:
-    """One program a group of tensors [B, G]."""
-    B, G = shape
-    BLOCK_G = triton.next_power_of_2(G)
-    launch(
-        kernel,
-        (B,),
-        num_warps=max(1, BLOCK_G // 64),
-        G=G,
-        anchor=float(tawin.anchor),
-        window=float(tawin.window),
-        temperature=float(tawin.temperature),
-        RANK_TRANSFORM=tawin.rank_transform,
-        BLOCK_G=BLOCK_G,
-        BLOCK_J=min(BLOCK_G, _RANKS_AT_ONCE),
-        **arguments,
-    )
 
 
 @torch.no_grad()
@@ -316,13 +368,16 @@ def tawin_weights(
     if scores.shape[1] > MAX_GROUP:
         return window_weights(scores, negatives, tawin).float()
     weights = torch.empty(scores.shape, dtype=torch.float32, device=scores.device)
-    _launch(
+    B, G = scores.shape
+    launch(
         tawin_weights_kernel,
-        tawin,
-        scores.shape,
+        (B,),
+        num_warps=_warps(G),
         scores_ptr=scores.contiguous(),
         negatives_ptr=negatives.contiguous(),
         weights_ptr=weights,
+        BLOCK_G=triton.next_power_of_2(G),
+        **_window_arguments(tawin, G),
     )
     return weights
 
@@ -364,4 +419,4 @@ def group_advantages(
         )
     check_group_advantages(rewards, scores, tawin, normalize_std, eps, valid, check_values)
     require_small_groups("rewards", rewards, impl)
-    return triton_group_advantages(rewards, scores, valid, tawin, normalize_std, eps)
+    return triton_group_advantages(GroupRewards(rewards, scores, tawin, normalize_std, eps), valid)

@@ -1,17 +1,11 @@
-"""The children of a prompt's beams, scored and cut to the best: from logits, or from hidden states, to a beam step.
+"""The selection of a beam step: the children of a prompt's beams, scored and cut to the best.
 
-    candidate_wc = score_w + z_w,token(c) - normalization_w        child c of the node that beam w stands at
-
-A candidate is one int64 key: its fp32 score above, made sortable as an integer, and below it the place of the candidate
-in the order of ties (beam, then child), so that the larger key is the better candidate and no two are equal. Everything
-after that is picking the largest keys, in any order of work: the same input gives the same bits.
-
-A program scores a tile (some beams of one prompt) x (some children) and keeps its best keys (`tl.topk`). Where all of a
-prompt's candidates fit one tile, it writes the result and that is the whole selection, one launch. Else each program
-leaves a list of keys, children beyond a tile being walked tile by tile and shared by several programs a beam, and lists
-are merged, some thousand keys a program, until one a prompt is left. Logits come from a matrix [rows, tokens of the
-trie], or are dot products of hidden states and the LM-head rows of the children, made on the way where that matrix
-would be too large. Knows nothing of how rows are normalised over the vocabulary.
+A program scores a tile (some beams of one prompt) x (some children) and keeps its best keys (`beam_candidates`,
+`tl.topk`). Where all of a prompt's candidates fit one tile, it writes the result and that is the whole selection, one
+launch. Else each program leaves a list of keys, children beyond a tile being walked tile by tile and shared by several
+programs a beam, and lists are merged, some thousand keys a program, until one a prompt is left. Logits come from a
+matrix [rows, tokens of the trie], or are dot products of hidden states and the LM-head rows of the children, made on
+the way where that matrix would be too large. Knows nothing of how rows are normalised over the vocabulary.
 """
 
 from __future__ import annotations
@@ -22,13 +16,12 @@ import torch
 import triton
 import triton.language as tl
 
+from .beam_candidates import MISSING, candidate_keys, child_logits, largest_keys, sum_parts, write_step
 from .launch import launch
 from .records import BeamStep
 from .trie import ItemTrie
 
 MAX_BEAM_WIDTH = 512
-
-_MISSING = tl.constexpr(-(2**63))  # the key below all keys
 
 _KEYS_AT_ONCE = 4096  # that one program holds where it finishes a prompt or merges lists
 _KEYS_OF_A_PART = 1024  # and where it leaves a list
@@ -56,7 +49,7 @@ class Selection(NamedTuple):
 
     @property
     def num_warps(self) -> int:
-        return 4 if self.gathered else _warps(max(self.block_w * self.block_c, self.kept))
+        return 4 if self.gathered else _warps(self.block_w * self.block_c)
 
 
 class RowInputs(NamedTuple):
@@ -71,125 +64,6 @@ class RowInputs(NamedTuple):
     weight: torch.Tensor  # [V, H], likewise
     bias: torch.Tensor | None  # [V]
     temperature: float
-
-
-@triton.jit
-def child_logits(
-    logits_ptr,
-    slots_ptr,
-    hidden_ptr,
-    weight_ptr,
-    bias_ptr,
-    edge_tokens_ptr,
-    rows,
-    first_edges,
-    counts,
-    children,
-    U,
-    H,
-    scale,
-    stride_hidden_row,
-    stride_weight_row,
-    BLOCK_H: tl.constexpr,
-):
-    """fp32 [J, beams, LANES], -inf where a beam has no such child. Without logits_ptr: of a single beam.
-
-    rows, first_edges, counts [1, beams, 1]; children [J, 1, LANES]. So most often a warp has one beam, and a thread has
-    one child in every LANES of it: what is known of a beam is in registers once, not once a child.
-    """
-    is_child = children < counts
-    edges = first_edges + children
-    tokens = tl.load(edge_tokens_ptr + edges, mask=is_child, other=0)
-    if logits_ptr is not None:
-        slots = tl.load(slots_ptr + tokens, mask=is_child, other=0)
-        logits = tl.load(logits_ptr + rows * U + slots, mask=is_child, other=float("-inf"))
-    else:
-        # Products of fp16 and bf16 are exact in fp32; they are added up in fp32.
-        BLOCK_C: tl.constexpr = children.shape[0] * children.shape[2]
-        hidden_rows = hidden_ptr + tl.reshape(rows, [1, 1]) * stride_hidden_row
-        weight_rows = weight_ptr + tl.reshape(tokens, [BLOCK_C, 1]).to(tl.int64) * stride_weight_row
-        has_row = tl.reshape(is_child, [BLOCK_C, 1])
-        offsets_h = tl.arange(0, BLOCK_H)[None, :]
-        products = tl.zeros([BLOCK_C, BLOCK_H], dtype=tl.float32)
-        for start in range(0, H, BLOCK_H):
-            inside = start + offsets_h < H
-            hidden = tl.load(hidden_rows + start + offsets_h, mask=inside, other=0.0).to(tl.float32)
-            weight = tl.load(weight_rows + start + offsets_h, mask=inside & has_row, other=0.0).to(tl.float32)
-            products += hidden * weight
-        logits = tl.reshape(tl.sum(products, 1), children.shape)
-        if bias_ptr is not None:
-            logits += tl.load(bias_ptr + tokens, mask=is_child, other=0.0).to(tl.float32)
-        logits = tl.where(is_child, logits * scale, float("-inf"))
-    return logits
-
-
-@triton.jit
-def largest_keys(keys, K: tl.constexpr):
-    """The K largest of int64 [N] (powers of two), descending; missing ones follow where N < K."""
-    N: tl.constexpr = keys.shape[0]
-    if N < K:
-        is_first = tl.arange(0, K // N) == 0
-        best = tl.reshape(tl.where(is_first[:, None], tl.sort(keys, descending=True)[None, :], _MISSING), [K])
-    else:
-        best = tl.topk(keys, K)
-    return best
-
-
-@triton.jit
-def candidate_keys(logits, normalization, beam_scores, beams, counts, children, CHILDREN: tl.constexpr):
-    """int64 [beams * children], in no particular order; shapes as in `child_logits`."""
-    scores = beam_scores + (logits - normalization)
-    # fp32 bits sort as integers once the negative numbers' order is turned round; + 0.0: -0.0 becomes +0.0. Places are
-    # turned round too, the lower one being the better one.
-    bits = (scores + 0.0).to(tl.int32, bitcast=True)
-    sortable = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    place = beams * CHILDREN + children
-    keys = (sortable.to(tl.int64) << 32) + (place ^ 0x7FFFFFFF).to(tl.int64)
-    # A NaN is not above -inf either.
-    is_candidate = (children < counts) & (scores > float("-inf"))
-    return tl.ravel(tl.where(is_candidate, keys, _MISSING), can_reorder=True)
-
-
-@triton.jit
-def write_step(
-    keys,
-    prompt,
-    first_edges_ptr,
-    edge_tokens_ptr,
-    step_scores_ptr,
-    step_tokens_ptr,
-    step_nodes_ptr,
-    step_parents_ptr,
-    W,
-    beam_width,
-    CHILDREN: tl.constexpr,
-    K: tl.constexpr,
-):
-    """The first beam_width of K descending keys, taken apart into the result's row of a prompt."""
-    places = tl.arange(0, K)
-    is_missing = keys == _MISSING
-    sortable = (keys >> 32).to(tl.int32)
-    scores = tl.where(sortable < 0, sortable ^ 0x7FFFFFFF, sortable).to(tl.float32, bitcast=True)
-    candidate = tl.where(is_missing, 0, (keys & 0x7FFFFFFF).to(tl.int32) ^ 0x7FFFFFFF)
-    parents = candidate // CHILDREN
-    first_edges = tl.load(first_edges_ptr + prompt * W + parents, mask=~is_missing, other=0)
-    edges = first_edges + candidate % CHILDREN
-    tokens = tl.load(edge_tokens_ptr + edges, mask=~is_missing, other=-1)
-
-    is_stored = places < beam_width
-    target = prompt * beam_width + places
-    tl.store(step_scores_ptr + target, tl.where(is_missing, float("-inf"), scores), mask=is_stored)
-    tl.store(step_tokens_ptr + target, tokens.to(tl.int64), mask=is_stored)
-    tl.store(step_nodes_ptr + target, tl.where(is_missing, -1, edges + 1).to(tl.int64), mask=is_stored)
-    tl.store(step_parents_ptr + target, parents.to(tl.int64), mask=is_stored)
-
-
-@triton.jit
-def sum_parts(maxima, sums):
-    """log sum_jl sums exp(maxima) of [J, beams, L]: [1, beams, 1]."""
-    maximum = tl.max(tl.max(maxima, 2, keep_dims=True), 0, keep_dims=True)
-    origin = tl.where(maximum == float("-inf"), 0.0, maximum)
-    return origin + tl.log(tl.sum(tl.sum(sums * tl.exp(maxima - origin), 2, keep_dims=True), 0, keep_dims=True))
 
 
 @triton.jit
@@ -308,7 +182,7 @@ def select_children_kernel(
         sums = tl.load(sums_ptr + parts, mask=counts > BLOCK_C, other=0.0)
         normalization = sum_parts(maxima, sums)
 
-    best = tl.full([K], _MISSING, dtype=tl.int64)
+    best = tl.full([K], MISSING, dtype=tl.int64)
     first_tile = (program % SPLITS) * BLOCK_C
     places = tl.arange(0, BLOCK_C // LANES)[:, None, None] * LANES + tl.arange(0, LANES)[None, None, :]
     for start in range(first_tile, tl.max(counts), SPLITS * BLOCK_C):
@@ -384,7 +258,7 @@ def merge_lists_kernel(
     first = (program % num_merged) * FAN
     keys = tl.arange(0, FAN * K)
     is_key = first + keys // K < num_lists
-    lists = tl.load(lists_ptr + (prompt * num_lists + first) * K + keys, mask=is_key, other=_MISSING)
+    lists = tl.load(lists_ptr + (prompt * num_lists + first) * K + keys, mask=is_key, other=MISSING)
     best = tl.topk(lists, K)
     if merged_ptr is not None:
         tl.store(merged_ptr + program.to(tl.int64) * K + tl.arange(0, K), best)

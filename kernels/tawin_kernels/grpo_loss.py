@@ -1,4 +1,4 @@
-"""The GRPO family of group losses, from log-probs or straight from hidden states, with TAWin advantages.
+"""The GRPO family of group losses, from log-probs and advantages.
 
     rho_t = exp(logp_t - old_t)                          the mean of the exponent over a completion at sequence level
     l_t = -min(rho_t A, clip(rho_t) A)                   "cispo": -min(rho_t, epsilon_high) A logp_t, constant minimum
@@ -17,9 +17,8 @@ One call, bytes a token: mask 1, logp 4, old 4, ref 4, and 4 + 4 written: 17 wit
 70 KB, 16 ns at 4.3 TB/s: two launches, predicted 6 us. 1,048,576 tokens: 17.8 MB, 4.1 us: predicted 9 us. The backward
 pass reads 4 and writes 4 bytes a token. Times on a GPU: not measured.
 
-`tawin_grpo_loss` launches the advantages first and the LM head after them, since without a KL it has work only for
-completions with an advantage. For the same reason advantages are no part of the loss kernel, which then runs over
-blocks of completions of whatever group instead of one program a group.
+The advantages are given, and a program takes a block of completions of whatever groups; or they are made in the same
+launch from rewards and scores (`advantage`), and a program takes one group of at most 512.
 """
 
 from __future__ import annotations
@@ -31,17 +30,29 @@ import triton
 import triton.language as tl
 
 from . import reference
-from .advantage import require_small_groups, triton_group_advantages
-from .arguments import IGNORED_TOKEN, Impl, runs_triton
-from .checks import check_grpo_loss, check_tawin_grpo_loss
+from .advantage import GroupRewards, relative_advantages_of
+from .arguments import Impl, runs_triton
+from .checks import check_grpo_loss
 from .launch import launch
-from .log_prob import triton_log_probs
-from .records import GRPOLoss, ImportanceLevel, LossType, Normalizer, TAWin
-from .trie import ItemTrie
+from .records import GRPOLoss, ImportanceLevel, LossType
 
 _TILE = 512  # tokens of completions side by side, four a thread: 16 bytes at once of what is fp32
 _LONGEST_ROW = 128  # a warp a row: its sums stay within the warp
+_TOKENS_A_WARP = 256  # where the advantages are made as well
 _PARTIALS_AT_ONCE = 512
+
+# Of a launch whose advantages are given.
+_NO_REWARDS: dict[str, Any] = {
+    "rewards_ptr": None,
+    "scores_ptr": None,
+    "eps": 0.0,
+    "anchor": 0.0,
+    "window": 1.0,
+    "temperature": 1.0,
+    "NORMALIZE_STD": False,
+    "RANK_TRANSFORM": "identity",
+    "BLOCK_J": 1,
+}
 
 
 @triton.jit
@@ -55,6 +66,8 @@ def group_loss_kernel(
     log_probs_ptr,
     mask_ptr,
     advantages_ptr,
+    rewards_ptr,
+    scores_ptr,
     valid_ptr,
     old_log_probs_ptr,
     ref_log_probs_ptr,
@@ -63,10 +76,18 @@ def group_loss_kernel(
     coefficients_ptr,
     partials_ptr,
     N,
+    G,
     L,
     lowest,
     highest,
     beta,
+    eps: tl.float64,
+    anchor: tl.float64,
+    window: tl.float64,
+    temperature: tl.float64,
+    NORMALIZE_STD: tl.constexpr,
+    RANK_TRANSFORM: tl.constexpr,
+    BLOCK_J: tl.constexpr,
     MEAN_OF_TOKENS: tl.constexpr,
     SEQUENCE_LEVEL: tl.constexpr,
     CISPO: tl.constexpr,
@@ -74,11 +95,14 @@ def group_loss_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_L: tl.constexpr,
 ):
-    completions = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    exists = completions < N
+    # A block of completions of whatever groups where their advantages are known, else one group.
+    first = tl.program_id(0).to(tl.int64) * G
+    completions = first + tl.arange(0, BLOCK_N)
+    is_completion = (tl.arange(0, BLOCK_N) < G) & (completions < N)
+    exists = is_completion
     if valid_ptr is not None:
         exists = tl.load(valid_ptr + completions, mask=exists, other=0) != 0
-    rows = completions.to(tl.int64)[:, None] * L
+    rows = completions[:, None] * L
     offsets_l = tl.arange(0, BLOCK_L)
 
     # Lengths come first: the coefficient of a token depends on how many there are, the ratio maybe on all of them.
@@ -96,8 +120,25 @@ def group_loss_kernel(
     known_lengths = tl.maximum(lengths, 1).to(tl.float32)
     if valid_ptr is None:
         exists = lengths > 0
-    advantages = tl.load(advantages_ptr + completions, mask=exists, other=0.0).to(tl.float32)
-    tl.store(kept_advantages_ptr + completions, advantages, mask=completions < N)
+    if rewards_ptr is None:
+        advantages = tl.load(advantages_ptr + completions, mask=exists, other=0.0).to(tl.float32)
+    else:
+        advantages = relative_advantages_of(
+            rewards_ptr,
+            scores_ptr,
+            valid_ptr,
+            first,
+            G,
+            eps,
+            anchor,
+            window,
+            temperature,
+            NORMALIZE_STD,
+            RANK_TRANSFORM,
+            BLOCK_N,
+            BLOCK_J,
+        ).to(tl.float32)
+    tl.store(kept_advantages_ptr + completions, advantages, mask=is_completion)
     advantages = advantages[:, None]
     unit = tl.full([BLOCK_N], 1.0, dtype=tl.float32)
     if MEAN_OF_TOKENS:
@@ -110,7 +151,7 @@ def group_loss_kernel(
     clipped = tl.zeros([BLOCK_N, BLOCK_L], dtype=tl.int32)
     for start in range(0, L, BLOCK_L):
         places = rows + (start + offsets_l)[None, :]
-        is_inside = (completions < N)[:, None] & (start + offsets_l < L)[None, :]
+        is_inside = is_completion[:, None] & (start + offsets_l < L)[None, :]
         is_token = is_inside & exists[:, None]
         is_token = tl.load(mask_ptr + places, mask=is_token, other=0) != 0
         log_probs = tl.load(log_probs_ptr + places, mask=is_token, other=0.0).to(tl.float32)
@@ -203,7 +244,7 @@ def finish_group_loss_kernel(
     tl.store(scale_ptr, tl.cast(scale, tl.float32))
 
 
-class _Options(NamedTuple):
+class LossOptions(NamedTuple):
     loss_type: LossType
     importance_level: ImportanceLevel
     epsilon_low: float
@@ -214,12 +255,12 @@ class _Options(NamedTuple):
 def _forward(
     log_probs: torch.Tensor,
     mask: torch.Tensor,
-    advantages: torch.Tensor,
+    advantages: torch.Tensor | GroupRewards,
     valid: torch.Tensor | None,
     old_log_probs: torch.Tensor | None,
     ref_log_probs: torch.Tensor | None,
     denominator: float | torch.Tensor | None,
-    options: _Options,
+    options: LossOptions,
     *,
     with_coefficients: bool,
 ) -> tuple[GRPOLoss, torch.Tensor | None, torch.Tensor]:
@@ -228,19 +269,28 @@ def _forward(
     device = log_probs.device
     loss_type = options.loss_type
     BLOCK_L = min(_LONGEST_ROW, triton.next_power_of_2(max(L, 1)))
-    BLOCK_N = min(_TILE // BLOCK_L, triton.next_power_of_2(max(B * G, 1)))
-    programs = triton.cdiv(B * G, BLOCK_N)
+    source: dict[str, Any]
+    if isinstance(advantages, GroupRewards):
+        num_warps = advantages.num_warps
+        BLOCK_N = triton.next_power_of_2(G)
+        BLOCK_L = min(BLOCK_L, max(1, _TOKENS_A_WARP * num_warps // BLOCK_N))
+        programs = B
+        source = {"advantages_ptr": None, **advantages.arguments()}
+    else:
+        num_warps = 4
+        BLOCK_N = min(_TILE // BLOCK_L, triton.next_power_of_2(max(B * G, 1)))
+        programs = triton.cdiv(B * G, BLOCK_N)
+        source = {"advantages_ptr": advantages.contiguous(), "G": BLOCK_N, **_NO_REWARDS}
     kept_log_probs = torch.empty(log_probs.shape, dtype=torch.float32, device=device)
-    kept_advantages = torch.empty(advantages.shape, dtype=torch.float32, device=device)
+    kept_advantages = torch.empty(B, G, dtype=torch.float32, device=device)
     coefficients = torch.empty_like(kept_log_probs) if with_coefficients else None
     partials = torch.empty(5, programs, dtype=torch.float32, device=device)
     launch(
         group_loss_kernel,
         (programs,),
-        num_warps=4,
+        num_warps=num_warps,
         log_probs_ptr=log_probs.contiguous(),
         mask_ptr=mask.contiguous(),
-        advantages_ptr=advantages.contiguous(),
         valid_ptr=None if valid is None else valid.contiguous(),
         old_log_probs_ptr=None if old_log_probs is None else old_log_probs.contiguous(),
         ref_log_probs_ptr=None if ref_log_probs is None else ref_log_probs.contiguous(),
@@ -259,6 +309,7 @@ def _forward(
         ADD_KL=options.beta > 0,
         BLOCK_N=BLOCK_N,
         BLOCK_L=BLOCK_L,
+        **source,
     )
     loss, kl, clip_fraction, scale = (torch.empty((), dtype=torch.float32, device=device) for _ in range(4))
     counted = {"grpo": "sequences", "gspo": "sequences", "dr_grpo": "positions"}.get(loss_type, "tokens")
@@ -297,6 +348,22 @@ class _GroupLoss(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor, *_: Any) -> tuple[Any, ...]:
         coefficients, scale = ctx.saved_tensors
         return (coefficients * (gradient * scale)).to(ctx.dtype), *(None for _ in range(ctx.num_constants))
+
+
+def triton_grpo_loss(
+    log_probs: torch.Tensor,
+    mask: torch.Tensor,
+    advantages: torch.Tensor | GroupRewards,
+    valid: torch.Tensor | None,
+    old_log_probs: torch.Tensor | None,
+    ref_log_probs: torch.Tensor | None,
+    denominator: float | torch.Tensor | None,
+    options: LossOptions,
+) -> GRPOLoss:
+    """`grpo_loss` of checked arguments. Advantages made of rewards need `valid`, and groups of at most MAX_GROUP."""
+    return GRPOLoss(
+        *_GroupLoss.apply(log_probs, mask, advantages, valid, old_log_probs, ref_log_probs, denominator, options)
+    )
 
 
 def grpo_loss(
@@ -372,137 +439,5 @@ def grpo_loss(
         importance_level,
         check_values,
     )
-    options = _Options(loss_type, importance_level, epsilon_low, epsilon_high, beta)
-    return GRPOLoss(
-        *_GroupLoss.apply(log_probs, mask, advantages, valid, old_log_probs, ref_log_probs, denominator, options)
-    )
-
-
-def tawin_grpo_loss(
-    hidden: torch.Tensor,
-    lm_head_weight: torch.Tensor,
-    token_ids: torch.Tensor,
-    mask: torch.Tensor,
-    rewards: torch.Tensor,
-    scores: torch.Tensor | None,
-    *,
-    tawin: TAWin | None = TAWin(),  # noqa: B008 (frozen)
-    old_log_probs: torch.Tensor | None = None,
-    ref_log_probs: torch.Tensor | None = None,
-    loss_type: LossType = "grpo",
-    epsilon_low: float = 0.2,
-    epsilon_high: float = 0.2,
-    beta: float = 0.0,
-    temperature: float = 1.0,
-    bias: torch.Tensor | None = None,
-    normalize_std: bool = True,
-    eps: float = 1e-4,
-    valid: torch.Tensor | None = None,
-    denominator: float | torch.Tensor | None = None,
-    rows: torch.Tensor | None = None,
-    normalizer: Normalizer = "vocab",
-    trie: ItemTrie | None = None,
-    nodes: torch.Tensor | None = None,
-    all_log_probs: bool = False,
-    importance_level: ImportanceLevel = "token",
-    impl: Impl = "auto",
-    check_values: bool | None = None,
-) -> GRPOLoss:
-    """From hidden states and rewards to the loss: `linear_log_probs`, `group_advantages` and `grpo_loss` in one.
-
-    hidden: [B, G, L, H] fp32, bf16, fp16 (fp64 too on the CPU), the state that predicts each completion token; [R, H]
-        with rows.
-    lm_head_weight: [V, H], dtype of hidden. bias: [V], dtype of hidden, or None.
-    token_ids: int64 [B, G, L], the completions. mask: bool [B, G, L], the tokens that exist. Where the mask is False or
-        the token is -100 nothing is read.
-    rewards: [B, G] floating. scores: [B, G] floating, what negatives are ranked by.
-    tawin: the window of negatives; None: plain GRPO advantages, and scores may be None.
-    temperature: logits are divided by it, > 0.
-    normalize_std, eps: as in `group_advantages`; impl="triton" takes groups of at most 512.
-    rows: int64 [B, G, L] in [0, R), normalizer, trie, nodes: int64 [B, G, L]: as in `linear_log_probs`.
-    all_log_probs: compute the log-probs of completions without an advantage too. They add nothing to a loss without KL,
-        so with beta 0 and no ref_log_probs they never reach the LM head and log_probs is 0 there.
-    The other arguments, the result and the errors: as in `grpo_loss`.
-
-    Call backward outside of an autocast region: `linear_log_probs` says why.
-    """
-    if not runs_triton("tawin_grpo_loss", impl, hidden):
-        return reference.tawin_grpo_loss(
-            hidden,
-            lm_head_weight,
-            token_ids,
-            mask,
-            rewards,
-            scores,
-            tawin=tawin,
-            old_log_probs=old_log_probs,
-            ref_log_probs=ref_log_probs,
-            loss_type=loss_type,
-            epsilon_low=epsilon_low,
-            epsilon_high=epsilon_high,
-            beta=beta,
-            temperature=temperature,
-            bias=bias,
-            normalize_std=normalize_std,
-            eps=eps,
-            valid=valid,
-            denominator=denominator,
-            rows=rows,
-            normalizer=normalizer,
-            trie=trie,
-            nodes=nodes,
-            all_log_probs=all_log_probs,
-            importance_level=importance_level,
-            check_values=check_values,
-        )
-    check_tawin_grpo_loss(
-        hidden,
-        lm_head_weight,
-        token_ids,
-        mask,
-        rewards,
-        scores,
-        tawin,
-        old_log_probs,
-        ref_log_probs,
-        loss_type,
-        epsilon_low,
-        epsilon_high,
-        beta,
-        temperature,
-        bias,
-        normalize_std,
-        eps,
-        valid,
-        denominator,
-        rows,
-        normalizer,
-        trie,
-        nodes,
-        all_log_probs,
-        importance_level,
-        check_values,
-    )
-    require_small_groups("rewards", rewards, impl)
-    mask = mask & (token_ids != IGNORED_TOKEN)
-    valid = mask.any(-1) if valid is None else valid
-    wanted = mask & valid[..., None]  # [B, G, L]
-    with torch.no_grad():
-        advantages = triton_group_advantages(rewards, scores, valid, tawin, normalize_std, eps)
-    if not (all_log_probs or beta > 0 or ref_log_probs is not None):
-        wanted &= (advantages != 0)[..., None]
-    log_probs = triton_log_probs(
-        hidden,
-        lm_head_weight,
-        bias,
-        token_ids.masked_fill(~wanted, IGNORED_TOKEN),
-        temperature,
-        rows=rows,
-        normalizer=normalizer,
-        trie=trie,
-        nodes=nodes,
-    )
-    options = _Options(loss_type, importance_level, epsilon_low, epsilon_high, beta)
-    return GRPOLoss(
-        *_GroupLoss.apply(log_probs, mask, advantages, valid, old_log_probs, ref_log_probs, denominator, options)
-    )
+    options = LossOptions(loss_type, importance_level, epsilon_low, epsilon_high, beta)
+    return triton_grpo_loss(log_probs, mask, advantages, valid, old_log_probs, ref_log_probs, denominator, options)

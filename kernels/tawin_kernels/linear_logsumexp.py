@@ -24,7 +24,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import Target, launch, multiprocessors, target_of
+from .launch import launch, multiprocessors, target_of
 
 LOG2_E = 1.4426950408889634
 _MAX_PARTIAL_BYTES = 2**24
@@ -49,17 +49,24 @@ class RowStatistics(NamedTuple):
     entropy: torch.Tensor | None  # fp32 [R], in nats
 
 
-def matrix_tiles(target: Target, dtype: torch.dtype, rows: int) -> MatrixTiles:
-    """The block sizes for at most `rows` rows.
+def matrix_tiles(rows: int, hidden: torch.Tensor, weight: torch.Tensor) -> MatrixTiles:
+    """The block sizes for at most `rows` rows of hidden [R, H] times weight [V, H].
 
     Many rows: as large a tile as the registers hold, since a tile's operands come from L2 for every tile anew. Few
-    rows: the weight is read once and that is all, so the tile is flat and more of them are on their way.
+    rows: the weight is read once and that is all, so the tile is flat and more of them are on their way. Rows that do
+    not begin at multiples of 16 elements are loaded an element at a time, through registers that the tile then lacks.
     """
-    if dtype == torch.float32:
+    target = target_of(hidden.device)
+    is_aligned = all(size % 16 == 0 for size in (hidden.shape[1], hidden.stride(0), weight.stride(0)))
+    if hidden.dtype == torch.float32:
         # Plain fused multiply-adds, one thread an element: tensor cores would round the operands to tf32.
-        return MatrixTiles(16, 64, 32, 4, 2) if rows <= 16 else MatrixTiles(64, 64, 32, 8, 2)
+        if rows <= 16:
+            return MatrixTiles(16, 64, 32, 4, 2)
+        return MatrixTiles(64 if is_aligned else 32, 64, 32, 8, 2)
     if rows <= 16:
         return MatrixTiles(16, 128, 64, 4, 2 if target.backend == "hip" else 4)
+    if not is_aligned:
+        return MatrixTiles(64, 128, 32, 8, 2)
     if target.backend == "hip":
         return MatrixTiles(64, 128, 64, 4, 2) if rows <= 64 else MatrixTiles(128, 128, 64, 8, 2)
     if rows <= 64:
@@ -284,7 +291,7 @@ def vocabulary_statistics(
     hidden, weight = rows_in_place(hidden), rows_in_place(weight)
     R, H = hidden.shape
     V = len(weight)
-    tiles = matrix_tiles(target_of(hidden.device), hidden.dtype, R)
+    tiles = matrix_tiles(R, hidden, weight)
     num_tiles = triton.cdiv(V, tiles.tokens)
     most_spans = max(1, _MAX_PARTIAL_BYTES // (12 * max(1, R)))
     tiles_per_span = triton.cdiv(num_tiles, most_spans)
@@ -359,7 +366,7 @@ def token_logits(
     hidden, weight = rows_in_place(hidden), rows_in_place(weight)
     H = hidden.shape[1]
     U, places = len(tokens), len(row_ids)
-    tiles = matrix_tiles(target_of(hidden.device), hidden.dtype, places)
+    tiles = matrix_tiles(places, hidden, weight)
     block_v = min(tiles.tokens, 128)  # a few thousand tokens at most: more and smaller tiles fill the multiprocessors
     logits = torch.empty(places if by_place else len(hidden), U, dtype=torch.float32, device=hidden.device)
     launch(

@@ -29,7 +29,7 @@ import triton.language as tl
 
 from .arguments import IGNORED_TOKEN
 from .gradient_sums import group_by, matrix_product, segment_sum, unit_of
-from .launch import launch, target_of
+from .launch import launch
 from .linear_logsumexp import LOG2_E, dot_tile, matrix_tiles
 
 _MAX_SLAB_BYTES = 2**25
@@ -169,13 +169,13 @@ def _add_dense_part(
     trained = head.hidden[row_ids] if head_gradient.weight is not None else None  # [n, H]
     columns = _MAX_SLAB_BYTES // (weight.element_size() * min(n, _MAX_SLAB_ROWS))
     columns = min(V, max(256, columns // 256 * 256))
-    buffer = torch.empty(min(n, _MAX_SLAB_ROWS) * columns, dtype=weight.dtype, device=weight.device)
+    buffer = torch.empty(min(n, _MAX_SLAB_ROWS), -(-columns // 16) * 16, dtype=weight.dtype, device=weight.device)
     for first_token in range(0, V, columns):
         tokens = slice(first_token, min(first_token + columns, V))
         width = tokens.stop - first_token
         of_tokens: torch.Tensor | None = None  # fp32 [width, H]
         for block in blocks:
-            slab = buffer[: (block.stop - block.start) * width].view(-1, width)
+            slab = buffer[: block.stop - block.start, :width]  # rows begin at multiples of 16 elements
             gradient_slab(head, row_ids[block], coefficients[block], logsumexp, first_token, slab)
             matrix_product(slab, weight[tokens], hidden_sums[block])
             if trained is not None:
@@ -198,7 +198,7 @@ def gradient_slab(
     hidden, weight, bias, temperature = head
     n, width = slab.shape
     H = hidden.shape[1]
-    tiles = matrix_tiles(target_of(hidden.device), hidden.dtype, n)
+    tiles = matrix_tiles(n, hidden, weight)
     launch(
         gradient_slab_kernel,
         (triton.cdiv(n, tiles.rows), triton.cdiv(width, tiles.tokens)),

@@ -128,16 +128,13 @@ def test_quick_takes_the_base_point_alone(suite: Suite) -> None:
 
 
 def test_a_suite_out_of_time_keeps_what_it_measured(suite: Suite) -> None:
-    path = gpu.ROOT / "bench" / "bench_sleep.py"
-    path.write_text(
-        SUITE.replace('["ours", "slow"]', '["ours"] * 2').replace(
-            "benchmark.pedantic", "time.sleep(9); benchmark.pedantic"
-        )
+    text = SUITE.replace('["ours", "slow"]', "range(60)").replace(
+        "benchmark.pedantic", "time.sleep(0.5); benchmark.pedantic"
     )
-    result = gpu.run_suite(suite, quick=False, limit=10.0)
-    assert result["status"] == 2
+    (gpu.ROOT / "bench" / "bench_sleep.py").write_text(text)
+    result = gpu.run_suite(suite, quick=False, limit=16.0)
     assert result["passed"]
-    assert len(result["benchmarks"]) == 1
+    assert 0 < len(result["benchmarks"]) < 60, result["output"]
 
 
 def test_a_suite_that_fails_is_a_failure(suite: Suite) -> None:

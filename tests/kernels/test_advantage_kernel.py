@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tawin_kernels import TAWin, group_advantages, reference, tawin_weights
-from tawin_kernels.advantage import triton_group_advantages
+from tawin_kernels.advantage import GroupRewards, triton_group_advantages
 from tawin_kernels.launch import Target, recorded_launches
 
 from .devices import DEVICE
@@ -98,6 +98,19 @@ def test_the_smallest_and_the_largest_group_are_those_of_the_reference(G):
     torch.testing.assert_close(advantages.double(), expected, **TOLERANCE)
 
 
+@pytest.mark.parametrize("rank_transform", ["identity", "log2", "fraction"])
+@pytest.mark.parametrize("anchor", [0, 2.5, 100])
+@pytest.mark.parametrize("window", [4.999, 4.2])
+def test_a_window_of_almost_all_negatives_reaches_the_rank_farthest_from_the_anchor(rank_transform, anchor, window):
+    scores = -torch.arange(5.0, device=DEVICE)[None]
+    negatives = torch.ones(1, 5, dtype=torch.bool, device=DEVICE)
+    tawin = TAWin(anchor=anchor, window=window, rank_transform=rank_transform)
+    weights = tawin_weights(scores, negatives, tawin, impl="triton")
+    torch.testing.assert_close(
+        weights.double(), reference.tawin_weights(scores.double(), negatives, tawin), **TOLERANCE
+    )
+
+
 def test_scores_in_fp64_rank_what_fp32_cannot_tell_apart():
     scores = torch.tensor([[0.5, 0.5 + 1e-12, 0.5 + 2e-12, 0.0]], dtype=torch.float64, device=DEVICE)
     rewards = torch.tensor([[0.0, 0.0, 0.0, 1.0]], device=DEVICE)
@@ -118,6 +131,9 @@ def test_a_dead_group_gets_exactly_zero(reward):
     rewards = torch.full((1, 7), reward, device=DEVICE)
     advantages = group_advantages(rewards, torch.zeros_like(rewards), tawin=TAWin(), eps=0.0, impl="triton")
     assert advantages.tolist() == [[0.0] * 7]
+    # fp64 rewards, as tawin_grpo_loss takes them beside fp32 states: 3 times 0.1 over 3 is not 0.1.
+    rewards = torch.full((1, 3), reward, dtype=torch.float64, device=DEVICE)
+    assert triton_group_advantages(GroupRewards(rewards, None, None, False, 0.0), None).tolist() == [[0.0] * 3]
 
 
 def test_strided_input_gives_the_same_bits_as_contiguous_input_and_a_second_run_too():
@@ -153,7 +169,7 @@ def test_groups_beyond_the_kernel_run_in_pytorch_where_they_may(dtype):
     rewards = torch.zeros(1, 513, dtype=dtype, device=DEVICE)
     rewards[0, ::100] = 1.0
     scores = torch.randn(1, 513, device=DEVICE)
-    advantages = triton_group_advantages(rewards, scores, None, TAWin(), True, 1e-4)
+    advantages = triton_group_advantages(GroupRewards(rewards, scores, TAWin(), True, 1e-4), None)
     assert advantages.dtype == torch.float32
     expected = reference.group_advantages(rewards.double(), scores, tawin=TAWin())
     torch.testing.assert_close(advantages.double(), expected, atol=1e-5, rtol=1e-5)  # fp32 sums of 513 rewards
@@ -180,7 +196,7 @@ def test_the_numbers_of_a_window_are_fp64_and_none_is_compiled_in():
     tensors = [torch.empty(4, 16, device="meta") for _ in range(2)]
     with recorded_launches(Target("cuda", "90")) as launches:
         for tawin in (TAWin(), TAWin(anchor=0.1, window=2.5, temperature=1e-300)):
-            triton_group_advantages(*tensors, None, tawin, True, 1e-4)
+            triton_group_advantages(GroupRewards(tensors[0], tensors[1], tawin, True, 1e-4), None)
     assert [launch.grid for launch in launches] == [(4,), (4,)]  # one launch each, one program a group
     types = launches[0].kernel.fn.__annotations__
     assert all(types[name] == "tl.float64" for name in ("anchor", "window", "temperature", "eps"))

@@ -116,7 +116,7 @@ def compare(step: BeamStep, hidden, weight, trie, nodes, scores, beam_width, *, 
                 assert score == pytest.approx(known[parent, node], abs=TOLERANCE)
 
 
-@settings(max_examples=30)
+@settings(max_examples=24)
 @given(
     items=catalogues,
     name=st.sampled_from(list(PATHS)),

@@ -139,6 +139,20 @@ def test_a_log_ratio_whose_exp_overflows_is_that_of_the_reference(loss_type, dis
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("distance", [79.0, 81.0, 1e4])
+def test_an_overflowing_log_ratio_of_a_negative_is_that_of_the_reference(loss_type, distance):
+    log_probs = torch.full((1, 2, 2), -1.0, device=DEVICE)
+    tensors = {
+        "log_probs": log_probs,
+        "mask": torch.ones(1, 2, 2, dtype=torch.bool, device=DEVICE),
+        "advantages": torch.tensor([[1.0, -1.0]], device=DEVICE),
+        "old_log_probs": log_probs - torch.tensor([[0.0], [distance]], device=DEVICE),
+    }
+    # fp32's exp of 80 is good to 80 units of 2**-24.
+    compare(tensors, {"loss_type": loss_type, "epsilon_high": 1.2}, {"atol": 3e-6, "rtol": 1e-5})
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_a_log_prob_that_is_not_a_number_makes_the_loss_one_too(loss_type):
     tensors = batch((2, 3, 4), 0)
     place = tuple((tensors["mask"] & tensors["valid"][..., None]).nonzero()[0])

@@ -17,6 +17,7 @@ from .devices import DEVICE, KERNEL_DTYPES
 # fp32 accumulation of up to 80 products of size one to logits of up to size 40; powers and logarithms of base 2 add a
 # few units of 2**-24 relative to that.
 TOLERANCE = 3e-5
+V_OF_QWEN = 151_936
 
 
 def head(R: int, V: int, H: int, dtype: torch.dtype, seed: int = 0):
@@ -148,8 +149,11 @@ def test_matrices_whose_rows_do_not_lie_in_memory_as_usual_are_read_right():
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [1, 64, 4096])
-def test_the_operands_of_a_tile_fit_into_the_shared_memory_of_every_target(target, dtype, rows):
-    tiles = matrix_tiles(target, dtype, rows)
+@pytest.mark.parametrize("H", [896, 1000])
+def test_the_operands_of_a_tile_fit_into_the_shared_memory_of_every_target(target, dtype, rows, H):
+    hidden, weight = (torch.zeros(size, H, dtype=dtype, device="meta") for size in (rows, V_OF_QWEN))
+    with recorded_launches(target):
+        tiles = matrix_tiles(rows, hidden, weight)
     # One stage less in flight on AMD, whose loads go through registers.
     stages = tiles.num_stages - 1 if target.backend == "hip" else tiles.num_stages
     assert (tiles.rows + tiles.tokens) * tiles.hidden * dtype.itemsize * stages <= target.shared_memory
@@ -157,7 +161,7 @@ def test_the_operands_of_a_tile_fit_into_the_shared_memory_of_every_target(targe
 
 def test_a_launch_is_recorded_without_a_gpu_and_its_partial_results_stay_small():
     meta = torch.device("meta")
-    R, V, H = 65_536, 151_936, 896
+    R, V, H = 65_536, V_OF_QWEN, 896
     with recorded_launches(Target("cuda", "90")) as launches:
         row_ids, num_rows = (
             torch.zeros(R, dtype=torch.int32, device=meta),

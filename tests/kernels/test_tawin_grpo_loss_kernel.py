@@ -113,6 +113,10 @@ def test_shared_states_and_the_trie_are_those_of_the_reference(shared, normalize
     compare(tensors, {"normalizer": normalizer, "all_log_probs": all_log_probs})
 
 
+def test_without_a_kl_in_the_loss_reference_log_probs_still_give_the_kl_of_all_completions():
+    compare(completions(), {"beta": 0.0})
+
+
 def test_fp64_rewards_and_scores_beside_fp32_states_are_those_of_the_reference():
     tensors = completions()
     tensors.update({name: tensors[name].double() for name in ("rewards", "scores", "old_log_probs")})

@@ -1,0 +1,155 @@
+"""From hidden states and rewards to the loss: log-probs, TAWin advantages and the group loss.
+
+Without a KL the LM head has work only for completions with an advantage, and in recommendation most groups have none:
+the advantages then come first, in a launch of their own, and the tokens of the others are -100 to the head. With a KL
+all tokens count, and the launch of the loss makes the advantages itself. The parts say what they cost; between them
+stand a mask [B, G, L] and token ids [B, G, L], 9 bytes a token, and nothing waits for the device.
+
+Knows nothing of models or optimizers; advantages are constants for the gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from . import reference
+from .advantage import MAX_GROUP, GroupRewards, require_small_groups, triton_group_advantages
+from .arguments import IGNORED_TOKEN, Impl, runs_triton
+from .checks import check_tawin_grpo_loss
+from .grpo_loss import LossOptions, triton_grpo_loss
+from .log_prob import triton_log_probs
+from .records import GRPOLoss, ImportanceLevel, LossType, Normalizer, TAWin
+from .trie import ItemTrie
+
+
+def tawin_grpo_loss(
+    hidden: torch.Tensor,
+    lm_head_weight: torch.Tensor,
+    token_ids: torch.Tensor,
+    mask: torch.Tensor,
+    rewards: torch.Tensor,
+    scores: torch.Tensor | None,
+    *,
+    tawin: TAWin | None = TAWin(),  # noqa: B008 (frozen)
+    old_log_probs: torch.Tensor | None = None,
+    ref_log_probs: torch.Tensor | None = None,
+    loss_type: LossType = "grpo",
+    epsilon_low: float = 0.2,
+    epsilon_high: float = 0.2,
+    beta: float = 0.0,
+    temperature: float = 1.0,
+    bias: torch.Tensor | None = None,
+    normalize_std: bool = True,
+    eps: float = 1e-4,
+    valid: torch.Tensor | None = None,
+    denominator: float | torch.Tensor | None = None,
+    rows: torch.Tensor | None = None,
+    normalizer: Normalizer = "vocab",
+    trie: ItemTrie | None = None,
+    nodes: torch.Tensor | None = None,
+    all_log_probs: bool = False,
+    importance_level: ImportanceLevel = "token",
+    impl: Impl = "auto",
+    check_values: bool | None = None,
+) -> GRPOLoss:
+    """From hidden states and rewards to the loss: `linear_log_probs`, `group_advantages` and `grpo_loss` in one.
+
+    hidden: [B, G, L, H] fp32, bf16, fp16 (fp64 too on the CPU), the state that predicts each completion token; [R, H]
+        with rows.
+    lm_head_weight: [V, H], dtype of hidden. bias: [V], dtype of hidden, or None.
+    token_ids: int64 [B, G, L], the completions. mask: bool [B, G, L], the tokens that exist. Where the mask is False or
+        the token is -100 nothing is read.
+    rewards: [B, G] floating. scores: [B, G] floating, what negatives are ranked by.
+    tawin: the window of negatives; None: plain GRPO advantages, and scores may be None.
+    temperature: logits are divided by it, > 0.
+    normalize_std, eps: as in `group_advantages`; impl="triton" takes groups of at most 512.
+    rows: int64 [B, G, L] in [0, R), normalizer, trie, nodes: int64 [B, G, L]: as in `linear_log_probs`.
+    all_log_probs: compute the log-probs of completions without an advantage too. They add nothing to a loss without KL,
+        so with beta 0 and no ref_log_probs they never reach the LM head and log_probs is 0 there.
+    The other arguments, the result and the errors: as in `grpo_loss`.
+
+    Call backward outside of an autocast region: `linear_log_probs` says why.
+    """
+    if not runs_triton("tawin_grpo_loss", impl, hidden):
+        return reference.tawin_grpo_loss(
+            hidden,
+            lm_head_weight,
+            token_ids,
+            mask,
+            rewards,
+            scores,
+            tawin=tawin,
+            old_log_probs=old_log_probs,
+            ref_log_probs=ref_log_probs,
+            loss_type=loss_type,
+            epsilon_low=epsilon_low,
+            epsilon_high=epsilon_high,
+            beta=beta,
+            temperature=temperature,
+            bias=bias,
+            normalize_std=normalize_std,
+            eps=eps,
+            valid=valid,
+            denominator=denominator,
+            rows=rows,
+            normalizer=normalizer,
+            trie=trie,
+            nodes=nodes,
+            all_log_probs=all_log_probs,
+            importance_level=importance_level,
+            check_values=check_values,
+        )
+    check_tawin_grpo_loss(
+        hidden,
+        lm_head_weight,
+        token_ids,
+        mask,
+        rewards,
+        scores,
+        tawin,
+        old_log_probs,
+        ref_log_probs,
+        loss_type,
+        epsilon_low,
+        epsilon_high,
+        beta,
+        temperature,
+        bias,
+        normalize_std,
+        eps,
+        valid,
+        denominator,
+        rows,
+        normalizer,
+        trie,
+        nodes,
+        all_log_probs,
+        importance_level,
+        check_values,
+    )
+    require_small_groups("rewards", rewards, impl)
+    mask = mask & (token_ids != IGNORED_TOKEN)
+    valid = mask.any(-1) if valid is None else valid
+    wanted = mask & valid[..., None]  # [B, G, L]
+    groups = GroupRewards(rewards, scores, tawin, normalize_std, eps)
+    known: torch.Tensor | None = None  # the advantages, fp32 [B, G], where they are wanted before the loss
+    leaves_out = beta == 0 and ref_log_probs is None and not all_log_probs
+    if leaves_out or rewards.shape[1] > MAX_GROUP:
+        with torch.no_grad():
+            known = triton_group_advantages(groups, valid)
+        if leaves_out:
+            wanted &= (known != 0)[..., None]
+    log_probs = triton_log_probs(
+        hidden,
+        lm_head_weight,
+        bias,
+        token_ids.masked_fill(~wanted, IGNORED_TOKEN),
+        temperature,
+        rows=rows,
+        normalizer=normalizer,
+        trie=trie,
+        nodes=nodes,
+    )
+    options = LossOptions(loss_type, importance_level, epsilon_low, epsilon_high, beta)
+    source = groups if known is None else known
+    return triton_grpo_loss(log_probs, mask, source, valid, old_log_probs, ref_log_probs, denominator, options)
