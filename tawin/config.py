@@ -213,7 +213,10 @@ class GRPOConfig(OptimizerConfig):
     can follow in the catalogue."""
     ensure_positive: bool = False
     """Put the target into the group, in place of the last completion, where it is missing."""
-    loss_type: Literal["grpo", "dapo", "dr_grpo", "gspo"] = "grpo"
+    loss_type: Literal["grpo", "dapo", "dr_grpo", "gspo", "bnpo", "cispo"] = "grpo"
+    """As in TRL; cispo takes epsilon_high as the largest ratio itself (5 is customary)."""
+    importance_level: Literal["token", "sequence"] = "token"
+    """A ratio a token, or one a completion."""
     epsilon_low: float = 0.2
     """Clip range of the ratio. A rollout gets one update today: the ratio is 1, nothing is clipped, gspo is grpo."""
     epsilon_high: float = 0.2
@@ -239,6 +242,12 @@ class GRPOConfig(OptimizerConfig):
             "grpo.ensure_positive",
             "True with grpo.negatives 'random' (a random group almost never holds the target)",
             self.ensure_positive,
+        )
+        _require(
+            self.loss_type != "cispo" or self.epsilon_high >= 1,
+            "grpo.epsilon_high",
+            "at least 1 with grpo.loss_type 'cispo' (it is the largest ratio itself)",
+            self.epsilon_high,
         )
         _require(
             self.negatives != "sample" or self.normalizer == "trie",

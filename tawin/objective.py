@@ -177,6 +177,7 @@ def group_loss(
         tawin=config.tawin.kernel_options() if config.tawin.enabled else None,
         ref_log_probs=reference(groups) if reference is not None else None,
         loss_type=config.loss_type,
+        importance_level=config.importance_level,
         epsilon_low=config.epsilon_low,
         epsilon_high=config.epsilon_high,
         beta=config.beta,
@@ -192,7 +193,7 @@ def group_loss(
 
 def loss_denominator(groups: list[Groups], loss_type: str) -> float:
     """What the summed loss of all `groups` of a batch is divided by: sequences, tokens, or sequences x max length."""
-    if loss_type == "dapo":
+    if loss_type in ("dapo", "bnpo", "cispo"):
         return float(sum(int(g.mask.sum()) for g in groups))
     sequences = sum(int(g.valid.sum()) for g in groups)
     return float(sequences * (groups[0].token_ids.shape[2] if loss_type == "dr_grpo" else 1))

@@ -41,6 +41,7 @@ def test_a_partial_yaml_changes_only_what_it_names(tmp_path: Path) -> None:
         ("grpo:\n  ensure_positive: 1", "ensure_positive: expected bool"),
         ("grpo:\n  group_size: 1", "grpo.group_size: expected 2..512, got 1"),
         ("grpo:\n  negatives: random", "grpo.ensure_positive"),
+        ("grpo:\n  loss_type: cispo", "grpo.epsilon_high"),
         ("grpo:\n  negatives: sample", "grpo.normalizer: expected 'trie' with grpo.negatives 'sample'"),
         ("grpo:\n  normalizer: items", "grpo.normalizer: expected one of ('vocab', 'trie'), got 'items'"),
         ("seed: [", "not valid YAML"),

@@ -96,10 +96,11 @@ def test_taking_groups_cuts_the_padding_that_no_prompt_needs() -> None:
     assert torch.equal(taken.input_ids[0], groups.input_ids[short[0]][groups.attention_mask[short[0]].bool()])
 
 
-@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo", "gspo"])
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo", "gspo", "bnpo", "cispo"])
 @pytest.mark.parametrize("tawin", [True, False])
 def test_leaving_dead_groups_out_and_splitting_the_batch_are_exact(loss_type: str, tawin: bool) -> None:
-    config = GRPOConfig(group_size=4, loss_type=loss_type, tawin=TAWinConfig(enabled=tawin))
+    tawin_options = TAWinConfig(enabled=tawin)
+    config = GRPOConfig(group_size=4, loss_type=loss_type, epsilon_high=1.5, tawin=tawin_options)
     model, groups = rolled_out(config, [0, 1, 2, 3, 4, 5, 6])
     assert groups.live.any() and not groups.live.all()
     denominator = loss_denominator([groups], loss_type)
@@ -125,10 +126,10 @@ def test_leaving_dead_groups_out_and_splitting_the_batch_are_exact(loss_type: st
         torch.testing.assert_close(split[name], expected, atol=1e-4 * scale, rtol=1e-3, msg=name)
 
 
-@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo", "gspo"])
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo", "gspo", "bnpo", "cispo"])
 @pytest.mark.parametrize("beta", [0.0, 0.1])
 def test_the_gradient_is_that_of_hidden_states_with_repeats(loss_type: str, beta: float) -> None:
-    config = GRPOConfig(group_size=4, loss_type=loss_type, beta=beta)
+    config = GRPOConfig(group_size=4, loss_type=loss_type, epsilon_high=1.5, beta=beta)
     model, groups = rolled_out(config, [0, 1, 2, 3])
     parts, parameters = backbone(model), list(model.parameters())
     reference = completion_log_probs(tiny_model("qwen2", seed=9), groups) if beta else None
@@ -144,6 +145,7 @@ def test_the_gradient_is_that_of_hidden_states_with_repeats(loss_type: str, beta
         tawin=config.tawin.kernel_options(),
         ref_log_probs=reference,
         loss_type=loss_type,
+        epsilon_high=1.5,
         beta=beta,
         denominator=7.0,
     )
