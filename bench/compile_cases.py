@@ -25,7 +25,7 @@ from tawin_kernels import (
 from tawin_kernels.advantage import GroupRewards
 from tawin_kernels.gradient_sums import Segments, segment_sum
 from tawin_kernels.grpo_loss import LossOptions, triton_grpo_loss
-from tawin_kernels.log_prob_gradient import Head, gradient_slab
+from tawin_kernels.log_prob_gradient import Head, gradient_slab, slabs
 from tawin_kernels.records import LossType, RankTransform
 
 META = torch.device("meta")
@@ -115,9 +115,8 @@ def _log_probs_gradient(rows: int, H: int, V: int, dtype: torch.dtype, *, bias: 
     ids = _empty(rows, dtype=torch.int64)
     coefficients = _empty(rows, dtype=torch.float32)
     segment_sum(head.weight, ids, coefficients, Segments(ids, ids, _empty(rows + 1, dtype=torch.int64)))
-    width = V if V == 5000 else 1024  # in one slab, or the second of several
-    slab = _empty(rows, width, dtype=dtype)
-    gradient_slab(head, ids, coefficients, _empty(rows, dtype=torch.float32), 0 if width == V else width, slab)
+    for first_token, slab in slabs(head.weight, rows):
+        gradient_slab(head, ids[: len(slab)], coefficients[: len(slab)], coefficients, first_token, slab)
 
 
 def _child_log_probs(pairs: int, dtype: torch.dtype, with_all: bool = False) -> None:

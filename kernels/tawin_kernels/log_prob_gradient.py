@@ -21,6 +21,7 @@ The library's products in fp32 follow PyTorch's setting (`torch.set_float32_matm
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -164,18 +165,14 @@ def _add_dense_part(
     coefficients fp32 [n] and hidden_sums are in units of `unit`, the head's gradient is not.
     """
     weight = head.weight
-    n, V = len(row_ids), len(weight)
+    n = len(row_ids)
     blocks = [slice(first, min(first + _MAX_SLAB_ROWS, n)) for first in range(0, n, _MAX_SLAB_ROWS)]
     trained = head.hidden[row_ids] if head_gradient.weight is not None else None  # [n, H]
-    columns = _MAX_SLAB_BYTES // (weight.element_size() * min(n, _MAX_SLAB_ROWS))
-    columns = min(V, max(256, columns // 256 * 256))
-    buffer = torch.empty(min(n, _MAX_SLAB_ROWS), -(-columns // 16) * 16, dtype=weight.dtype, device=weight.device)
-    for first_token in range(0, V, columns):
-        tokens = slice(first_token, min(first_token + columns, V))
-        width = tokens.stop - first_token
+    for first_token, room in slabs(weight, n):
+        tokens = slice(first_token, first_token + room.shape[1])
         of_tokens: torch.Tensor | None = None  # fp32 [width, H]
         for block in blocks:
-            slab = buffer[: block.stop - block.start, :width]  # rows begin at multiples of 16 elements
+            slab = room[: block.stop - block.start]
             gradient_slab(head, row_ids[block], coefficients[block], logsumexp, first_token, slab)
             matrix_product(slab, weight[tokens], hidden_sums[block])
             if trained is not None:
@@ -184,6 +181,20 @@ def _add_dense_part(
                 head_gradient.bias[tokens] += slab.sum(0, dtype=torch.float32) * unit
         if head_gradient.weight is not None and of_tokens is not None:
             head_gradient.weight[tokens] = (of_tokens * unit).to(weight.dtype)
+
+
+def slabs(weight: torch.Tensor, n: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """The vocabulary in pieces: the first token of each, and room for its logits, [at most n rows, width], used again.
+
+    A row of it begins at a multiple of 16 elements: without that, a tile is stored an element at a time.
+    """
+    V = len(weight)
+    rows = min(n, _MAX_SLAB_ROWS)
+    columns = _MAX_SLAB_BYTES // (weight.element_size() * rows)
+    columns = min(V, max(256, columns // 256 * 256))
+    room = torch.empty(rows, -(-columns // 16) * 16, dtype=weight.dtype, device=weight.device)
+    for first_token in range(0, V, columns):
+        yield first_token, room[:, : min(columns, V - first_token)]
 
 
 def gradient_slab(
