@@ -69,6 +69,7 @@ def our_loss(name: str, inputs: LossInputs) -> GRPOLoss:
         inputs.rewards,
         inputs.scores,
         rows=inputs.rows if is_shared else None,
+        all_log_probs=False,  # as a trainer calls it
     )
 
 

@@ -188,6 +188,7 @@ def group_loss(
         normalizer=groups.normalizer,
         trie=groups.trie,
         nodes=groups.nodes,
+        all_log_probs=False,
     )
 
 

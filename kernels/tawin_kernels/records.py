@@ -61,7 +61,7 @@ class GRPOLoss(NamedTuple):
     """A group loss. Only `loss` carries a gradient."""
 
     loss: torch.Tensor  # scalar
-    log_probs: torch.Tensor  # [B, G, L], 0 where masked out or, by tawin_grpo_loss, not computed
+    log_probs: torch.Tensor  # [B, G, L], 0 where masked out, or left out of tawin_grpo_loss by all_log_probs=False
     advantages: torch.Tensor  # [B, G], 0 where not valid
     kl: torch.Tensor  # scalar, mean k3 estimate over the masked-in tokens; 0 without ref_log_probs
     clip_fraction: torch.Tensor  # scalar, share of the masked-in tokens at which the clip is active

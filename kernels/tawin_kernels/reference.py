@@ -243,7 +243,7 @@ def tawin_grpo_loss(
     normalizer: Normalizer = "vocab",
     trie: ItemTrie | None = None,
     nodes: torch.Tensor | None = None,
-    all_log_probs: bool = False,
+    all_log_probs: bool = True,
     importance_level: ImportanceLevel = "token",
     impl: Impl = "auto",
     check_values: bool | None = None,

@@ -1,8 +1,9 @@
 """From hidden states and rewards to the loss: log-probs, TAWin advantages and the group loss.
 
-Without a KL the LM head has work only for completions with an advantage, and in recommendation most groups have none:
-the advantages then come first, in a launch of their own, and the tokens of the others are -100 to the head. With a KL
-all tokens count, and the launch of the loss makes the advantages itself. The parts say what they cost; between them
+Without a KL only completions with an advantage add to the loss, and in recommendation most groups have none. Whoever
+does not need the others' log-probs (all_log_probs=False) has the advantages come first, in a launch of their own, and
+the tokens of the others are -100 to the LM head. Else the launch of the loss makes the advantages itself, and the
+backward pass leaves out what has no coefficient. The parts say what they cost; between them
 stand a mask [B, G, L] and token ids [B, G, L], 9 bytes a token, and nothing waits for the device.
 
 Knows nothing of models or optimizers; advantages are constants for the gradient.
@@ -47,7 +48,7 @@ def tawin_grpo_loss(
     normalizer: Normalizer = "vocab",
     trie: ItemTrie | None = None,
     nodes: torch.Tensor | None = None,
-    all_log_probs: bool = False,
+    all_log_probs: bool = True,
     importance_level: ImportanceLevel = "token",
     impl: Impl = "auto",
     check_values: bool | None = None,
@@ -64,8 +65,8 @@ def tawin_grpo_loss(
     temperature: logits are divided by it, > 0.
     normalize_std, eps: as in `group_advantages`; impl="triton" takes groups of at most 512.
     rows: int64 [B, G, L] in [0, R), normalizer, trie, nodes: int64 [B, G, L]: as in `linear_log_probs`.
-    all_log_probs: compute the log-probs of completions without an advantage too. They add nothing to a loss without KL,
-        so with beta 0 and no ref_log_probs they never reach the LM head and log_probs is 0 there.
+    all_log_probs: False: with beta 0 and no ref_log_probs, completions without an advantage (in a dead group, all of
+        them) never reach the LM head, and log_probs is 0 there. Loss and gradients are the same. Trainers want that.
     The other arguments, the result and the errors: as in `grpo_loss`.
 
     Call backward outside of an autocast region: `linear_log_probs` says why.

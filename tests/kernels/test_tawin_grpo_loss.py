@@ -146,11 +146,11 @@ def test_without_kl_a_completion_of_advantage_zero_never_reaches_the_head(loss_t
     batch = completions()
     options = {"loss_type": loss_type, "epsilon_high": 1.2}
     options["old_log_probs"] = None if old is None else torch.randn(3, 4, 3, dtype=torch.float64) - 2
-    whole = tawin_grpo_loss(**batch, **options, all_log_probs=True)
+    whole = tawin_grpo_loss(**batch, **options)
     has_advantage = (whole.advantages != 0)[..., None]
     assert bool((whole.log_probs[batch["mask"]] < 0).all())
     batch["hidden"] = batch["hidden"].masked_fill(~has_advantage[..., None], NAN).requires_grad_()
-    part = tawin_grpo_loss(**batch, **options)
+    part = tawin_grpo_loss(**batch, **options, all_log_probs=False)
     assert torch.equal(part.log_probs, whole.log_probs.masked_fill(~has_advantage, 0.0))
     for name in ("loss", "advantages", "kl", "clip_fraction"):
         torch.testing.assert_close(getattr(part, name), getattr(whole, name), atol=1e-12, rtol=0)
@@ -173,7 +173,7 @@ def test_shared_states_give_the_loss_and_gradients_of_the_same_states_apart(norm
         arguments = {**batch, **options, **changes}
         leaves = [arguments[name].detach().requires_grad_() for name in ("hidden", "lm_head_weight", "bias")]
         arguments.update(zip(("hidden", "lm_head_weight", "bias"), leaves, strict=True))
-        results.append(tawin_grpo_loss(**arguments, all_log_probs=True))
+        results.append(tawin_grpo_loss(**arguments))
         gradients.append(list(torch.autograd.grad(results[-1].loss, leaves)))
     gradients[1][0] = torch.zeros_like(shared).index_add(0, rows.flatten(), gradients[1][0].flatten(0, 2))
     for a, b in (*zip(*results, strict=True), *zip(*gradients, strict=True)):

@@ -125,11 +125,12 @@ def test_fp64_rewards_and_scores_beside_fp32_states_are_those_of_the_reference()
 
 def test_without_kl_a_completion_of_advantage_zero_never_reaches_the_head():
     tensors = {**completions(), "ref_log_probs": None}
-    whole, gradients = run(lambda **arguments: tawin_grpo_loss(**arguments, impl="triton"), tensors, {})
+    skip = {"all_log_probs": False}
+    whole, gradients = run(lambda **arguments: tawin_grpo_loss(**arguments, impl="triton"), tensors, skip)
     has_advantage = (whole.advantages != 0)[..., None]
     assert (whole.log_probs != 0).flatten(1).any(-1).tolist() == [True, False, False, True]
     poisoned = {**tensors, "hidden": tensors["hidden"].masked_fill(~has_advantage[..., None], NAN)}
-    part, part_gradients = run(lambda **arguments: tawin_grpo_loss(**arguments, impl="triton"), poisoned, {})
+    part, part_gradients = run(lambda **arguments: tawin_grpo_loss(**arguments, impl="triton"), poisoned, skip)
     for a, b in (*zip(whole, part, strict=True), *zip(gradients, part_gradients, strict=True)):
         assert torch.equal(a, b)
     assert bool((part.log_probs.masked_select(~has_advantage) == 0).all())
@@ -157,10 +158,12 @@ def test_nothing_masked_or_invalid_is_read(beta):
         assert torch.equal(a, b)
 
 
-def test_a_batch_of_dead_groups_gives_zero_with_a_gradient_path():
+@pytest.mark.parametrize("all_log_probs", [False, True])
+def test_a_batch_of_dead_groups_gives_zero_with_a_gradient_path(all_log_probs):
     tensors = {**completions(), "ref_log_probs": None}
     tensors["rewards"].zero_()
-    result, gradients = run(lambda **arguments: tawin_grpo_loss(**arguments, impl="triton"), tensors, {})
+    options = {"all_log_probs": all_log_probs}
+    result, gradients = run(lambda **arguments: tawin_grpo_loss(**arguments, impl="triton"), tensors, options)
     assert result.loss.item() == 0.0
     assert all(bool((gradient == 0).all()) for gradient in gradients)
 
