@@ -208,9 +208,9 @@ class GRPOConfig(OptimizerConfig):
     group_size: int = 16
     negatives: Literal["beam", "random", "sample"] = "beam"
     """Where the completions come from: constrained beam search, uniform over the catalogue, sampled from the policy."""
-    normalizer: Literal["vocab", "trie"] = "vocab"
+    normalizer: Literal["auto", "vocab", "trie"] = "auto"
     """What every log p is a softmax over, rollout, policy and reference alike: the whole vocabulary, or the tokens that
-    can follow in the catalogue."""
+    can follow in the catalogue. auto: trie with negatives 'sample', which draws from it, else vocab."""
     ensure_positive: bool = False
     """Put the target into the group, in place of the last completion, where it is missing."""
     loss_type: Literal["grpo", "dapo", "dr_grpo", "gspo", "bnpo", "cispo"] = "grpo"
@@ -250,12 +250,19 @@ class GRPOConfig(OptimizerConfig):
             self.epsilon_high,
         )
         _require(
-            self.negatives != "sample" or self.normalizer == "trie",
+            self.negatives != "sample" or self.normalizer != "vocab",
             "grpo.normalizer",
-            "'trie' with grpo.negatives 'sample' (tokens are drawn from the softmax over those that can follow: with "
-            "another one in the loss, the policy that is trained is not the one that is sampled)",
+            "'trie' or 'auto' with grpo.negatives 'sample' (tokens are drawn from the softmax over those that can "
+            "follow: with another one in the loss, the policy that is trained is not the one that is sampled)",
             self.normalizer,
         )
+
+    @property
+    def softmax_over(self) -> Literal["vocab", "trie"]:
+        """The normalizer, decided."""
+        if self.normalizer != "auto":
+            return self.normalizer
+        return "trie" if self.negatives == "sample" else "vocab"
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def roll_out(
         targets: int64 [B], the item that each user took next.
         generator: of random and sampled completions.
     """
-    trie = catalog.trie if config.normalizer == "trie" else None
+    trie = catalog.trie if config.softmax_over == "trie" else None
     with evaluating(model):
         sequences = _complete(model, catalog, input_ids, attention_mask, config, generator)
         target_nodes = catalog.item_nodes[targets]  # [B]
@@ -112,7 +112,7 @@ def roll_out(
         scores = sequences.scores
         if config.ensure_positive or config.negatives == "random":
             known = score_sequences(
-                model, input_ids, attention_mask, sequences.token_ids, normalizer=config.normalizer, trie=trie
+                model, input_ids, attention_mask, sequences.token_ids, normalizer=config.softmax_over, trie=trie
             )
             scores = torch.where(scores.isinf(), known, scores)
     rewards = (sequences.nodes == target_nodes[:, None]).float()
@@ -129,7 +129,7 @@ def _complete(
 ) -> Sequences:
     if config.negatives == "beam":
         return beam_sequences(
-            model, input_ids, attention_mask, catalog.trie, config.group_size, normalizer=config.normalizer
+            model, input_ids, attention_mask, catalog.trie, config.group_size, normalizer=config.softmax_over
         )
     if config.negatives == "sample":
         return sample_sequences(
@@ -138,7 +138,7 @@ def _complete(
             attention_mask,
             catalog.trie,
             config.group_size,
-            normalizer=config.normalizer,
+            normalizer=config.softmax_over,
             generator=generator,
         )
     return random_sequences(catalog.trie, catalog.token_ids, len(input_ids), config.group_size, generator=generator)

@@ -42,8 +42,11 @@ def test_a_partial_yaml_changes_only_what_it_names(tmp_path: Path) -> None:
         ("grpo:\n  group_size: 1", "grpo.group_size: expected 2..512, got 1"),
         ("grpo:\n  negatives: random", "grpo.ensure_positive"),
         ("grpo:\n  loss_type: cispo", "grpo.epsilon_high"),
-        ("grpo:\n  negatives: sample", "grpo.normalizer: expected 'trie' with grpo.negatives 'sample'"),
-        ("grpo:\n  normalizer: items", "grpo.normalizer: expected one of ('vocab', 'trie'), got 'items'"),
+        (
+            "grpo: {negatives: sample, normalizer: vocab}",
+            "grpo.normalizer: expected 'trie' or 'auto'",
+        ),
+        ("grpo:\n  normalizer: items", "grpo.normalizer: expected one of ('auto', 'vocab', 'trie'), got 'items'"),
         ("seed: [", "not valid YAML"),
     ],
 )
@@ -100,3 +103,11 @@ def test_every_option_is_documented_in_yaml_order() -> None:
         "grpo",
         "evaluation",
     ]
+
+
+@pytest.mark.parametrize(
+    ("negatives", "normalizer", "expected"),
+    [("beam", "auto", "vocab"), ("beam", "trie", "trie"), ("sample", "auto", "trie"), ("sample", "trie", "trie")],
+)
+def test_log_probs_are_over_what_completions_are_drawn_from(negatives, normalizer, expected) -> None:
+    assert GRPOConfig(negatives=negatives, normalizer=normalizer).softmax_over == expected
