@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .backbone import backbone
 from .beam_decode import BeamOptions, Normalizer, Sequences, decode
 from .decode_graphs import replay
-from .tree_attention import BeamTree, check_prompts, completion_hidden, prefill
+from .tree_attention import BeamTree, check_prompts, completion_states, prefill
 
 
 @dataclass(frozen=True)
@@ -246,10 +246,12 @@ def sequence_log_probs(
         fp32 [B, G, L], 0 at padding.
     """
     parts = backbone(model)
-    hidden = completion_hidden(parts, input_ids, attention_mask, token_ids)
-    weight, bias = parts.head_in(hidden.dtype)
+    states, rows = completion_states(parts, input_ids, attention_mask, token_ids)
+    weight, bias = parts.head_in(states.dtype)
     nodes = None if trie is None else prefix_nodes(trie, token_ids)
-    return linear_log_probs(hidden, weight, token_ids, bias=bias, normalizer=normalizer, trie=trie, nodes=nodes)
+    return linear_log_probs(
+        states, weight, token_ids, bias=bias, rows=rows, normalizer=normalizer, trie=trie, nodes=nodes
+    )
 
 
 def score_sequences(

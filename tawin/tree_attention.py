@@ -223,7 +223,7 @@ class BeamTree:
 
 
 def completion_hidden(model: Backbone, input_ids: Tensor, attention_mask: Tensor, token_ids: Tensor) -> Tensor:
-    """Hidden states that predict every completion token, each prompt run once for all its completions. Differentiable.
+    """Hidden states that predict every completion token, each distinct prefix run once. Differentiable.
 
     Args:
         input_ids, attention_mask: [B, P], left-padded prompts.
@@ -232,56 +232,44 @@ def completion_hidden(model: Backbone, input_ids: Tensor, attention_mask: Tensor
     Returns:
         hidden [B, G, L, H]; the state at padding is of no meaning.
     """
-    group, length = token_ids.shape[1:]
-    hidden, slots = _completion_forward(model, input_ids, attention_mask, token_ids)
-    first = hidden[:, :1, None].expand(-1, group, -1, -1)  # [B, G, 1, H]
-    rest = hidden.new_zeros(len(hidden), group * (length - 1), hidden.shape[-1])
-    rest = rest.scatter(1, slots[..., None].expand(-1, -1, hidden.shape[-1]), hidden[:, 1:])
-    return torch.cat((first, rest.unflatten(1, (group, length - 1))), dim=2)
+    states, rows = completion_states(model, input_ids, attention_mask, token_ids)
+    return states[rows]
 
 
 def completion_states(
     model: Backbone, input_ids: Tensor, attention_mask: Tensor, token_ids: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The same states without repeats: all completions of a prompt begin with one state. Differentiable.
+    """The same states without repeats: prompt and completions as a token tree, one state a node. Differentiable.
+
+    All completions of a prompt begin with one state, and completions that begin alike share the states of what they
+    share, as beams of a search do.
 
     Arguments as of `completion_hidden`. Returns states [R, H] and rows int64 [B, G, L]: the state that predicts each
     token, any one at padding.
     """
     batch, group, length = token_ids.shape
-    hidden, slots = _completion_forward(model, input_ids, attention_mask, token_ids)
-    states = hidden.shape[1]  # of each prompt: the first one, then one a token that is followed
-    place = slots.new_zeros(batch, group * (length - 1))
-    place.scatter_(1, slots, torch.arange(1, states, device=slots.device).expand_as(slots))
-    rows = pad(place.unflatten(1, (group, length - 1)), (1, 0))  # [B, G, L], within the prompt's states
-    return hidden.flatten(0, 1), rows + states * torch.arange(batch, device=rows.device)[:, None, None]
-
-
-def _completion_forward(
-    model: Backbone, input_ids: Tensor, attention_mask: Tensor, token_ids: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The last state of each prompt and those of the S completion tokens that were run: hidden [B, 1 + S, H].
-
-    Also which they are: int64 [B, S], indices into the flattened [G, L - 1] tokens.
-    """
-    batch, _, length = token_ids.shape
     prompt_length = input_ids.shape[1]
     key_mask = attention_mask.bool()
-    # Run are the tokens that another one follows, packed: of titles, most of [G, L] is padding.
-    followed = (token_ids[:, :, 1:] >= 0).flatten(1)  # bool [B, G * (L - 1)]
-    packed = int(followed.sum(1).max())
-    slots = followed.long().argsort(dim=1, descending=True, stable=True)[:, :packed]  # [B, S]
+    # Run are the tokens that another one follows, each distinct prefix once, packed: of titles, most of [G, L] is
+    # padding.
+    followed = token_ids[:, :, 1:] >= 0  # bool [B, G, L - 1]
+    owners = _prefix_owners(token_ids[:, :, :-1], followed)  # int64 [B, G, L - 1]
+    is_run = (followed & (owners == torch.arange(group, device=owners.device)[:, None])).flatten(1)
+    packed = int(is_run.sum(1).max())
+    slots = is_run.long().argsort(dim=1, descending=True, stable=True)[:, :packed]  # [B, S], into [G * (L - 1)]
     suffix = token_ids[:, :, :-1].flatten(1).gather(1, slots).clamp_min(0)  # [B, S]
     owner, depth = slots // max(1, length - 1), slots % max(1, length - 1)  # [B, S]
     positions = torch.cat((positions_of(key_mask), key_mask.sum(-1, keepdim=True) + depth), dim=1)
 
+    # A token sees those that stand for its own completion's prefixes, up to its depth.
+    ancestors = owners.gather(1, owner[..., None].expand(-1, -1, length - 1))  # [B, S, L - 1]
+    ancestors = ancestors.gather(2, depth[:, None].expand(-1, packed, -1))  # [B, S, S]
     total = prompt_length + packed
     visible = torch.zeros(batch, total, total, dtype=torch.bool, device=token_ids.device)
     visible[:, :prompt_length, :prompt_length] = _causal(key_mask)
     visible[:, prompt_length:, :prompt_length] = key_mask[:, None, :]
-    visible[:, prompt_length:, prompt_length:] = (owner[:, :, None] == owner[:, None]) & (
-        depth[:, :, None] >= depth[:, None]
-    )
+    visible[:, prompt_length:, prompt_length:] = (ancestors == owner[:, None]) & (depth[:, :, None] >= depth[:, None])
+    visible.diagonal(dim1=1, dim2=2).fill_(True)  # what only fills up sees itself too: no softmax is over nothing
 
     with _last_mlp_from(model, prompt_length - 1):
         hidden = model.decoder(
@@ -290,4 +278,25 @@ def _completion_forward(
             position_ids=positions,
             use_cache=False,
         ).last_hidden_state  # [B, P + S, H]
-    return hidden[:, prompt_length - 1 :], slots
+    states = hidden[:, prompt_length - 1 :]  # [B, 1 + S, H]: of the prompt's end, then of each token that was run
+
+    place = slots.new_zeros(batch, group * (length - 1))  # of each token's state among those of its prompt
+    place.scatter_(1, slots, torch.arange(1, 1 + packed, device=slots.device).expand_as(slots))
+    depths = torch.arange(length - 1, device=owners.device)
+    place = place.gather(1, (owners * (length - 1) + depths).flatten(1)).unflatten(1, (group, length - 1))
+    rows = pad(place, (1, 0)) + (1 + packed) * torch.arange(batch, device=slots.device)[:, None, None]
+    return states.flatten(0, 1), rows
+
+
+def _prefix_owners(token_ids: Tensor, exists: Tensor) -> Tensor:
+    """Of each token: the first completion of its group that exists there and has the same tokens up to it.
+
+    token_ids int64 and exists bool [B, G, L]. int64 [B, G, L]; of no meaning where a token does not exist.
+    """
+    batch, group, _ = token_ids.shape
+    alike = torch.ones(batch, group, group, dtype=torch.bool, device=token_ids.device)
+    owners = []
+    for tokens, is_there in zip(token_ids.unbind(-1), exists.unbind(-1), strict=True):
+        alike = alike & (tokens[:, :, None] == tokens[:, None])
+        owners.append((alike & is_there[:, None]).byte().argmax(-1))
+    return torch.stack(owners, dim=-1) if owners else torch.zeros_like(token_ids)

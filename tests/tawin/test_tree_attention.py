@@ -16,7 +16,7 @@ TOLERANCE = {"atol": 2e-4, "rtol": 1e-3}
 
 
 def completions(batch: int, group: int, length: int, vocabulary: int = 40) -> Tensor:
-    """int64 [batch, group, length] of ragged completions, -100 = padding."""
+    """int64 [batch, group, length] of ragged completions, -100 = padding. A small vocabulary makes many begin alike."""
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(3, vocabulary, (batch, group, length), generator=generator)
     lengths = torch.randint(1, length + 1, (batch, group, 1), generator=generator)
@@ -37,10 +37,11 @@ def separate_hidden(model: nn.Module, input_ids: Tensor, mask: Tensor, token_ids
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_hidden_states_and_gradients_equal_those_of_separate_forwards(family: str, attention: str) -> None:
+@pytest.mark.parametrize("vocabulary", [40, 5])
+def test_hidden_states_and_gradients_equal_those_of_separate_forwards(family, attention, vocabulary) -> None:
     model = tiny_model(family, attention=attention)
     input_ids, mask = ragged_prompts(3, 6)
-    token_ids = completions(3, 4, 5)
+    token_ids = completions(3, 4, 5, vocabulary)
     real = token_ids >= 0
     direction = torch.randn(int(real.sum()), 32, generator=torch.Generator().manual_seed(2))
     gradients = []
@@ -65,10 +66,11 @@ def test_hidden_states_and_gradients_equal_those_of_separate_forwards(family: st
 
 
 @pytest.mark.parametrize("length", [1, 2, 5])
-def test_states_without_repeats_are_the_hidden_states_and_give_their_gradients(length: int) -> None:
+@pytest.mark.parametrize("vocabulary", [40, 5])
+def test_states_without_repeats_are_the_hidden_states_and_give_their_gradients(length: int, vocabulary: int) -> None:
     model = tiny_model("qwen2")
     input_ids, mask = ragged_prompts(3, 6)
-    token_ids = completions(3, 4, length)
+    token_ids = completions(3, 6, length, vocabulary)
     real = token_ids >= 0
     direction = torch.randn(int(real.sum()), 32, generator=torch.Generator().manual_seed(2))
     hidden = completion_hidden(backbone(model), input_ids, mask, token_ids)[real]
@@ -76,7 +78,11 @@ def test_states_without_repeats_are_the_hidden_states_and_give_their_gradients(l
     states, rows = completion_states(backbone(model), input_ids, mask, token_ids)
     assert rows.shape == token_ids.shape and rows.dtype == torch.int64
     assert int(rows.min()) >= 0 and int(rows.max()) < len(states)
-    assert len(states) == 3 * (1 + int(real[..., 1:].sum((1, 2)).max()))
+    prefixes = [
+        {tuple(tokens[:end]) for tokens in group for end in range(1, length) if tokens[end] >= 0}
+        for group in token_ids.tolist()
+    ]
+    assert len(states) == 3 * (1 + max(map(len, prefixes)))
     assert (rows[:, :, 0] == rows[:, :1, 0]).all()
     assert torch.equal(states[rows[real]], hidden)
     got = torch.autograd.grad((states[rows[real]] * direction).sum(), list(model.model.parameters()))
@@ -128,7 +134,7 @@ def test_the_last_mlp_runs_only_where_its_output_is_wanted(family: str) -> None:
         layer.mlp.gate_proj.register_forward_hook(
             lambda _module, inputs, _output, number=number: seen.update({number: inputs[0].shape[1]})
         )
-    completion_hidden(backbone(model), input_ids, mask, torch.full((2, 3, 4), 5))
+    completion_hidden(backbone(model), input_ids, mask, 3 + torch.arange(24).view(2, 3, 4))
     assert seen == {0: 6 + 9, 1: 1 + 9}
     prefill(backbone(model), input_ids, mask)
     assert seen == {0: 6, 1: 1}
