@@ -25,7 +25,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from tawin import beam_search
 from tawin.backbone import backbone
 from tawin.data import load_dataset
-from tawin.tree_attention import completion_hidden
+from tawin.tree_attention import completion_states
 
 from .peers import PrefixTable, generate_beam_search, repeated_prompt_log_probs
 
@@ -186,8 +186,8 @@ def policy_forward_case(
 
     def shared_prompt_log_probs() -> Tensor:
         parts = backbone(model)
-        hidden = completion_hidden(parts, input_ids, attention_mask, token_ids)
-        return linear_log_probs(hidden, parts.weight, token_ids, bias=parts.bias)
+        states, rows = completion_states(parts, input_ids, attention_mask, token_ids)
+        return linear_log_probs(states, parts.weight, token_ids, bias=parts.bias, rows=rows)
 
     def train_on(log_probs_of: Callable[[], Tensor]) -> Tensor:
         model.zero_grad(set_to_none=True)
