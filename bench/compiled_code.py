@@ -80,7 +80,7 @@ def job_of(launch: Launch, target: Target) -> Job:
     """As the JIT specialises: pointers and ints by divisibility by 16; ints of 1, None and constexprs as constants."""
     kernel = launch.kernel
     backend = make_backend(_gpu(target))
-    given = {**launch.arguments, "num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    given = {**launch.arguments, **launch.options(on_nvidia=target.backend == "cuda")}
     bound, specialization, _ = create_function_from_signature(kernel.signature, kernel.params, backend)(**given)
     options, signature, values, attributes = kernel._pack_args(backend, given, bound, specialization, None)
     constants = [parameter.name for parameter in kernel.params if parameter.is_constexpr]

@@ -29,7 +29,7 @@ import triton.language as tl
 from . import reference
 from .arguments import Impl, runs_triton
 from .checks import check_group_advantages, check_tawin_weights
-from .launch import launch
+from .launch import REGISTERS, launch
 from .lm_head import accumulation_dtype
 from .records import TAWin
 from .windowed_advantage import relative_advantages, window_weights
@@ -322,6 +322,7 @@ def triton_group_advantages(groups: GroupRewards, valid: torch.Tensor | None) ->
         group_advantages_kernel,
         (B,),
         num_warps=groups.num_warps,
+        max_registers=REGISTERS,
         valid_ptr=None if valid is None else valid.contiguous(),
         advantages_ptr=advantages,
         BLOCK_G=triton.next_power_of_2(G),
@@ -373,6 +374,7 @@ def tawin_weights(
         tawin_weights_kernel,
         (B,),
         num_warps=_warps(G),
+        max_registers=REGISTERS,
         scores_ptr=scores.contiguous(),
         negatives_ptr=negatives.contiguous(),
         weights_ptr=weights,

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from .beam_candidates import MISSING, candidate_keys, child_logits, largest_keys, sum_parts, write_step
-from .launch import launch
+from .launch import REGISTERS, launch
 from .records import BeamStep
 from .trie import ItemTrie
 
@@ -50,6 +50,10 @@ class Selection(NamedTuple):
     @property
     def num_warps(self) -> int:
         return 4 if self.gathered else _warps(self.block_w * self.block_c)
+
+    @property
+    def max_registers(self) -> int | None:
+        return None if self.gathered else REGISTERS  # its dot products take more
 
 
 class RowInputs(NamedTuple):
@@ -350,6 +354,7 @@ def select_children(rows: RowInputs, trie: ItemTrie, selection: Selection, step:
             children_logsumexp_kernel,
             (B * W * selection.splits,),
             num_warps=selection.num_warps,
+            max_registers=selection.max_registers,
             maxima_ptr=maxima,
             sums_ptr=sums,
             **sources,
@@ -358,6 +363,7 @@ def select_children(rows: RowInputs, trie: ItemTrie, selection: Selection, step:
         select_children_kernel,
         (B * selection.lists,),
         num_warps=selection.num_warps,
+        max_registers=selection.max_registers,
         beam_scores_ptr=rows.beam_scores,
         logsumexp_ptr=rows.logsumexp,
         maxima_ptr=maxima,
@@ -383,6 +389,7 @@ def _merge(lists: torch.Tensor, results: dict[str, Any]) -> torch.Tensor | None:
         merge_lists_kernel,
         (B * num_merged,),
         num_warps=_warps(fan * kept),
+        max_registers=REGISTERS,
         lists_ptr=lists,
         merged_ptr=merged,
         num_lists=num_lists,

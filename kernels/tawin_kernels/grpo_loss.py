@@ -33,12 +33,12 @@ from . import reference
 from .advantage import GroupRewards, relative_advantages_of
 from .arguments import Impl, runs_triton
 from .checks import check_grpo_loss
-from .launch import launch
+from .launch import REGISTERS, launch
 from .records import GRPOLoss, ImportanceLevel, LossType
 
 _TILE = 512  # tokens of completions side by side, four a thread: 16 bytes at once of what is fp32
 _LONGEST_ROW = 128  # a warp a row: its sums stay within the warp
-_TOKENS_A_WARP = 256  # where the advantages are made as well
+_TOKENS_A_WARP = 128  # where the advantages are made as well
 _PARTIALS_AT_ONCE = 512
 
 # Of a launch whose advantages are given.
@@ -289,6 +289,7 @@ def _forward(
         group_loss_kernel,
         (programs,),
         num_warps=num_warps,
+        max_registers=REGISTERS,
         log_probs_ptr=log_probs.contiguous(),
         mask_ptr=mask.contiguous(),
         valid_ptr=None if valid is None else valid.contiguous(),
@@ -318,6 +319,7 @@ def _forward(
         finish_group_loss_kernel,
         (1,),
         num_warps=4,
+        max_registers=REGISTERS,
         partials_ptr=partials,
         denominator_ptr=denominator if is_tensor else None,
         loss_ptr=loss,

@@ -17,6 +17,9 @@ from typing import Any, Literal
 import torch
 from triton import knobs
 
+# Enough for every kernel that is no matrix product, and 16 warps of them fit a multiprocessor.
+REGISTERS = 128
+
 # Whether kernels were made for Triton's interpreter, which runs them on the CPU: decided when they are decorated.
 INTERPRETED: bool = knobs.runtime.interpret
 
@@ -47,6 +50,14 @@ class Launch:
     arguments: dict[str, Any]
     num_warps: int
     num_stages: int
+    max_registers: int | None = None
+
+    def options(self, *, on_nvidia: bool) -> dict[str, int]:
+        """What the compiler is told beside the arguments."""
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        if on_nvidia and self.max_registers is not None:
+            options["maxnreg"] = self.max_registers
+        return options
 
 
 @dataclass
@@ -58,20 +69,34 @@ class _Recording:
 _recording: ContextVar[_Recording | None] = ContextVar("recording", default=None)
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *, num_warps: int = 4, num_stages: int = 2, **arguments: Any) -> None:
-    """Run `kernel` on `grid`; arguments by name, constexprs among them. A grid with a zero is no work at all."""
+def launch(
+    kernel: Any,
+    grid: tuple[int, ...],
+    *,
+    num_warps: int = 4,
+    num_stages: int = 2,
+    max_registers: int | None = None,
+    **arguments: Any,
+) -> None:
+    """Run `kernel` on `grid`; arguments by name, constexprs among them. A grid with a zero is no work at all.
+
+    max_registers: what a thread may have, on NVIDIA. Without it the assembler spills a register or two where that lets
+    one more program onto a multiprocessor.
+    """
     if 0 in grid:
         return
+    asked = Launch(kernel, grid, arguments, num_warps, num_stages, max_registers)
     recording = _recording.get()
     if recording is not None:
-        recording.launches.append(Launch(kernel, grid, arguments, num_warps, num_stages))
+        recording.launches.append(asked)
         return
     device = next(value.device for value in arguments.values() if isinstance(value, torch.Tensor))
+    options = asked.options(on_nvidia=device.type == "cuda" and torch.version.hip is None)
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):  # Triton launches on the current device, wherever the tensors are
-            kernel[grid](**arguments, num_warps=num_warps, num_stages=num_stages)
+            kernel[grid](**arguments, **options)
     else:
-        kernel[grid](**arguments, num_warps=num_warps, num_stages=num_stages)
+        kernel[grid](**arguments, **options)
 
 
 @contextmanager

@@ -49,3 +49,10 @@ def test_a_kernel_runs_where_its_tensors_are():
     row_ids, num_rows = live_rows(torch.ones(3, dtype=torch.bool, device="cuda:1"))
     assert row_ids.tolist() == [0, 1, 2]
     assert num_rows.item() == 3
+
+
+def test_a_bound_on_registers_is_for_nvidia_alone():
+    asked = Launch(live_rows_kernel, (1,), {}, num_warps=2, num_stages=3, max_registers=128)
+    assert asked.options(on_nvidia=True) == {"num_warps": 2, "num_stages": 3, "maxnreg": 128}
+    assert asked.options(on_nvidia=False) == {"num_warps": 2, "num_stages": 3}
+    assert "maxnreg" not in Launch(live_rows_kernel, (1,), {}, 2, 3).options(on_nvidia=True)
