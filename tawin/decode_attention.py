@@ -67,7 +67,12 @@ class DecodeShape:
 
 def decode_attention(device: torch.device, shape: DecodeShape) -> DecodeAttention:
     """The faster way, by rule: on CUDA "split" where it saves MIN_SAVED_BYTES; elsewhere "mask"."""
-    if device.type != "cuda" or shape.head_dim % 8 != 0 or shape.heads % shape.kv_heads != 0:
+    if (
+        device.type != "cuda"
+        or torch.version.hip is not None
+        or shape.head_dim % 8 != 0
+        or shape.heads % shape.kv_heads != 0
+    ):
         return "mask"
     saved = shape.moved_bytes("mask") - shape.moved_bytes("split")
     return "split" if saved >= MIN_SAVED_BYTES else "mask"

@@ -326,7 +326,7 @@ def select_children(rows: RowInputs, trie: ItemTrie, selection: Selection, step:
         "counts_ptr": rows.counts,
         "U": 0 if rows.logits is None else rows.logits.shape[1],
         "H": rows.hidden.shape[1],
-        "scale": 1.0 / rows.temperature,
+        "scale": 1.0 / float(rows.temperature),
         "stride_hidden_row": rows.hidden.stride(0),
         "stride_weight_row": rows.weight.stride(0),
         "SPLITS": selection.splits,

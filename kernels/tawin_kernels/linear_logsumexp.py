@@ -29,7 +29,8 @@ from .launch import launch, multiprocessors, target_of
 LOG2_E = 1.4426950408889634
 _MAX_PARTIAL_BYTES = 2**24
 _ROWS_AT_ONCE = 1024  # of the one program that lists the wanted rows
-_ROWS_TO_COMBINE = 64
+_ROWS_TO_COMBINE = 16
+_SPANS_TO_COMBINE = 64  # at once: one after another, their loads would be waited for one after another
 
 
 class MatrixTiles(NamedTuple):
@@ -190,6 +191,7 @@ def combine_spans_kernel(
     R,
     num_spans,
     BLOCK_R: tl.constexpr,
+    BLOCK_S: tl.constexpr,
 ):
     num_rows = tl.load(num_rows_ptr)
     place = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -199,15 +201,17 @@ def combine_spans_kernel(
     maxima = tl.full([BLOCK_R], float("-inf"), dtype=tl.float32)
     sums = tl.zeros([BLOCK_R], dtype=tl.float32)
     moments = tl.zeros([BLOCK_R], dtype=tl.float32)
-    for span in range(0, num_spans):
-        partial = rows + tl.cast(span, tl.int64) * R
-        maximum = tl.load(maxima_ptr + partial, mask=is_row, other=float("-inf"))
-        larger = tl.maximum(maxima, maximum)
+    for first in range(0, num_spans, BLOCK_S):
+        spans = first + tl.arange(0, BLOCK_S)
+        inside = (spans < num_spans)[:, None] & is_row[None, :]
+        partial = spans.to(tl.int64)[:, None] * R + rows[None, :]
+        maximum = tl.load(maxima_ptr + partial, mask=inside, other=float("-inf"))
+        larger = tl.maximum(maxima, tl.max(maximum, 0))
         origin = tl.where(larger == float("-inf"), 0.0, larger)
-        old, new = tl.exp2(maxima - origin), tl.exp2(maximum - origin)
-        sums = sums * old + tl.load(sums_ptr + partial, mask=is_row, other=0.0) * new
+        old, new = tl.exp2(maxima - origin), tl.exp2(maximum - origin[None, :])
+        sums = sums * old + tl.sum(tl.load(sums_ptr + partial, mask=inside, other=0.0) * new, 0)
         if moments_ptr is not None:
-            moments = moments * old + tl.load(moments_ptr + partial, mask=is_row, other=0.0) * new
+            moments = moments * old + tl.sum(tl.load(moments_ptr + partial, mask=inside, other=0.0) * new, 0)
         maxima = larger
 
     logsumexp = maxima + tl.log2(sums)
@@ -320,7 +324,7 @@ def vocabulary_statistics(
         V=V,
         H=H,
         tiles_per_span=tiles_per_span,
-        scale=LOG2_E / temperature,
+        scale=LOG2_E / float(temperature),
         stride_hidden_row=hidden.stride(0),
         stride_weight_row=weight.stride(0),
         BLOCK_R=tiles.rows,
@@ -332,7 +336,7 @@ def vocabulary_statistics(
     launch(
         combine_spans_kernel,
         (triton.cdiv(R, _ROWS_TO_COMBINE),),
-        num_warps=2,
+        num_warps=4,
         maxima_ptr=maxima,
         sums_ptr=sums,
         moments_ptr=moments,
@@ -343,6 +347,7 @@ def vocabulary_statistics(
         R=R,
         num_spans=num_spans,
         BLOCK_R=_ROWS_TO_COMBINE,
+        BLOCK_S=_SPANS_TO_COMBINE,
     )
     return statistics
 
@@ -384,7 +389,7 @@ def token_logits(
         logits_ptr=logits,
         U=U,
         H=H,
-        scale=1.0 / temperature,
+        scale=1.0 / float(temperature),
         stride_hidden_row=hidden.stride(0),
         stride_weight_row=weight.stride(0),
         stride_logits_row=U,

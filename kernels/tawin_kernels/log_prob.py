@@ -106,7 +106,7 @@ def _forward(
         log_probs_ptr=log_probs,
         N=len(token_ids),
         H=H,
-        scale=1.0 / temperature,
+        scale=1.0 / float(temperature),
         stride_hidden_row=hidden.stride(0),
         stride_weight_row=weight.stride(0),
         IGNORED=IGNORED_TOKEN,
@@ -183,16 +183,22 @@ def triton_log_probs_and_entropy(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The same, and the entropy if it is asked for."""
     head = (hidden.reshape(-1, hidden.shape[-1]), lm_head_weight, None if bias is None else bias.contiguous())
-    tokens = token_ids.reshape(-1).contiguous()
-    flat_rows = None if rows is None else rows.reshape(-1).contiguous()
+    tokens = _flat(token_ids)
+    flat_rows = None if rows is None else _flat(rows)
     if normalizer == "trie":
         assert trie is not None and nodes is not None
         log_probs, entropy = child_log_prob.triton_child_log_probs(
-            *head, tokens, flat_rows, trie, nodes.reshape(-1).contiguous(), temperature, with_entropy
+            *head, tokens, flat_rows, trie, _flat(nodes), temperature, with_entropy
         )
     else:
         log_probs, entropy = _LinearLogProbs.apply(*head, tokens, flat_rows, temperature, with_entropy)
     return log_probs.view(token_ids.shape), None if entropy is None else entropy.view(token_ids.shape)
+
+
+def _flat(indexes: torch.Tensor) -> torch.Tensor:
+    """Contiguous [N]. Those of a rollout in inference mode are copied: autograd keeps no tensor of that kind."""
+    flat = indexes.reshape(-1).contiguous()
+    return flat.clone() if flat.is_inference() else flat
 
 
 @overload
@@ -261,7 +267,7 @@ def linear_log_probs(
     (log_probs, entropy), entropy in nats, same shape and dtype, 0 at -100, without a gradient.
     Inside an autocast region the forward pass still accumulates in fp32. Call backward outside of the region: inside,
     PyTorch may run matrix products in the region's lower precision.
-    The Triton backward pass leaves out tokens whose gradient is 0 and waits for the device once to count the others.
+    The Triton backward pass leaves out tokens whose gradient is 0 and waits for the device to count the others.
     Raises TypeError or ValueError naming the argument.
     """
     if not runs_triton("linear_log_probs", impl, hidden):

@@ -226,7 +226,7 @@ def gradient_slab(
         first_token=first_token,
         width=width,
         H=H,
-        scale=LOG2_E / temperature,
+        scale=LOG2_E / float(temperature),
         stride_hidden_row=hidden.stride(0),
         stride_weight_row=weight.stride(0),
         stride_slab_row=slab.stride(0),

@@ -253,3 +253,14 @@ def test_leading_shapes_and_strided_arguments_are_taken_as_they_are():
     shared_state = linear_log_probs(hidden[:1].expand(24, 16), weight, token_ids, impl="triton")
     deduplicated = linear_log_probs(hidden[:1], weight, token_ids, rows=torch.zeros_like(token_ids), impl="triton")
     assert torch.equal(shared_state, deduplicated)
+
+
+@pytest.mark.parametrize("normalizer", ["vocab", "trie"])
+def test_tokens_of_an_inference_mode_rollout_may_be_trained_on(normalizer):
+    inputs, token_ids, options, gradient = case(8, 16, torch.float32, 9, shared=True, normalizer=normalizer)
+    expected, _ = run(linear_log_probs, inputs, token_ids, {**options, "impl": "triton"}, gradient)
+    with torch.inference_mode():
+        token_ids = token_ids.clone()
+        options = {name: v.clone() if isinstance(v, torch.Tensor) else v for name, v in options.items()}
+    got, _ = run(linear_log_probs, inputs, token_ids, {**options, "impl": "triton"}, gradient)
+    assert torch.equal(got, expected)
