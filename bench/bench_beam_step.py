@@ -14,7 +14,7 @@ Every way's first step is compared with ours before it is timed. Peers are compi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -39,6 +39,7 @@ from bench.beam_cases import (
 from bench.foundation import machine_facts
 from bench.measure import SECONDS_A_BENCHMARK, seconds_of, synchronised_clock
 from bench.peers import DenseMaskTrie, dense_mask_step, full_softmax_step
+from bench.skips import skipped_where_it_cannot_run
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
@@ -130,13 +131,6 @@ def captured_in_graph(rotation: Callable[[], None]) -> Callable[[], None]:
     return graph.replay
 
 
-@pytest.fixture(autouse=True)
-def leave_no_memory_behind() -> Iterator[None]:
-    yield
-    if ON_GPU:
-        torch.cuda.empty_cache()
-
-
 @pytest.mark.benchmark(timer=synchronised_clock, disable_gc=True)
 @pytest.mark.parametrize("captured", [False, True] if ON_GPU else [False], ids=lambda c: "graph" if c else "eager")
 @pytest.mark.parametrize("way", WAYS)
@@ -148,7 +142,7 @@ def test_beam_step(benchmark: BenchmarkFixture, name: str, way: str, captured: b
     step = step_of(way, case)
     keeps_fp32 = way in ("ours", "reference")  # so that only the order of sums may tell them apart
     tolerance = score_tolerance(torch.float32 if keeps_fp32 else case.shape.dtype)
-    try:
+    with skipped_where_it_cannot_run(way):
         ours = step_of("ours", case)(case.inputs[0])
         agreement = compare_steps(ours, step(case.inputs[0]), tolerance)
 
@@ -159,8 +153,6 @@ def test_beam_step(benchmark: BenchmarkFixture, name: str, way: str, captured: b
         run = captured_in_graph(rotation) if captured else rotation
         run()
         seconds = seconds_of(run)
-    except torch.cuda.OutOfMemoryError as error:
-        pytest.skip(f"{way} does not fit into the device's memory: {error}")
 
     rotations = max(1, math.ceil(SHORTEST_ROUND / seconds))
     rounds = min(50, max(3, int(SECONDS_A_BENCHMARK / (seconds * rotations))))

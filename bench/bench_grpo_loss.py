@@ -14,7 +14,7 @@ from fp64 (`bench_log_prob.py` has the peers'), and the floor that `loss_cases.w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 
 import pytest
@@ -36,7 +36,8 @@ from bench.loss_cases import (
     work_of,
 )
 from bench.measure import extra_memory, synchronised_clock, time_warm
-from bench.peers import GROUP_LOSSES, MissingPeer, group_loss
+from bench.peers import GROUP_LOSSES, group_loss
+from bench.skips import skipped_where_it_cannot_run
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
@@ -91,15 +92,8 @@ def way_of(way: str, name: str, inputs: LossInputs) -> Callable[[], Tensor]:
     return run
 
 
-@pytest.fixture(autouse=True)
-def leave_no_memory_behind() -> Iterator[None]:
-    torch.compiler.reset()  # else the shapes before count against the limit of recompilations
-    yield
-    if ON_GPU:
-        torch.cuda.empty_cache()
-
-
 @pytest.mark.benchmark(timer=synchronised_clock, disable_gc=True)
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("way", ["ours", *GROUP_LOSSES])
 @pytest.mark.parametrize("name", SHAPES)
 def test_group_loss(benchmark: BenchmarkFixture, name: str, way: str) -> None:
@@ -107,16 +101,13 @@ def test_group_loss(benchmark: BenchmarkFixture, name: str, way: str) -> None:
     if way == "liger_fused 1" and shape.tokens > MOST_TOKENS_ONE_BY_ONE:
         pytest.skip("one completion at a time would take minutes at this many")
     try:
-        run = way_of(way, name, inputs)
-        ours, our_log_probs = our_answer(name)
-        agreement = compare_answers(ours, answer_of(run(), inputs), shape.dtype)
-        memory = extra_memory(run) if ON_GPU else None
-        benchmark.group = name
-        median = time_warm(benchmark, run)
-    except MissingPeer as missing:
-        pytest.skip(str(missing))
-    except torch.cuda.OutOfMemoryError as full:
-        pytest.skip(f"{way} does not fit into the device's memory: {full}")
+        with skipped_where_it_cannot_run(way):
+            run = way_of(way, name, inputs)
+            ours, our_log_probs = our_answer(name)
+            agreement = compare_answers(ours, answer_of(run(), inputs), shape.dtype)
+            memory = extra_memory(run) if ON_GPU else None
+            benchmark.group = name
+            median = time_warm(benchmark, run)
     finally:
         inputs.clear_gradients()
 

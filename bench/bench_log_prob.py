@@ -15,7 +15,7 @@ states for an H200.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 
 import pytest
@@ -38,7 +38,8 @@ from bench.loss_cases import (
     work_of,
 )
 from bench.measure import extra_memory, synchronised_clock, time_warm
-from bench.peers import LOG_PROB_HEADS, MissingPeer, log_prob_head
+from bench.peers import LOG_PROB_HEADS, log_prob_head
+from bench.skips import skipped_where_it_cannot_run
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
@@ -80,32 +81,22 @@ def way_of(way: str, name: str, inputs: LossInputs) -> Way:
     return run
 
 
-@pytest.fixture(autouse=True)
-def leave_no_memory_behind() -> Iterator[None]:
-    torch.compiler.reset()  # else the shapes before count against the limit of recompilations
-    yield
-    if ON_GPU:
-        torch.cuda.empty_cache()
-
-
 @pytest.mark.benchmark(timer=synchronised_clock, disable_gc=True)
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("way", ["ours", *LOG_PROB_HEADS])
 @pytest.mark.parametrize("name", SHAPES)
 def test_log_probs(benchmark: BenchmarkFixture, name: str, way: str) -> None:
     shape, inputs = SHAPES[name], inputs_of(name)
     try:
-        run = way_of(way, name, inputs)
-        answer = answer_of(run(), inputs)
-        agreement = compare_answers(our_answer(name), answer, shape.dtype)
-        error = log_prob_error(answer.value, inputs)
-        del answer
-        memory = extra_memory(run) if ON_GPU else None
-        benchmark.group = name
-        median = time_warm(benchmark, run)
-    except MissingPeer as missing:
-        pytest.skip(str(missing))
-    except torch.cuda.OutOfMemoryError as full:
-        pytest.skip(f"{way} does not fit into the device's memory: {full}")
+        with skipped_where_it_cannot_run(way):
+            run = way_of(way, name, inputs)
+            answer = answer_of(run(), inputs)
+            agreement = compare_answers(our_answer(name), answer, shape.dtype)
+            error = log_prob_error(answer.value, inputs)
+            del answer
+            memory = extra_memory(run) if ON_GPU else None
+            benchmark.group = name
+            median = time_warm(benchmark, run)
     finally:
         inputs.clear_gradients()
 

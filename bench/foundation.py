@@ -21,8 +21,6 @@ import os
 import platform
 import re
 import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ import torch
 import transformers
 
 from .cases import Case, foundation_cases
+from .measure import seconds_of
 
 RESULTS = Path(__file__).parent / "results"
 OURS_PER_ROUND = 3
@@ -56,25 +55,15 @@ class Measurement:
         return min(self.peer) / min(self.ours)
 
 
-def measure(case: Case, rounds: int, device: torch.device) -> Measurement:
+def measure(case: Case, rounds: int) -> Measurement:
     """Check the case, then time both ways in turns."""
     agreement = case.check()  # also the warm-up
     ours: list[float] = []
     peer: list[float] = []
     for _ in range(rounds):
-        peer.append(_seconds(case.peer, device))
-        ours += [_seconds(case.ours, device) for _ in range(OURS_PER_ROUND)]
+        peer.append(seconds_of(case.peer))
+        ours += [seconds_of(case.ours) for _ in range(OURS_PER_ROUND)]
     return Measurement(case, agreement, ours, peer)
-
-
-def _seconds(work: Callable[[], Any], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def machine_facts(device: torch.device) -> dict[str, Any]:
@@ -163,7 +152,7 @@ def main() -> None:
     measurements = []
     for case in foundation_cases(options.device):
         print(f"measuring: {case.name}, {case.shape}", flush=True)
-        measurements.append(measure(case, options.rounds, options.device))
+        measurements.append(measure(case, options.rounds))
     print(table(measurements))
     if options.out is not None:
         print(f"written: {write(as_json(measurements, machine), options.out)}")

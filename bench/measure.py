@@ -1,13 +1,15 @@
-"""What the benchmarks of differentiable ops share: a clock that waits for the device, peak memory, how many rounds."""
+"""What benchmarks share: a clock that waits for the device, peak memory, how many rounds."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
+
+if TYPE_CHECKING:
+    from pytest_benchmark.fixture import BenchmarkFixture
 
 SECONDS_A_BENCHMARK = 1.0
 MOST_ROUNDS = 30

@@ -7,17 +7,15 @@ are given, and nothing of rewards.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from tawin_kernels import ItemTrie, beam_step
+from tawin_kernels.records import Normalizer
 from torch import Tensor
 
 from .backbone import Backbone
 from .decode_attention import DecodeAttention
 from .tree_attention import BeamTree, Prompt
-
-Normalizer = Literal["vocab", "trie"]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from tawin_kernels import GRPOLoss, ItemTrie, tawin_grpo_loss
+from tawin_kernels.records import Normalizer
 from torch import Tensor, nn
 
 from .backbone import backbone
@@ -19,7 +20,6 @@ from .catalog import Catalog
 from .config import GRPOConfig
 from .policy import evaluating
 from .rollout import (
-    Normalizer,
     Sequences,
     beam_sequences,
     prefix_nodes,

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import torch
 from tawin_kernels import ItemTrie, linear_log_probs
+from tawin_kernels.records import Normalizer
 from torch import Tensor, nn
 
 from .backbone import backbone
-from .beam_decode import BeamOptions, Normalizer, Sequences, decode
+from .beam_decode import BeamOptions, Sequences, decode
 from .decode_graphs import replay
 from .tree_attention import BeamTree, check_prompts, completion_states, prefill
 

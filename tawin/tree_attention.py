@@ -222,30 +222,20 @@ class BeamTree:
         return shared_prompt(self._model.config, step)
 
 
-def completion_hidden(model: Backbone, input_ids: Tensor, attention_mask: Tensor, token_ids: Tensor) -> Tensor:
-    """Hidden states that predict every completion token, each distinct prefix run once. Differentiable.
+def completion_states(
+    model: Backbone, input_ids: Tensor, attention_mask: Tensor, token_ids: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Hidden states that predict every completion token: a token tree, each distinct prefix run once. Differentiable.
+
+    All completions of a prompt begin with one state, and completions that begin alike share the states of what they
+    share, as beams of a search do.
 
     Args:
         input_ids, attention_mask: [B, P], left-padded prompts.
         token_ids: int64 [B, G, L], completions; -100 = padding at the end.
 
     Returns:
-        hidden [B, G, L, H]; the state at padding is of no meaning.
-    """
-    states, rows = completion_states(model, input_ids, attention_mask, token_ids)
-    return states[rows]
-
-
-def completion_states(
-    model: Backbone, input_ids: Tensor, attention_mask: Tensor, token_ids: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The same states without repeats: prompt and completions as a token tree, one state a node. Differentiable.
-
-    All completions of a prompt begin with one state, and completions that begin alike share the states of what they
-    share, as beams of a search do.
-
-    Arguments as of `completion_hidden`. Returns states [R, H] and rows int64 [B, G, L]: the state that predicts each
-    token, any one at padding.
+        states [R, H], and rows int64 [B, G, L]: the state that predicts each token, any one at padding.
     """
     batch, group, length = token_ids.shape
     prompt_length = input_ids.shape[1]

@@ -30,6 +30,15 @@ _CHILDREN_AT_ONCE = 256
 
 
 @triton.jit
+def _children(edges, end, edge_tokens_ptr, slots_ptr, logits_ptr):
+    """Of the edges before `end`: that they are, their tokens, the columns of those, and the logits, -inf beyond it."""
+    is_child = edges < end
+    tokens = tl.load(edge_tokens_ptr + edges, mask=is_child, other=0)
+    slots = tl.load(slots_ptr + tokens, mask=is_child, other=0)
+    return is_child, tokens, slots, tl.load(logits_ptr + slots, mask=is_child, other=float("-inf"))
+
+
+@triton.jit
 def child_log_probs_kernel(
     logits_ptr,
     pairs_ptr,
@@ -52,11 +61,9 @@ def child_log_probs_kernel(
     total = 0.0
     moment = 0.0
     for first in range(tl.load(child_offsets_ptr + node), end, BLOCK_C):
-        edges = first + tl.arange(0, BLOCK_C)
-        is_child = edges < end
-        tokens = tl.load(edge_tokens_ptr + edges, mask=is_child, other=0)
-        slots = tl.load(slots_ptr + tokens, mask=is_child, other=0)
-        logits = tl.load(logits_ptr + place * U + slots, mask=is_child, other=float("-inf"))
+        _, _, _, logits = _children(
+            first + tl.arange(0, BLOCK_C), end, edge_tokens_ptr, slots_ptr, logits_ptr + place * U
+        )
         larger = tl.maximum(maximum, tl.max(logits, 0))
         origin = tl.where(larger == float("-inf"), 0.0, larger)
         rescale = tl.exp(maximum - origin)
@@ -96,11 +103,9 @@ def child_gradient_kernel(
     coefficient = tl.load(coefficients_ptr + pair)
     end = tl.load(child_offsets_ptr + node + 1)
     for first in range(tl.load(child_offsets_ptr + node), end, BLOCK_C):
-        edges = first + tl.arange(0, BLOCK_C)
-        is_child = edges < end
-        tokens = tl.load(edge_tokens_ptr + edges, mask=is_child, other=0)
-        slots = tl.load(slots_ptr + tokens, mask=is_child, other=0)
-        logits = tl.load(logits_ptr + place * U + slots, mask=is_child, other=float("-inf"))
+        is_child, tokens, slots, logits = _children(
+            first + tl.arange(0, BLOCK_C), end, edge_tokens_ptr, slots_ptr, logits_ptr + place * U
+        )
         gradient = coefficient * (tl.where(tokens == token, 1.0, 0.0) - tl.exp(logits - logsumexp))
         tl.store(slab_ptr + place * U + slots, gradient.to(slab_ptr.dtype.element_ty), mask=is_child)
 

@@ -127,8 +127,10 @@ def target_of(device: torch.device) -> Target:
 
 def multiprocessors(device: torch.device) -> int:
     """How many multiprocessors (compute units) share the work of a persistent kernel."""
-    if _recording.get() is not None or device.type != "cuda":
-        return 132 if _recording.get() is not None else 4  # the interpreter runs one program after another anyway
+    if is_recording():
+        return 132
+    if device.type != "cuda":
+        return 4  # the interpreter runs one program after another anyway
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 

@@ -6,6 +6,8 @@ Nothing is checked here: arguments come in as the public ops let them in.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -91,9 +93,9 @@ def token_entropies(
     for some_hidden, some_nodes in zip(own.split(at_once), own_nodes, strict=True):
         logits = _logits(some_hidden.to(dtype), weight, wide_bias, temperature)  # [some, V]
         if trie is not None:
-            row_of_child, child_tokens = _ragged_children(trie, some_nodes)
+            row_of_child, edges = trie.edges_below(some_nodes)
             is_child = torch.zeros_like(logits, dtype=torch.bool)
-            is_child[row_of_child, child_tokens] = True
+            is_child[row_of_child, trie.edge_tokens[edges].long()] = True
             logits = logits.masked_fill(~is_child, -math.inf)
         log_probs = logits.log_softmax(-1)
         pieces.append(-(log_probs.exp() * log_probs).nan_to_num(nan=0.0).sum(-1))  # 0 log 0 = 0
@@ -121,21 +123,12 @@ def _among_children(
         hidden.split(at_once), token_ids.split(at_once), nodes.split(at_once), strict=True
     ):
         logits = _logits(some_hidden.to(dtype), weight, wide_bias, temperature)  # [some, U]
-        row_of_child, child_tokens = _ragged_children(trie, some_nodes)
-        of_children = logits[row_of_child, trie.token_slots[child_tokens].long()]
+        row_of_child, edges = trie.edges_below(some_nodes)
+        of_children = logits[row_of_child, trie.token_slots[trie.edge_tokens[edges].long()].long()]
         rows = torch.arange(len(some_tokens), device=hidden.device)
         picked = logits[rows, trie.token_slots[some_tokens].long()]
         pieces.append(picked - _ragged_logsumexp(of_children, row_of_child, len(some_tokens)))
     return torch.cat(pieces)
-
-
-def _ragged_children(trie: ItemTrie, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The children of nodes [rows] one after another: whose they are and their tokens, int64 [children]."""
-    first_edges = trie.child_offsets[nodes].long()
-    counts = trie.child_offsets[nodes + 1].long() - first_edges
-    rows = torch.arange(len(nodes), device=nodes.device).repeat_interleave(counts)
-    edges = torch.arange(len(rows), device=nodes.device) + (first_edges - (counts.cumsum(0) - counts))[rows]
-    return rows, trie.edge_tokens[edges].long()
 
 
 def _shared_row_log_probs(
@@ -160,9 +153,7 @@ def _shared_row_log_probs(
         if len(hidden) <= at_once:
             pieces.append(_shared_piece_log_probs(*arguments))
         else:
-            pieces.append(
-                checkpoint(_shared_piece_log_probs, *arguments, use_reentrant=False, preserve_rng_state=False)
-            )
+            pieces.append(_recomputed(_shared_piece_log_probs, *arguments))
     return torch.cat(pieces)
 
 
@@ -192,18 +183,8 @@ def _row_log_probs(
     at_once = _rows_at_once(weight)
     if len(hidden) <= at_once:
         return _piece_log_probs(hidden, weight, wide_bias, token_ids, temperature)
-    # The backward pass computes the logits of each piece again, so that those of one piece are alive at a time.
     pieces = [
-        checkpoint(
-            _piece_log_probs,
-            some_hidden,
-            weight,
-            wide_bias,
-            some_tokens,
-            temperature,
-            use_reentrant=False,
-            preserve_rng_state=False,
-        )
+        _recomputed(_piece_log_probs, some_hidden, weight, wide_bias, some_tokens, temperature)
         for some_hidden, some_tokens in zip(hidden.split(at_once), token_ids.split(at_once), strict=True)
     ]
     return torch.cat(pieces)
@@ -252,6 +233,12 @@ def child_log_probs(
             normalization = _ragged_logsumexp(picked, rows, len(some_counts))
         log_probs.append(picked - normalization[rows])
     return torch.cat(log_probs)
+
+
+def _recomputed(piece_log_probs: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor:
+    """The backward pass computes the logits of each piece again, so that those of one piece are alive at a time."""
+    log_probs: torch.Tensor = checkpoint(piece_log_probs, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return log_probs
 
 
 def _rows_at_once(lm_head_weight: torch.Tensor) -> int:

@@ -54,16 +54,13 @@ def beam_step(
     B = len(hidden)
     dtype = accumulation_dtype(hidden)
     known = nodes.clamp(min=0)
-    first_edges = trie.child_offsets[known].long()  # [B, W]
-    counts = trie.child_offsets[known + 1].long() - first_edges  # [B, W]
+    counts = (trie.child_offsets[known + 1] - trie.child_offsets[known]).long()  # [B, W]
     counts = counts.masked_fill((nodes < 0) | (scores == -math.inf), 0)
 
     # The rows are the beams with anything to expand; the hidden state of any other beam is never read.
     prompts, beams = counts.nonzero(as_tuple=True)  # [rows]
     counts = counts[prompts, beams]
-    rows = torch.arange(len(counts), device=hidden.device).repeat_interleave(counts)  # [candidates]
-    begins = counts.cumsum(0) - counts
-    edges = torch.arange(len(rows), device=hidden.device) + (first_edges[prompts, beams] - begins)[rows]
+    rows, edges = trie.edges_below(nodes[prompts, beams])  # [candidates]
     tokens = trie.edge_tokens[edges].long()  # [candidates]
     log_probs = child_log_probs(hidden[prompts, beams], lm_head_weight, bias, tokens, counts, temperature, normalizer)
     candidate_scores = scores[prompts, beams].to(dtype)[rows] + log_probs

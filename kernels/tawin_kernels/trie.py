@@ -194,6 +194,17 @@ class ItemTrie:
         found = (nodes >= 0) & (low < end) & (self.edge_tokens[edge] == tokens)
         return torch.where(found, low + 1, -1)
 
+    def edges_below(self, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The edges to the children of nodes (int64 [rows], none -1), one node after another.
+
+        Which row each belongs to, and the edges, int64 [edges]; in the order of rows, then tokens.
+        """
+        first_edges = self.child_offsets[nodes].long()
+        counts = self.child_offsets[nodes + 1].long() - first_edges
+        rows = torch.arange(len(nodes), device=nodes.device).repeat_interleave(counts)
+        begins = counts.cumsum(0) - counts
+        return rows, torch.arange(len(rows), device=nodes.device) + (first_edges - begins)[rows]
+
     def items_at(self, node: int) -> torch.Tensor:
         """The items that end at a node, int64, ascending; none for an inner node."""
         require_int("node", node, minimum=0)

@@ -22,9 +22,8 @@ from bench.cases import (
 from bench.peers import PrefixTable, generate_beam_search, repeated_prompt_log_probs
 from tawin import beam_search
 from tawin.backbone import backbone
-from tawin.tree_attention import completion_hidden
 
-from ..tawin.models import FAMILIES, ragged_prompts, tiny_model
+from ..tawin.models import FAMILIES, completion_hidden, ragged_prompts, tiny_model
 
 TINY = PolicyShape(text_tokens=40, hidden_size=16, layers=2, heads=2, intermediate_size=24)
 RAGGED = [[5], [5, 6], [7, 8, 9], [7, 8], [5, 6], [10, 11, 12], [13, 14]]
@@ -113,7 +112,7 @@ def test_the_drawn_catalogue_has_the_shape_that_it_says() -> None:
 
 def test_figures_are_written_once_and_never_over(tmp_path: Path) -> None:
     case = policy_forward_case(prompts=1, prompt_length=4, group_size=2, completion_length=2, model_shape=TINY)
-    measurement = foundation.measure(case, rounds=1, device=torch.device("cpu"))
+    measurement = foundation.measure(case, rounds=1)
     figures = foundation.as_json([measurement], foundation.machine_facts(torch.device("cpu")))
     path = foundation.write(figures, tmp_path)
     assert json.loads(path.read_text())["cases"][0]["our_seconds"] == measurement.ours

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -18,6 +18,9 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+
+from tawin.backbone import Backbone
+from tawin.tree_attention import completion_states
 
 FAMILIES = ("qwen2", "qwen3", "llama", "mistral", "gemma3")
 
@@ -69,3 +72,9 @@ def ragged_prompts(
     lengths[0] = length
     mask = (torch.arange(length) >= length - lengths[:, None]).long()
     return input_ids * mask, mask
+
+
+def completion_hidden(model: Backbone, input_ids: Tensor, attention_mask: Tensor, token_ids: Tensor) -> Tensor:
+    """The states of `completion_states`, one for each token: [B, G, L, H], of no meaning at padding."""
+    states, rows = completion_states(model, input_ids, attention_mask, token_ids)
+    return states[rows]

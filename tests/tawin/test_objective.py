@@ -15,9 +15,8 @@ from tawin.catalog import Catalog
 from tawin.config import GRPOConfig, TAWinConfig
 from tawin.objective import Groups, completion_log_probs, group_loss, loss_denominator, roll_out
 from tawin.rollout import score_sequences
-from tawin.tree_attention import completion_hidden
 
-from .models import ragged_prompts, tiny_model
+from .models import completion_hidden, ragged_prompts, tiny_model
 
 
 def small_catalog() -> Catalog:

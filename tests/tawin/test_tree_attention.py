@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from tawin.backbone import backbone
-from tawin.tree_attention import check_prompts, completion_hidden, completion_states, prefill
+from tawin.tree_attention import check_prompts, completion_states, prefill
 
-from .models import FAMILIES, ragged_prompts, tiny_model
+from .models import FAMILIES, completion_hidden, ragged_prompts, tiny_model
 
 # fp32 through two layers of scaled-up weights; the order of summation differs between the two ways.
 TOLERANCE = {"atol": 2e-4, "rtol": 1e-3}
