@@ -19,11 +19,12 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .backbone import Backbone
 from .beam_decode import BeamOptions, Sequences
 from .fixed_decode import FixedDecode
+from .tree_attention import Prompt
 
 PROMPT_STEP = 64  # tokens; a prompt is filled up to a multiple of it, with keys that are read and hidden
 MAX_GRAPHS = 4  # of a model; each keeps its KV cache
@@ -39,9 +40,9 @@ class _Captured:
     graph: torch.cuda.CUDAGraph
     found: Sequences  # written by each replay
 
-    def search(self, model: Backbone, input_ids: Tensor, attention_mask: Tensor) -> Sequences:
-        with torch.cuda.device(input_ids.device):
-            self.decode.load(model, input_ids, attention_mask)
+    def search(self, prompt: Prompt) -> Sequences:
+        with torch.cuda.device(prompt.key_mask.device):
+            self.decode.load(prompt)
             self.graph.replay()
             return Sequences(*(getattr(self.found, part.name).clone() for part in fields(Sequences)))
 
@@ -67,8 +68,8 @@ class ModelGraphs:
 _models: weakref.WeakKeyDictionary[nn.Module, ModelGraphs] = weakref.WeakKeyDictionary()
 
 
-def replay(model: Backbone, input_ids: Tensor, attention_mask: Tensor, options: BeamOptions) -> Sequences | None:
-    """The search by CUDA graph, or None: run it without one. Prompts on CUDA, as `beam_search` takes them."""
+def replay(model: Backbone, prompt: Prompt, options: BeamOptions) -> Sequences | None:
+    """The search after the prefill by CUDA graph, or None: run it without one. `prompt` on CUDA; left as it is."""
     own = _models.setdefault(model.decoder, ModelGraphs())
     if own.is_refused:
         return None
@@ -80,8 +81,9 @@ def replay(model: Backbone, input_ids: Tensor, attention_mask: Tensor, options: 
     if own.addresses != addresses:
         own.graphs.clear()
         own.addresses = addresses
-    prompt_keys = -(-input_ids.shape[1] // PROMPT_STEP) * PROMPT_STEP
-    key = (len(input_ids), prompt_keys, options, input_ids.device, _numerics())
+    batch, length = prompt.key_mask.shape
+    prompt_keys = -(-length // PROMPT_STEP) * PROMPT_STEP
+    key = (batch, prompt_keys, options, prompt.key_mask.device, _numerics())
     if key in own.graphs:
         own.graphs.move_to_end(key)
     elif key not in own.seen:
@@ -96,18 +98,18 @@ def replay(model: Backbone, input_ids: Tensor, attention_mask: Tensor, options: 
                 own.graphs.popitem(last=False)
             try:
                 options.trie.prepare()
-                own.graphs[key] = _capture(model, input_ids, attention_mask, FixedDecode(prompt_keys, options))
+                own.graphs[key] = _capture(model, prompt, FixedDecode(prompt_keys, options))
             except Exception as error:  # whatever it is: the search is as well run without a graph
                 own.graphs.clear()
                 own.is_refused = True
                 own.warn(f"capture failed: {type(error).__name__}: {error}")
                 return None
-        return own.graphs[key].search(model, input_ids, attention_mask)
+        return own.graphs[key].search(prompt)
 
 
-def _capture(model: Backbone, input_ids: Tensor, attention_mask: Tensor, decode: FixedDecode) -> _Captured:
-    with torch.cuda.device(input_ids.device):
-        decode.load(model, input_ids, attention_mask)
+def _capture(model: Backbone, prompt: Prompt, decode: FixedDecode) -> _Captured:
+    with torch.cuda.device(prompt.key_mask.device):
+        decode.load(prompt)
         # Once on a stream of its own before: libraries set themselves up and kernels are compiled at their first use.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import Cache
@@ -16,7 +17,7 @@ from transformers.cache_utils import DynamicLayer
 
 from .backbone import Backbone
 from .beam_decode import BeamOptions, Sequences, decode
-from .tree_attention import Prompt, prefill
+from .tree_attention import Prompt
 
 
 @dataclass
@@ -88,12 +89,14 @@ class FixedDecode:
         self._cache = FixedCache(prompt_keys + options.appended_keys)
         self._prompt: Prompt | None = None
 
-    def load(self, model: Backbone, input_ids: Tensor, attention_mask: Tensor) -> None:
-        """Prefill: the only part that sees the prompts' own length."""
-        front = self._prompt_keys - input_ids.shape[1]
+    @torch.no_grad()
+    def load(self, prompt: Prompt) -> None:
+        """Copy prompts here: the only part that sees their own length."""
+        front = self._prompt_keys - prompt.key_mask.shape[1]
         self._cache.place(front, front)
         self._cache.clear(front)
-        prompt = prefill(model, input_ids, attention_mask, self._cache)
+        for index, layer in enumerate(prompt.cache.layers):
+            self._cache.update(layer.keys, layer.values, index)
         loaded = {
             "last_hidden": prompt.last_hidden,
             "key_mask": pad(prompt.key_mask, (front, 0)),

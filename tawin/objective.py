@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .backbone import backbone
 from .catalog import Catalog
 from .config import GRPOConfig
+from .phases import phase
 from .policy import evaluating
 from .rollout import (
     Sequences,
@@ -28,7 +29,7 @@ from .rollout import (
     score_sequences,
     sequence_log_probs,
 )
-from .tree_attention import completion_states
+from .tree_attention import Prompt, completion_states, prefill
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Groups:
     scores: Tensor  # fp32 [B, G], summed log p of each completion
     hits: Tensor  # bool [B], the rollout itself found the target
     trie: ItemTrie | None = None  # log p of a completion is a softmax over its children; None: over the vocabulary
+    prompt: Prompt | None = None  # the rollout's prefill, where the policy's forward goes on from it
 
     @property
     def mask(self) -> Tensor:
@@ -71,7 +73,7 @@ class Groups:
         return highest > lowest
 
     def take(self, index: Tensor) -> Groups:
-        """The groups at `index`, prompts cut to the longest one left."""
+        """The groups at `index`, prompts cut to the longest one left; without the rollout's prefill."""
         attention_mask = self.attention_mask[index]
         start = int((~attention_mask.bool()).long().cumprod(1).sum(1).min()) if len(index) else 0
         return Groups(
@@ -93,6 +95,9 @@ def roll_out(
     targets: Tensor,
     config: GRPOConfig,
     generator: torch.Generator,
+    *,
+    shares_prompts: bool = False,
+    stops_early: bool = True,
 ) -> Groups:
     """Completions, scores and rewards for a batch of prompts.
 
@@ -101,22 +106,55 @@ def roll_out(
         input_ids, attention_mask: int64 [B, P], left-padded prompts.
         targets: int64 [B], the item that each user took next.
         generator: of random and sampled completions.
+        shares_prompts: keep what the backward pass needs of the prompts, for a policy's forward that goes on from
+            them (`may_share_prompts`).
+        stops_early: see `beam_sequences`.
     """
     trie = catalog.trie if config.softmax_over == "trie" else None
+    prompt = None
     with evaluating(model):
-        sequences = _complete(model, catalog, input_ids, attention_mask, config, generator)
-        target_nodes = catalog.item_nodes[targets]  # [B]
-        hits = (sequences.nodes == target_nodes[:, None]).any(1)
-        if config.ensure_positive:
-            sequences = _put_target_last(sequences, target_nodes, catalog.token_ids[targets], ~hits)
+        if shares_prompts:
+            with phase("prefill"), torch.enable_grad():
+                prompt = prefill(backbone(model), input_ids, attention_mask)
+        sequences = _complete(model, catalog, input_ids, attention_mask, config, generator, stops_early, prompt)
+        with phase("reward"):
+            target_nodes = catalog.item_nodes[targets]  # [B]
+            hits = (sequences.nodes == target_nodes[:, None]).any(1)
+            if config.ensure_positive:
+                sequences = _put_target_last(sequences, target_nodes, catalog.token_ids[targets], ~hits)
+            rewards = (sequences.nodes == target_nodes[:, None]).float()
         scores = sequences.scores
         if config.ensure_positive or config.negatives == "random":
-            known = score_sequences(
-                model, input_ids, attention_mask, sequences.token_ids, normalizer=config.softmax_over, trie=trie
-            )
-            scores = torch.where(scores.isinf(), known, scores)
-    rewards = (sequences.nodes == target_nodes[:, None]).float()
-    return Groups(input_ids, attention_mask, sequences.token_ids, rewards, scores, hits, trie)
+            with phase("decode"):
+                known = score_sequences(
+                    model,
+                    input_ids,
+                    attention_mask,
+                    sequences.token_ids,
+                    normalizer=config.softmax_over,
+                    trie=trie,
+                    prompt=prompt,
+                )
+                scores = torch.where(scores.isinf(), known, scores)
+    return Groups(input_ids, attention_mask, sequences.token_ids, rewards, scores, hits, trie, prompt)
+
+
+def may_share_prompts(model: nn.Module, config: GRPOConfig) -> bool:
+    """Whether the policy's forward may, and should, go on from the prompts that the rollout has run.
+
+    It may where both are the same function (no dropout, no activation checkpointing) and one forward a step is all
+    there is. It should where all groups are trained on, hence with beta > 0: one forward of the prompts is saved.
+    Without KL only live groups are, and a prefill with a gradient would have to go back through the dead ones too.
+    """
+    if config.beta == 0 or config.gradient_accumulation > 1:
+        return False
+    parts = backbone(model)
+    if getattr(parts.config, "attention_dropout", 0.0) > 0:
+        return False
+    return not any(
+        (isinstance(module, nn.Dropout) and module.p > 0) or getattr(module, "gradient_checkpointing", False)
+        for module in model.modules()
+    )
 
 
 def _complete(
@@ -126,10 +164,19 @@ def _complete(
     attention_mask: Tensor,
     config: GRPOConfig,
     generator: torch.Generator,
+    stops_early: bool,
+    prompt: Prompt | None,
 ) -> Sequences:
     if config.negatives == "beam":
         return beam_sequences(
-            model, input_ids, attention_mask, catalog.trie, config.group_size, normalizer=config.softmax_over
+            model,
+            input_ids,
+            attention_mask,
+            catalog.trie,
+            config.group_size,
+            normalizer=config.softmax_over,
+            stops_early=stops_early,
+            prompt=prompt,
         )
     if config.negatives == "sample":
         return sample_sequences(
@@ -140,6 +187,7 @@ def _complete(
             config.group_size,
             normalizer=config.softmax_over,
             generator=generator,
+            prompt=prompt,
         )
     return random_sequences(catalog.trie, catalog.token_ids, len(input_ids), config.group_size, generator=generator)
 
@@ -165,31 +213,39 @@ def group_loss(
     `reference` gives the reference model's log-probs [B, G, L]; needed where beta > 0.
     """
     parts = backbone(model)
-    states, rows = completion_states(parts, groups.input_ids, groups.attention_mask, groups.token_ids)
-    weight, bias = parts.head_in(states.dtype)
-    return tawin_grpo_loss(
-        states,
-        weight,
-        groups.token_ids,
-        groups.mask,
-        groups.rewards,
-        groups.scores,
-        tawin=config.tawin.kernel_options() if config.tawin.enabled else None,
-        ref_log_probs=reference(groups) if reference is not None else None,
-        loss_type=config.loss_type,
-        importance_level=config.importance_level,
-        epsilon_low=config.epsilon_low,
-        epsilon_high=config.epsilon_high,
-        beta=config.beta,
-        bias=bias,
-        normalize_std=config.normalize_std,
-        denominator=denominator,
-        rows=rows,
-        normalizer=groups.normalizer,
-        trie=groups.trie,
-        nodes=groups.nodes,
-        all_log_probs=False,
-    )
+    ref_log_probs = None
+    if reference is not None:
+        with phase("reference"):
+            ref_log_probs = reference(groups)
+    with phase("policy_forward"):
+        states, rows = completion_states(
+            parts, groups.input_ids, groups.attention_mask, groups.token_ids, groups.prompt
+        )
+        weight, bias = parts.head_in(states.dtype)
+    with phase("loss"):
+        return tawin_grpo_loss(
+            states,
+            weight,
+            groups.token_ids,
+            groups.mask,
+            groups.rewards,
+            groups.scores,
+            tawin=config.tawin.kernel_options() if config.tawin.enabled else None,
+            ref_log_probs=ref_log_probs,
+            loss_type=config.loss_type,
+            importance_level=config.importance_level,
+            epsilon_low=config.epsilon_low,
+            epsilon_high=config.epsilon_high,
+            beta=config.beta,
+            bias=bias,
+            normalize_std=config.normalize_std,
+            denominator=denominator,
+            rows=rows,
+            normalizer=groups.normalizer,
+            trie=groups.trie,
+            nodes=groups.nodes,
+            all_log_probs=False,
+        )
 
 
 def loss_denominator(groups: list[Groups], loss_type: str) -> float:

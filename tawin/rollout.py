@@ -14,10 +14,11 @@ from tawin_kernels import ItemTrie, linear_log_probs
 from tawin_kernels.records import Normalizer
 from torch import Tensor, nn
 
-from .backbone import backbone
+from .backbone import Backbone, backbone
 from .beam_decode import BeamOptions, Sequences, decode
 from .decode_graphs import replay
-from .tree_attention import BeamTree, check_prompts, completion_states, prefill
+from .phases import phase
+from .tree_attention import BeamTree, Prompt, check_prompts, completion_states, prefill
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,14 @@ def beam_sequences(
     normalizer: Normalizer = "vocab",
     length_penalty: float = 0.0,
     cuda_graphs: bool = True,
+    stops_early: bool = True,
+    prompt: Prompt | None = None,
 ) -> Sequences:
-    """Like `beam_search`, but the distinct sequences themselves: what a training group is made of."""
+    """Like `beam_search`, but the distinct sequences themselves: what a training group is made of.
+
+    stops_early: leave out the steps that can change nothing; False: as many steps for every batch.
+    prompt: what `prefill` gave for these prompts, which are not run again then.
+    """
     check_prompts(input_ids, attention_mask)
     if not isinstance(beam_width, int) or isinstance(beam_width, bool) or beam_width < 1:
         raise ValueError(f"beam_width: expected an int of at least 1, got {beam_width!r}")
@@ -103,10 +110,18 @@ def beam_sequences(
     if input_ids.device.type == "cpu" and not bool(((input_ids >= 0) & (input_ids < vocabulary)).all()):
         raise ValueError(f"input_ids: expected tokens in [0, {vocabulary}), got {input_ids.min()}..{input_ids.max()}")
     options = BeamOptions(trie, beam_width, normalizer, float(length_penalty))
-    found = replay(parts, input_ids, attention_mask, options) if cuda_graphs and input_ids.is_cuda else None
-    if found is None:
-        found = decode(parts, prefill(parts, input_ids, attention_mask), options)
-    return found
+    prompt = _prompt(parts, input_ids, attention_mask, prompt)
+    with phase("decode"):
+        found = replay(parts, prompt, options) if cuda_graphs and input_ids.is_cuda else None
+        return decode(parts, prompt, options, stops_early=stops_early) if found is None else found
+
+
+def _prompt(model: Backbone, input_ids: Tensor, attention_mask: Tensor, prompt: Prompt | None) -> Prompt:
+    """A prefilled prompt that may be appended to."""
+    if prompt is not None:
+        return prompt.detached()
+    with phase("prefill"):
+        return prefill(model, input_ids, attention_mask)
 
 
 def expand_items(sequences: Sequences, trie: ItemTrie) -> BeamOutput:
@@ -140,6 +155,7 @@ def sample_sequences(
     *,
     normalizer: Normalizer = "vocab",
     generator: torch.Generator | None = None,
+    prompt: Prompt | None = None,
 ) -> Sequences:
     """`group_size` sequences a prompt, drawn token by token from the policy restricted to the trie; repeats may occur.
 
@@ -148,7 +164,7 @@ def sample_sequences(
     """
     check_prompts(input_ids, attention_mask)
     parts = backbone(model)
-    prompt = prefill(parts, input_ids, attention_mask)
+    prompt = _prompt(parts, input_ids, attention_mask, prompt)
     tree = BeamTree(parts, prompt)
     weight, bias = parts.head_in(prompt.last_hidden.dtype)
     batch = input_ids.shape[0]
@@ -235,6 +251,7 @@ def sequence_log_probs(
     *,
     normalizer: Normalizer = "vocab",
     trie: ItemTrie | None = None,
+    prompt: Prompt | None = None,
 ) -> Tensor:
     """Log p of every token of given completions, without gradient.
 
@@ -242,12 +259,13 @@ def sequence_log_probs(
         token_ids: int64 [B, G, L], -100 = padding.
         normalizer: "vocab": over the whole vocabulary; "trie": over the children of the node before the token.
         trie: the catalogue; with normalizer "trie" only.
+        prompt: what `prefill` gave for these prompts, which are not run again then.
 
     Returns:
         fp32 [B, G, L], 0 at padding.
     """
     parts = backbone(model)
-    states, rows = completion_states(parts, input_ids, attention_mask, token_ids)
+    states, rows = completion_states(parts, input_ids, attention_mask, token_ids, prompt)
     weight, bias = parts.head_in(states.dtype)
     nodes = None if trie is None else prefix_nodes(trie, token_ids)
     return linear_log_probs(
@@ -263,6 +281,9 @@ def score_sequences(
     *,
     normalizer: Normalizer = "vocab",
     trie: ItemTrie | None = None,
+    prompt: Prompt | None = None,
 ) -> Tensor:
     """Their sums, fp32 [B, G]: what beam search scores a completion by."""
-    return sequence_log_probs(model, input_ids, attention_mask, token_ids, normalizer=normalizer, trie=trie).sum(-1)
+    return sequence_log_probs(
+        model, input_ids, attention_mask, token_ids, normalizer=normalizer, trie=trie, prompt=prompt
+    ).sum(-1)

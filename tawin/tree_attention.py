@@ -10,18 +10,18 @@ This module knows nothing of items, tries, rewards or losses.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 from transformers import Cache, DynamicCache
 
 from .backbone import Backbone
 from .decode_attention import DecodeAttention, SharedPrompt, shared_prompt
+from .packing import decoder_states, packs
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,13 @@ class Prompt:
     key_positions: Tensor  # int64 [B, P]
     lengths: Tensor  # int64 [B], tokens of each prompt
     is_padded: bool  # whether some key may be padding
+
+    def detached(self) -> Prompt:
+        """The same keys, values and states without a gradient, in a cache of its own to be appended to."""
+        cache = _copy(self.cache)
+        for layer in cache.layers:
+            layer.keys, layer.values = layer.keys.detach(), layer.values.detach()
+        return replace(self, cache=cache, last_hidden=self.last_hidden.detach())
 
 
 def check_prompts(input_ids: Tensor, attention_mask: Tensor) -> None:
@@ -85,73 +92,53 @@ def model_mask(config: Any, visible: Tensor, query_positions: Tensor, key_positi
             return mask
         return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
-    types = set(getattr(config, "layer_types", None) or ())
-    window = getattr(config, "sliding_window", None)
-    if window is None or types == {"full_attention"}:
+    if not _has_window(config):
         return finish(visible)
-    sliding = finish(visible & (key_positions[:, None, :] > query_positions[:, :, None] - window))
-    if not types:  # one mask for all layers (Mistral)
+    near = key_positions[:, None, :] > query_positions[:, :, None] - config.sliding_window
+    sliding = finish(visible & near)
+    if not getattr(config, "layer_types", None):  # one mask for all layers (Mistral)
         return sliding
     return {"full_attention": finish(visible), "sliding_attention": sliding}
+
+
+def _has_window(config: Any) -> bool:
+    """Whether some layers see no further than a sliding window."""
+    types = set(getattr(config, "layer_types", None) or ())
+    return getattr(config, "sliding_window", None) is not None and types != {"full_attention"}
 
 
 def _full_attention_mask(config: Any, mask: Any) -> Tensor | None:
     """Of what `model_mask` gave: the mask of the layers of full attention, None where there are none."""
     if isinstance(mask, dict):
         return mask["full_attention"]
-    is_sliding = getattr(config, "sliding_window", None) is not None
-    return mask if not is_sliding or set(getattr(config, "layer_types", None) or ()) == {"full_attention"} else None
+    return None if _has_window(config) else mask
 
 
-@contextmanager
-def _last_mlp_from(model: Backbone, start: int) -> Iterator[None]:
-    """Within it the last layer's MLP skips the positions before `start`, whose hidden states come out meaningless.
+def prefill(model: Backbone, input_ids: Tensor, attention_mask: Tensor) -> Prompt:
+    """Run each prompt once and keep its keys and values. input_ids int64 [B, P] left-padded, attention_mask [B, P].
 
-    Of those positions the last layer's keys and values are wanted and nothing else. In a shallow decoder that is a
-    good part of the work. Left alone: blocks that are no plain MLP, and gradient checkpointing, which runs layers
-    again later.
+    In the cache prompts begin at the first key: there a model's own causal mask is right, and attention skips what it
+    hides. Differentiable, cache included.
     """
-    layer = getattr(model.decoder, "layers", [None])[-1]
-    mlp: Any = getattr(layer, "mlp", None)
-    if not type(mlp).__name__.endswith("MLP") or getattr(layer, "gradient_checkpointing", False):
-        yield
-        return
-    hooks = (
-        mlp.register_forward_pre_hook(lambda _mlp, inputs: (inputs[0][:, start:],)),
-        mlp.register_forward_hook(lambda _mlp, _inputs, output: nn.functional.pad(output, (0, 0, start, 0))),
-    )
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def prefill(model: Backbone, input_ids: Tensor, attention_mask: Tensor, cache: Cache | None = None) -> Prompt:
-    """Run each prompt once and keep its keys and values.
-
-    input_ids int64 [B, P] left-padded, attention_mask [B, P]. cache: an empty one to keep them in; None: a growing one.
-    """
-    key_mask = attention_mask.bool()
-    positions = positions_of(key_mask)
-    # Without padding the model's own causal mask is right, and attention skips what it hides.
-    padded = not bool(key_mask.all())
-    mask = model_mask(model.config, _causal(key_mask), positions, positions, model.dtype) if padded else None
-    if cache is None:
-        cache = DynamicCache()  # without a config every layer keeps all keys; windows are the mask's business
-    with _last_mlp_from(model, input_ids.shape[1] - 1):
-        hidden = model.decoder(
-            input_ids=input_ids,
-            attention_mask=mask,
-            position_ids=positions,
-            use_cache=True,
-            **{model.cache_argument: cache},
-        ).last_hidden_state  # [B, P, H]
-    if cache.get_seq_length() != input_ids.shape[1]:
+    batch, length = input_ids.shape
+    real = attention_mask.bool()
+    lengths = real.sum(-1)
+    places = torch.arange(length, device=real.device)
+    key_mask = places < lengths[:, None]  # bool [B, P]
+    is_padded = not bool(real.all())
+    if is_padded:
+        input_ids = input_ids.gather(1, (places + (length - lengths)[:, None]) % length)
+    positions = places.expand(batch, -1)
+    needs_mask = _has_window(model.config) if packs(model) else is_padded
+    mask = model_mask(model.config, _causal(key_mask), positions, positions, model.dtype) if needs_mask else None
+    cache = DynamicCache()  # without a config every layer keeps all keys; windows are the mask's business
+    wanted = places == lengths[:, None] - 1
+    last_hidden = decoder_states(model, input_ids, positions, key_mask, wanted, mask, cache)  # [B, H]
+    if cache.get_seq_length() != length:
         raise ValueError(
             "model: it keeps no cache (gradient checkpointing in training mode does that): call model.eval()"
         )
-    return Prompt(cache, hidden[:, -1], key_mask, positions, key_mask.sum(-1), padded)
+    return Prompt(cache, last_hidden, key_mask, positions, lengths, is_padded)
 
 
 def _causal(key_mask: Tensor) -> Tensor:
@@ -223,7 +210,7 @@ class BeamTree:
 
 
 def completion_states(
-    model: Backbone, input_ids: Tensor, attention_mask: Tensor, token_ids: Tensor
+    model: Backbone, input_ids: Tensor, attention_mask: Tensor, token_ids: Tensor, prompt: Prompt | None = None
 ) -> tuple[Tensor, Tensor]:
     """Hidden states that predict every completion token: a token tree, each distinct prefix run once. Differentiable.
 
@@ -233,49 +220,74 @@ def completion_states(
     Args:
         input_ids, attention_mask: [B, P], left-padded prompts.
         token_ids: int64 [B, G, L], completions; -100 = padding at the end.
+        prompt: what `prefill` gave for these prompts. It is not run again then, and is left as it is.
 
     Returns:
         states [R, H], and rows int64 [B, G, L]: the state that predicts each token, any one at padding.
     """
     batch, group, length = token_ids.shape
-    prompt_length = input_ids.shape[1]
-    key_mask = attention_mask.bool()
-    # Run are the tokens that another one follows, each distinct prefix once, packed: of titles, most of [G, L] is
-    # padding.
+    key_mask = attention_mask.bool() if prompt is None else prompt.key_mask  # bool [B, P]
+    key_positions = positions_of(key_mask) if prompt is None else prompt.key_positions
+    # Run are the tokens that another one follows, each distinct prefix once: of titles, most of [G, L] is padding.
     followed = token_ids[:, :, 1:] >= 0  # bool [B, G, L - 1]
     owners = _prefix_owners(token_ids[:, :, :-1], followed)  # int64 [B, G, L - 1]
     is_run = (followed & (owners == torch.arange(group, device=owners.device)[:, None])).flatten(1)
-    packed = int(is_run.sum(1).max())
+    count = is_run.sum(1)  # int64 [B]
+    packed = int(count.max())
     slots = is_run.long().argsort(dim=1, descending=True, stable=True)[:, :packed]  # [B, S], into [G * (L - 1)]
+    exists = torch.arange(packed, device=slots.device) < count[:, None]  # bool [B, S]
     suffix = token_ids[:, :, :-1].flatten(1).gather(1, slots).clamp_min(0)  # [B, S]
     owner, depth = slots // max(1, length - 1), slots % max(1, length - 1)  # [B, S]
-    positions = torch.cat((positions_of(key_mask), key_mask.sum(-1, keepdim=True) + depth), dim=1)
+    positions = key_mask.sum(-1, keepdim=True) + depth
 
-    # A token sees those that stand for its own completion's prefixes, up to its depth.
+    # A token sees its prompt and those that stand for its own completion's prefixes, up to its depth.
     ancestors = owners.gather(1, owner[..., None].expand(-1, -1, length - 1))  # [B, S, L - 1]
     ancestors = ancestors.gather(2, depth[:, None].expand(-1, packed, -1))  # [B, S, S]
-    total = prompt_length + packed
-    visible = torch.zeros(batch, total, total, dtype=torch.bool, device=token_ids.device)
-    visible[:, :prompt_length, :prompt_length] = _causal(key_mask)
-    visible[:, prompt_length:, :prompt_length] = key_mask[:, None, :]
-    visible[:, prompt_length:, prompt_length:] = (ancestors == owner[:, None]) & (depth[:, :, None] >= depth[:, None])
-    visible.diagonal(dim1=1, dim2=2).fill_(True)  # what only fills up sees itself too: no softmax is over nothing
+    own = (ancestors == owner[:, None]) & (depth[:, :, None] >= depth[:, None]) & exists[:, None]
+    own.diagonal(dim1=1, dim2=2).fill_(True)  # what only fills up sees itself too: no softmax is over nothing
+    visible = torch.cat((key_mask[:, None].expand(-1, packed, -1), own), dim=2)  # [B, S, P + S]
+    all_positions = torch.cat((key_positions, positions), dim=1)
 
-    with _last_mlp_from(model, prompt_length - 1):
-        hidden = model.decoder(
-            input_ids=torch.cat((input_ids, suffix), dim=1),
-            attention_mask=model_mask(model.config, visible, positions, positions, model.dtype),
-            position_ids=positions,
-            use_cache=False,
-        ).last_hidden_state  # [B, P + S, H]
-    states = hidden[:, prompt_length - 1 :]  # [B, 1 + S, H]: of the prompt's end, then of each token that was run
+    if prompt is not None:
+        states = prompt.last_hidden
+        if packed:
+            mask = model_mask(model.config, visible, positions, all_positions, model.dtype)
+            cache = _copy(prompt.cache)
+            suffix_states = decoder_states(model, suffix, positions, exists, exists, mask, cache)
+            states = torch.cat((states, suffix_states))  # [B + R', H]: the prompts' ends, then the tokens that were run
+        ends = torch.arange(batch, device=slots.device)
+        starts = batch + count.cumsum(0) - count
+    else:
+        causal = pad(_causal(key_mask), (0, packed))
+        wanted = torch.zeros_like(key_mask)
+        wanted[:, -1] = True
+        visible = torch.cat((causal, visible), dim=1)  # [B, P + S, P + S]
+        states = decoder_states(
+            model,
+            torch.cat((input_ids, suffix), dim=1),
+            all_positions,
+            torch.cat((key_mask, exists), dim=1),
+            torch.cat((wanted, exists), dim=1),
+            model_mask(model.config, visible, all_positions, all_positions, model.dtype),
+        )  # [R, H]: of the end of a prompt, then of its tokens that were run
+        starts = (count + 1).cumsum(0) - count
+        ends = starts - 1
 
     place = slots.new_zeros(batch, group * (length - 1))  # of each token's state among those of its prompt
-    place.scatter_(1, slots, torch.arange(1, 1 + packed, device=slots.device).expand_as(slots))
+    place.scatter_(1, slots, torch.arange(packed, device=slots.device).expand_as(slots))
     depths = torch.arange(length - 1, device=owners.device)
     place = place.gather(1, (owners * (length - 1) + depths).flatten(1)).unflatten(1, (group, length - 1))
-    rows = pad(place, (1, 0)) + (1 + packed) * torch.arange(batch, device=slots.device)[:, None, None]
-    return states.flatten(0, 1), rows
+    place = (place + starts[:, None, None]).where(followed, ends[:, None, None])
+    return states, torch.cat((ends[:, None, None].expand(-1, group, 1), place), dim=2)
+
+
+def _copy(cache: Cache) -> DynamicCache:
+    """A cache of the same keys and values, to be appended to on its own."""
+    copied = DynamicCache()
+    for index, layer in enumerate(cache.layers):
+        copied.update(layer.keys[:, :, :0], layer.values[:, :, :0], index)
+        copied.layers[index].keys, copied.layers[index].values = layer.keys, layer.values
+    return copied
 
 
 def _prefix_owners(token_ids: Tensor, exists: Tensor) -> Tensor:

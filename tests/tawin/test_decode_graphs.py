@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import gc
 import warnings
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from tawin_kernels import ItemTrie
-from torch import Tensor, nn
+from torch import nn
 
 from tawin import decode_graphs
 from tawin.backbone import Backbone, backbone
@@ -19,7 +20,7 @@ from tawin.beam_decode import BeamOptions, Sequences, decode
 from tawin.decode_graphs import MAX_GRAPHS, PROMPT_STEP, ModelGraphs, addresses_of, obstacle, replay
 from tawin.fixed_decode import FixedDecode
 from tawin.rollout import beam_search
-from tawin.tree_attention import prefill
+from tawin.tree_attention import Prompt, prefill
 
 from .models import ragged_prompts, tiny_model
 
@@ -100,12 +101,12 @@ def test_a_model_says_once_why_it_runs_without_graphs() -> None:
 class Rerun:
     """In the place of a captured graph: the same decode on the same memory, run eagerly, where there is no GPU."""
 
-    def __init__(self, model: Backbone, input_ids: Tensor, attention_mask: Tensor, decode: FixedDecode) -> None:
-        self.decode = decode
+    def __init__(self, model: Backbone, prompt: Prompt, decode: FixedDecode) -> None:
+        self.model, self.decode = weakref.ref(model), decode  # as a graph, it refers to no model
 
-    def search(self, model: Backbone, input_ids: Tensor, attention_mask: Tensor) -> Sequences:
-        self.decode.load(model, input_ids, attention_mask)
-        return self.decode.run(model)
+    def search(self, prompt: Prompt) -> Sequences:
+        self.decode.load(prompt)
+        return self.decode.run(self.model())
 
 
 @torch.no_grad()
@@ -114,18 +115,19 @@ def test_a_shape_is_captured_when_it_comes_back_and_serves_every_length_up_to_th
 ) -> None:
     monkeypatch.setattr(decode_graphs, "_capture", Rerun)
     parts, options = backbone(tiny_model("qwen2")), BeamOptions(ItemTrie.from_sequences(ITEMS), 3)
-    assert replay(parts, *ragged_prompts(4, 5), options) is None
+    assert replay(parts, prefill(parts, *ragged_prompts(4, 5)), options) is None
     graphs = decode_graphs._models[parts.decoder].graphs
     assert not graphs
     for length in (9, 5, PROMPT_STEP):
         prompts = ragged_prompts(4, length, seed=length)
-        found, expected = replay(parts, *prompts, options), decode(parts, prefill(parts, *prompts), options)
+        found = replay(parts, prefill(parts, *prompts), options)
+        expected = decode(parts, prefill(parts, *prompts), options)
         assert found is not None and torch.equal(found.nodes, expected.nodes)
         assert len(graphs) == 1
-    assert replay(parts, *ragged_prompts(4, PROMPT_STEP + 1), options) is None
-    assert replay(parts, *ragged_prompts(3, 5), options) is None
-    assert replay(parts, *ragged_prompts(4, 5), BeamOptions(options.trie, 2)) is None
-    assert replay(parts, *ragged_prompts(4, 5), BeamOptions(ItemTrie.from_sequences(ITEMS), 3)) is None
+    assert replay(parts, prefill(parts, *ragged_prompts(4, PROMPT_STEP + 1)), options) is None
+    assert replay(parts, prefill(parts, *ragged_prompts(3, 5)), options) is None
+    assert replay(parts, prefill(parts, *ragged_prompts(4, 5)), BeamOptions(options.trie, 2)) is None
+    assert replay(parts, prefill(parts, *ragged_prompts(4, 5)), BeamOptions(ItemTrie.from_sequences(ITEMS), 3)) is None
 
 
 @torch.no_grad()
@@ -137,11 +139,11 @@ def test_the_least_recently_used_graphs_go_and_all_go_with_a_moved_parameter_or_
     parts, trie = backbone(model), ItemTrie.from_sequences(ITEMS)
     for width in (1, 2, 3, 4, 1, 5):
         for _ in range(2):
-            replay(parts, *ragged_prompts(2, 5), BeamOptions(trie, width))
+            replay(parts, prefill(parts, *ragged_prompts(2, 5)), BeamOptions(trie, width))
     graphs = decode_graphs._models[parts.decoder].graphs
     assert [key[2].beam_width for key in graphs] == [3, 4, 1, 5]
     model.model.norm.weight = nn.Parameter(model.model.norm.weight.clone())
-    replay(parts, *ragged_prompts(2, 5), BeamOptions(trie, 5))
+    replay(parts, prefill(parts, *ragged_prompts(2, 5)), BeamOptions(trie, 5))
     assert [key[2].beam_width for key in graphs] == [5]
     models = len(decode_graphs._models)
     del model, parts
@@ -160,11 +162,11 @@ def test_a_failed_capture_is_warned_of_once_and_not_tried_again(monkeypatch: pyt
 
     monkeypatch.setattr(decode_graphs, "_capture", fail)
     parts, options = backbone(tiny_model("qwen2")), BeamOptions(ItemTrie.from_sequences(ITEMS), 3)
-    replay(parts, *ragged_prompts(4, 5), options)
+    replay(parts, prefill(parts, *ragged_prompts(4, 5)), options)
     with pytest.warns(RuntimeWarning, match="capture failed: RuntimeError: operation not permitted"):
-        assert replay(parts, *ragged_prompts(4, 5), options) is None
+        assert replay(parts, prefill(parts, *ragged_prompts(4, 5)), options) is None
     with no_warning():
-        assert replay(parts, *ragged_prompts(4, 5), options) is None
+        assert replay(parts, prefill(parts, *ragged_prompts(4, 5)), options) is None
     assert tries == 1
 
 

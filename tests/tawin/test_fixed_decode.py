@@ -47,7 +47,7 @@ def test_batch_after_batch_it_finds_what_a_search_with_a_growing_cache_finds(
     fixed = FixedDecode(8, options)
     for length in (6, 8, 3):  # shorter and longer than the one before
         prompts = ragged_prompts(4, length, seed=length)
-        fixed.load(parts, *prompts)
+        fixed.load(prefill(parts, *prompts))
         assert_same(fixed.run(parts), searched(parts, prompts, options))
 
 
@@ -58,7 +58,7 @@ def test_a_beam_wider_than_the_catalogue_is_found_too(normalizer: str) -> None:
     options = BeamOptions(TRIE, 12, normalizer=normalizer)
     prompts = ragged_prompts(2, 5)
     fixed = FixedDecode(5, options)
-    fixed.load(parts, *prompts)
+    fixed.load(prefill(parts, *prompts))
     assert_same(fixed.run(parts), searched(parts, prompts, options))
 
 
@@ -92,7 +92,7 @@ def test_beam_step_aside_a_run_asks_the_device_for_no_value(
     monkeypatch.setattr(tawin.beam_decode, "beam_step", unseen)
     parts = backbone(tiny_model(family))
     fixed = FixedDecode(8, BeamOptions(TRIE, 3, attention=attention))
-    fixed.load(parts, *ragged_prompts(4, 6))
+    fixed.load(prefill(parts, *ragged_prompts(4, 6)))
     with ValuesAsked() as values:
         fixed.run(parts)
     assert values.asked == []
@@ -105,7 +105,7 @@ def test_beam_step_aside_a_run_asks_the_device_for_no_value(
 def test_a_second_run_of_the_same_batch_gives_the_same_bits() -> None:
     parts = backbone(tiny_model("qwen2"))
     fixed = FixedDecode(8, BeamOptions(TRIE, 3))
-    fixed.load(parts, *ragged_prompts(4, 6))
+    fixed.load(prefill(parts, *ragged_prompts(4, 6)))
     first, second = fixed.run(parts), fixed.run(parts)
     assert torch.equal(first.nodes, second.nodes) and torch.equal(first.scores, second.scores)
 
@@ -118,11 +118,11 @@ def test_nan_that_an_earlier_batch_left_behind_is_not_seen() -> None:
     weight = model.model.layers[0].self_attn.v_proj.weight
     kept = weight.clone()
     weight.fill_(torch.nan)
-    fixed.load(parts, *ragged_prompts(4, 8))
+    fixed.load(prefill(parts, *ragged_prompts(4, 8)))
     assert (fixed.run(parts).nodes == -1).all()
     weight.copy_(kept)
     prompts = ragged_prompts(4, 4)
-    fixed.load(parts, *prompts)
+    fixed.load(prefill(parts, *prompts))
     assert_same(fixed.run(parts), searched(parts, prompts, options))
 
 
@@ -132,7 +132,7 @@ def test_keys_and_values_stay_where_they_are() -> None:
     fixed = FixedDecode(8, BeamOptions(TRIE, 3))
     places = []
     for length in (8, 5):
-        fixed.load(parts, *ragged_prompts(4, length))
+        fixed.load(prefill(parts, *ragged_prompts(4, length)))
         fixed.run(parts)
         cache = fixed._cache
         places.append([(layer.keys.data_ptr(), layer.values.data_ptr()) for layer in cache.layers])

@@ -12,8 +12,17 @@ from torch import nn
 
 from tawin.backbone import backbone
 from tawin.catalog import Catalog
-from tawin.config import GRPOConfig, TAWinConfig
-from tawin.objective import Groups, completion_log_probs, group_loss, loss_denominator, roll_out
+from tawin.config import GRPOConfig, PolicyConfig, TAWinConfig
+from tawin.objective import (
+    Groups,
+    completion_log_probs,
+    group_loss,
+    loss_denominator,
+    may_share_prompts,
+    roll_out,
+)
+from tawin.packing import checkpoint_activations
+from tawin.policy import add_lora
 from tawin.rollout import score_sequences
 
 from .models import completion_hidden, ragged_prompts, tiny_model
@@ -155,6 +164,42 @@ def test_the_gradient_is_that_of_hidden_states_with_repeats(loss_type: str, beta
     for got, wanted in pairs:
         # fp32 sums in another order
         torch.testing.assert_close(got, wanted, atol=1e-5 * max(1.0, float(wanted.abs().max())), rtol=1e-3)
+
+
+@pytest.mark.parametrize(("negatives", "normalizer"), WAYS)
+def test_going_on_from_the_rollouts_prompts_gives_the_same_groups_and_gradients(
+    negatives: str, normalizer: str
+) -> None:
+    config = GRPOConfig(group_size=4, negatives=negatives, normalizer=normalizer, ensure_positive=True, beta=0.1)
+    model, separate = rolled_out(config, [0, 1, 2, 3])
+    reference = completion_log_probs(tiny_model("qwen2", seed=9), separate)
+    input_ids, mask, targets = separate.input_ids, separate.attention_mask, torch.tensor([0, 1, 2, 3])
+    generator = torch.Generator().manual_seed(0)
+    run: list[int] = []
+    count = model.model.layers[0].mlp.register_forward_hook(lambda _mlp, inputs, _out: run.append(inputs[0].shape[1]))
+    shared = roll_out(model.train(), small_catalog(), input_ids, mask, targets, config, generator, shares_prompts=True)
+    assert torch.equal(shared.token_ids, separate.token_ids) and torch.equal(shared.rewards, separate.rewards)
+    torch.testing.assert_close(shared.scores, separate.scores, atol=2e-4, rtol=0)  # fp32, another order of summation
+    expected, got = (group_loss(model, lambda _: reference, groups, config, 7.0) for groups in (separate, shared))
+    count.remove()
+    assert run[-1] == run[-2] - int(mask.sum())  # the shared one ran no prompt again
+    torch.testing.assert_close(got.loss, expected.loss)
+    parameters = list(model.parameters())
+    pairs = zip(torch.autograd.grad(got.loss, parameters), torch.autograd.grad(expected.loss, parameters), strict=True)
+    for ours, theirs in pairs:  # fp32 sums in another order
+        torch.testing.assert_close(ours, theirs, atol=1e-5 * max(1.0, float(theirs.abs().max())), rtol=1e-3)
+
+
+def test_prompts_are_shared_only_where_all_groups_are_trained_by_the_function_that_was_rolled_out() -> None:
+    model, all_groups = tiny_model("qwen2"), GRPOConfig(beta=0.1)
+    assert may_share_prompts(model, all_groups)
+    assert not may_share_prompts(model, GRPOConfig())
+    assert not may_share_prompts(model, dataclasses.replace(all_groups, gradient_accumulation=2))
+    assert not may_share_prompts(tiny_model("qwen2", attention_dropout=0.1), all_groups)
+    lora = add_lora(tiny_model("qwen2"), PolicyConfig(lora_rank=2), [])
+    assert may_share_prompts(lora, all_groups)
+    checkpoint_activations(model)
+    assert not may_share_prompts(model, all_groups)
 
 
 @pytest.mark.parametrize("negatives", ["beam", "sample"])

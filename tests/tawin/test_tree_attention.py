@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tawin.backbone import backbone
-from tawin.tree_attention import check_prompts, completion_states, prefill
+from tawin.backbone import Backbone, backbone
+from tawin.packing import checkpoint_activations, packs
+from tawin.tree_attention import BeamTree, check_prompts, completion_states, prefill
 
 from .models import FAMILIES, completion_hidden, ragged_prompts, tiny_model
 
@@ -82,7 +83,7 @@ def test_states_without_repeats_are_the_hidden_states_and_give_their_gradients(l
         {tuple(tokens[:end]) for tokens in group for end in range(1, length) if tokens[end] >= 0}
         for group in token_ids.tolist()
     ]
-    assert len(states) == 3 * (1 + max(map(len, prefixes)))
+    assert len(states) == sum(1 + len(own) for own in prefixes)
     assert (rows[:, :, 0] == rows[:, :1, 0]).all()
     assert torch.equal(states[rows[real]], hidden)
     got = torch.autograd.grad((states[rows[real]] * direction).sum(), list(model.model.parameters()))
@@ -126,7 +127,7 @@ def test_a_model_that_keeps_no_cache_is_refused_with_what_to_do() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_last_mlp_runs_only_where_its_output_is_wanted(family: str) -> None:
+def test_padding_is_not_run_and_the_last_mlp_only_where_its_output_is_wanted(family: str) -> None:
     model = tiny_model(family)
     input_ids, mask = ragged_prompts(2, 6)
     seen: dict[int, int] = {}
@@ -135,20 +136,68 @@ def test_the_last_mlp_runs_only_where_its_output_is_wanted(family: str) -> None:
             lambda _module, inputs, _output, number=number: seen.update({number: inputs[0].shape[1]})
         )
     completion_hidden(backbone(model), input_ids, mask, 3 + torch.arange(24).view(2, 3, 4))
-    assert seen == {0: 6 + 9, 1: 1 + 9}
+    real = int(mask.sum())
+    assert real < mask.numel()
+    assert seen == {0: real + 2 * 9, 1: 2 * (1 + 9)}
     prefill(backbone(model), input_ids, mask)
-    assert seen == {0: 6, 1: 1}
+    assert seen == {0: real, 1: 2}
 
 
-def test_gradient_checkpointing_gives_the_same_gradients() -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_activation_checkpointing_gives_the_same_gradients(family: str) -> None:
     input_ids, mask = ragged_prompts(2, 6)
     token_ids = completions(2, 3, 4)
     gradients = []
-    for checkpointing in (False, True):
-        model = tiny_model("qwen2").train()
-        if checkpointing:
-            model.gradient_checkpointing_enable()
+    for checkpoint in (None, checkpoint_activations, lambda model: model.gradient_checkpointing_enable()):
+        model = tiny_model(family).train()
+        if checkpoint is not None:
+            checkpoint(model)
+            assert packs(backbone(model)) == (checkpoint is checkpoint_activations)
         completion_hidden(backbone(model), input_ids, mask, token_ids)[token_ids >= 0].square().sum().backward()
-        gradients.append([p.grad for p in model.parameters()])
-    for plain, checkpointed in zip(*gradients, strict=True):
-        torch.testing.assert_close(plain, checkpointed, atol=1e-3, rtol=1e-3)
+        gradients.append([p.grad for p in model.model.parameters()])
+    for plain, ours, theirs in zip(*gradients, strict=True):
+        scale = float(plain.abs().max())
+        for checkpointed in (ours, theirs):  # fp32 sums in another order
+            torch.testing.assert_close(checkpointed, plain, atol=1e-5 * max(1.0, scale), rtol=1e-3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_prompt_that_was_prefilled_with_its_gradient_is_not_run_again(family: str, attention: str) -> None:
+    model = tiny_model(family, attention=attention)
+    parts = backbone(model)
+    input_ids, mask = ragged_prompts(3, 6)
+    token_ids = completions(3, 4, 5)
+    real = token_ids >= 0
+    states, rows = completion_states(parts, input_ids, mask, token_ids)
+    direction = torch.randn(int(real.sum()), 32, generator=torch.Generator().manual_seed(2))
+    expected = torch.autograd.grad((states[rows[real]] * direction).sum(), list(model.model.parameters()))
+    seen: list[int] = []
+    prompt = prefill(parts, input_ids, mask)
+    for _ in range(2):  # the prompt is left as it is
+        hook = model.model.layers[0].mlp.register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0].shape[1]))
+        found, rows = completion_states(parts, input_ids, mask, token_ids, prompt)
+        hook.remove()
+        torch.testing.assert_close(found[rows[real]], states[rows_of(parts, input_ids, mask, token_ids)], **TOLERANCE)
+    assert max(seen) <= len(states) - 3  # without the three ends of prompts
+    got = torch.autograd.grad((found[rows[real]] * direction).sum(), list(model.model.parameters()))
+    for ours, theirs in zip(got, expected, strict=True):  # fp32 sums in another order
+        torch.testing.assert_close(ours, theirs, atol=1e-4 * max(1.0, float(theirs.abs().max())), rtol=1e-3)
+
+
+def rows_of(parts: Backbone, input_ids: Tensor, mask: Tensor, token_ids: Tensor) -> Tensor:
+    """The state of each real token, without a prompt that was prefilled."""
+    return completion_states(parts, input_ids, mask, token_ids)[1][token_ids >= 0]
+
+
+def test_a_detached_prompt_is_appended_to_on_its_own_and_carries_no_gradient() -> None:
+    model = tiny_model("qwen2")
+    prompt = prefill(backbone(model), *ragged_prompts(2, 4))
+    keys = prompt.cache.layers[0].keys
+    detached = prompt.detached()
+    assert keys.requires_grad and not detached.cache.layers[0].keys.requires_grad
+    assert not detached.last_hidden.requires_grad
+    tokens = torch.full((2, 1), 5)
+    BeamTree(backbone(model), detached).append(tokens, torch.zeros_like(tokens))
+    assert detached.cache.get_seq_length() == 5 and prompt.cache.get_seq_length() == 4
+    assert prompt.cache.layers[0].keys is keys

@@ -1,0 +1,238 @@
+"""Padded batches run without their padding: all but the attention sees one row of real tokens.
+
+A decoder's matrix products do not care which sequence a token belongs to; its attention does. So the real tokens of a
+batch [B, S] are laid end to end, [1, T], and the attention of each layer, which transformers lets us replace, puts
+them back into [B, S] for PyTorch's sdpa and takes the real ones out again. Under the replaced attention a cache holds
+padded keys and values, as all other code expects. The last layer's MLP is run only where a hidden state is wanted.
+
+Models for which that goes wrong run padded, as they are (`packs`). Knows nothing of prompts, completions or trees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+from transformers import AttentionInterface, Cache
+
+from .backbone import Backbone
+
+_NAME = "tawin_packed"
+
+
+class Packing:
+    """Moves tensors between a padded batch [B, S, ...] and its real tokens [T, ...], row after row. Differentiable."""
+
+    def __init__(self, present: Tensor) -> None:
+        """present: bool [B, S], the places of real tokens."""
+        self.shape = present.shape
+        places = present.flatten().nonzero()[:, 0]  # int64 [T]
+        self._places = None if len(places) == present.numel() else places
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """[B, S, ...] -> [T, ...]."""
+        flat = padded.flatten(0, 1)
+        return flat if self._places is None else rows_at(flat, self._places)
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """[T, ...] -> [B, S, ...], zero where there is no token."""
+        if self._places is not None:
+            packed = rows_among(packed, self._places, self.shape.numel())
+        return packed.unflatten(0, self.shape)
+
+
+def rows_at(rows: Tensor, places: Tensor) -> Tensor:
+    """rows[places] for places int64 [T] that are distinct: so the backward is a copy, not a sum."""
+    return _RowsAt.apply(rows, places)
+
+
+def rows_among(rows: Tensor, places: Tensor, total: int) -> Tensor:
+    """The inverse of `rows_at`: `total` rows, these ones at their places and zeros elsewhere."""
+    return _RowsAmong.apply(rows, places, total)
+
+
+def _spread(rows: Tensor, places: Tensor, total: int) -> Tensor:
+    return rows.new_zeros(total, *rows.shape[1:]).index_copy_(0, places, rows)
+
+
+class _RowsAt(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.total = len(rows)
+        return rows.index_select(0, places)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _spread(gradient, ctx.saved_tensors[0], ctx.total), None
+
+
+class _RowsAmong(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, places: Tensor, total: int) -> Tensor:
+        ctx.save_for_backward(places)
+        return _spread(rows, places, total)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (places,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return gradient.index_select(0, places), None, None
+
+
+def decoder_states(
+    model: Backbone,
+    input_ids: Tensor,
+    positions: Tensor,
+    present: Tensor,
+    wanted: Tensor,
+    mask: Any,
+    cache: Cache | None = None,
+) -> Tensor:
+    """Hidden states of a padded batch where they are wanted: [R, H], row after row of the batch.
+
+    Args:
+        input_ids, positions: int64 [B, S], any valid values where there is no token.
+        present: bool [B, S], the real tokens.
+        wanted: bool [B, S], some of them.
+        mask: what `tree_attention.model_mask` gave for [B, S] queries and all keys, those of the cache first. None:
+            causal. Only where that is right: no sliding window where the model `packs`, no padding where it does not.
+        cache: keys and values [B, heads, P, D] that come before; it gets those of this batch too, padded.
+    """
+    if not packs(model):
+        options = {} if cache is None else {model.cache_argument: cache}
+        hidden = model.decoder(
+            input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=cache is not None, **options
+        ).last_hidden_state  # [B, S, H]
+        return hidden[wanted]
+    packing = Packing(present)
+    rows = packing.pack(wanted).nonzero()[:, 0]  # int64 [R], among the T real tokens
+    with _attending(_Run(model.config, packing, cache)), _last_mlp_at(model, rows):
+        hidden = model.decoder(
+            input_ids=packing.pack(input_ids)[None],
+            attention_mask=mask,
+            position_ids=packing.pack(positions)[None],
+            use_cache=False,  # the attention below keeps it
+        ).last_hidden_state[0]  # [T, H]
+    return rows_at(hidden, rows)
+
+
+@dataclass(frozen=True)
+class _Run:
+    config: Any
+    packing: Packing
+    cache: Cache | None
+
+
+_run: ContextVar[_Run | None] = ContextVar("_run", default=None)
+
+
+@contextmanager
+def _attending(run: _Run) -> Iterator[None]:
+    before = run.config._attn_implementation
+    token = _run.set(run)
+    run.config._attn_implementation = _NAME
+    try:
+        yield
+    finally:
+        run.config._attn_implementation = before
+        _run.reset(token)
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """What transformers calls: query [1, heads, T, D], key and value [1, kv_heads, T, D] -> [1, T, heads, D]."""
+    run = _run.get()
+    assert run is not None, "the packed attention was called outside of decoder_states"
+
+    def unpack(states: Tensor) -> Tensor:
+        return run.packing.unpack(states[0].transpose(0, 1)).transpose(1, 2)  # [B, heads, S, D]
+
+    query, key, value = unpack(query), unpack(key), unpack(value)
+    if run.cache is not None:
+        layer: Any = module
+        key, value = run.cache.update(key, value, layer.layer_idx)
+    attended, _ = AttentionInterface()["sdpa"](module, query, key, value, attention_mask, **options)  # [B, S, heads, D]
+    return run.packing.pack(attended)[None], None
+
+
+AttentionInterface.register(_NAME, _attention)
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Keep only the layers' inputs for the backward pass and run each layer again there: less memory, more FLOPs.
+
+    transformers' own activation checkpointing, told to run a layer again with the attention that it first ran with.
+    model: a transformers model, or a peft one.
+    """
+    options = {"use_reentrant": False, "context_fn": _Contexts()}
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if hasattr(inner, "activation_checkpointing_enable"):
+        inner.activation_checkpointing_enable(options)
+    else:  # transformers before 5.23
+        inner.gradient_checkpointing_enable(options)
+    if inner is not model:  # with frozen embeddings no input of a layer would have a gradient
+        inner.enable_input_require_grads()
+
+
+class _Contexts:
+    """What torch's checkpoint asks for: contexts for the forward of a layer and for running it again."""
+
+    def __call__(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        run = _run.get()
+        return nullcontext(), nullcontext() if run is None else _attending(run)
+
+
+def packs(model: Backbone) -> bool:
+    """Whether `decoder_states` runs this model without its padding; else it needs a mask wherever there is some.
+
+    Padded run other attentions than sdpa, and layers whose activation checkpointing somebody else switched on: in the
+    backward pass those would be run again with the model's own attention.
+    """
+    if model.config._attn_implementation != "sdpa":
+        return False
+    for layer in getattr(model.decoder, "layers", ()):
+        if getattr(layer, "gradient_checkpointing", False):
+            checkpoint = getattr(layer, "_gradient_checkpointing_func", None)
+            if not isinstance(getattr(checkpoint, "keywords", {}).get("context_fn"), _Contexts):
+                return False
+    return True
+
+
+@contextmanager
+def _last_mlp_at(model: Backbone, rows: Tensor) -> Iterator[None]:
+    """Within it the last layer's MLP runs only at `rows` int64 [R] of [1, T, H]; the other states mean nothing.
+
+    Of the others the last layer's keys and values are wanted and nothing else. In a shallow decoder that is a good
+    part of the work. Left alone: blocks that are no plain MLP, and activation checkpointing, which runs layers again
+    later.
+    """
+    layer = getattr(model.decoder, "layers", [None])[-1]
+    mlp: Any = getattr(layer, "mlp", None)
+    if not type(mlp).__name__.endswith("MLP") or getattr(layer, "gradient_checkpointing", False):
+        yield
+        return
+    total = 0
+
+    def before(_mlp: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+        nonlocal total
+        total = inputs[0].shape[1]
+        return (rows_at(inputs[0][0], rows)[None],)
+
+    def after(_mlp: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return rows_among(output[0], rows, total)[None]
+
+    hooks = (mlp.register_forward_pre_hook(before), mlp.register_forward_hook(after))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
