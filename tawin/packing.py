@@ -3,7 +3,11 @@
 A decoder's matrix products do not care which sequence a token belongs to; its attention does. So the real tokens of a
 batch [B, S] are laid end to end, [1, T], and the attention of each layer, which transformers lets us replace, puts
 them back into [B, S] for PyTorch's sdpa and takes the real ones out again. Under the replaced attention a cache holds
-padded keys and values, as all other code expects. The last layer's MLP is run only where a hidden state is wanted.
+padded keys and values, as all other code expects.
+
+Columns that are the same tokens in every row, as the instruction before every prompt, are run once: they come first in
+the row of real tokens, and every sequence attends to them. The last layer's MLP is run only where a hidden state is
+wanted.
 
 Models for which that goes wrong run padded, as they are (`packs`). Knows nothing of prompts, completions or trees.
 """
@@ -27,24 +31,32 @@ _NAME = "tawin_packed"
 
 
 class Packing:
-    """Moves tensors between a padded batch [B, S, ...] and its real tokens [T, ...], row after row. Differentiable."""
+    """Moves tensors between a padded batch [B, S, ...] and its T real tokens: those of the C first columns, which are
+    the same in every row, then the others row after row. Differentiable."""
 
-    def __init__(self, present: Tensor) -> None:
-        """present: bool [B, S], the places of real tokens."""
-        self.shape = present.shape
-        places = present.flatten().nonzero()[:, 0]  # int64 [T]
-        self._places = None if len(places) == present.numel() else places
+    def __init__(self, present: Tensor, common: int = 0) -> None:
+        """present: bool [B, S], the places of real tokens; common: C, all of them present."""
+        own = present[:, common:]
+        places = own.flatten().nonzero()[:, 0]  # int64 [T - C]
+        self.common = common
+        self._shape = own.shape
+        self._places = None if len(places) == own.numel() else places
 
     def pack(self, padded: Tensor) -> Tensor:
         """[B, S, ...] -> [T, ...]."""
+        own = self.pack_own(padded[:, self.common :])
+        return torch.cat((padded[0, : self.common], own)) if self.common else own
+
+    def pack_own(self, padded: Tensor) -> Tensor:
+        """[B, S - C, ...] -> [T - C, ...]."""
         flat = padded.flatten(0, 1)
         return flat if self._places is None else rows_at(flat, self._places)
 
-    def unpack(self, packed: Tensor) -> Tensor:
-        """[T, ...] -> [B, S, ...], zero where there is no token."""
+    def unpack_own(self, packed: Tensor) -> Tensor:
+        """[T - C, ...] -> [B, S - C, ...], zero where there is no token."""
         if self._places is not None:
-            packed = rows_among(packed, self._places, self.shape.numel())
-        return packed.unflatten(0, self.shape)
+            packed = rows_among(packed, self._places, self._shape.numel())
+        return packed.unflatten(0, self._shape)
 
 
 def rows_at(rows: Tensor, places: Tensor) -> Tensor:
@@ -95,6 +107,8 @@ def decoder_states(
     wanted: Tensor,
     mask: Any,
     cache: Cache | None = None,
+    *,
+    common: int = 0,
 ) -> Tensor:
     """Hidden states of a padded batch where they are wanted: [R, H], row after row of the batch.
 
@@ -102,9 +116,12 @@ def decoder_states(
         input_ids, positions: int64 [B, S], any valid values where there is no token.
         present: bool [B, S], the real tokens.
         wanted: bool [B, S], some of them.
-        mask: what `tree_attention.model_mask` gave for [B, S] queries and all keys, those of the cache first. None:
-            causal. Only where that is right: no sliding window where the model `packs`, no padding where it does not.
+        mask: what `tree_attention.model_mask` gave for the queries [B, S - C] and all keys, those of the cache first.
+            None: causal. Only where that is right: no common columns and no sliding window where the model `packs`, no
+            padding where it does not.
         cache: keys and values [B, heads, P, D] that come before; it gets those of this batch too, padded.
+        common: C, columns from the first on that are the same tokens in every row, none of them wanted, and see each
+            other alone; for models that pack and have no sliding window.
     """
     if not packs(model):
         options = {} if cache is None else {model.cache_argument: cache}
@@ -112,7 +129,7 @@ def decoder_states(
             input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=cache is not None, **options
         ).last_hidden_state  # [B, S, H]
         return hidden[wanted]
-    packing = Packing(present)
+    packing = Packing(present, common)
     rows = packing.pack(wanted).nonzero()[:, 0]  # int64 [R], among the T real tokens
     with _attending(_Run(model.config, packing, cache)), _last_mlp_at(model, rows):
         hidden = model.decoder(
@@ -152,16 +169,27 @@ def _attention(
     """What transformers calls: query [1, heads, T, D], key and value [1, kv_heads, T, D] -> [1, T, heads, D]."""
     run = _run.get()
     assert run is not None, "the packed attention was called outside of decoder_states"
+    sdpa, common = AttentionInterface()["sdpa"], run.packing.common
 
-    def unpack(states: Tensor) -> Tensor:
-        return run.packing.unpack(states[0].transpose(0, 1)).transpose(1, 2)  # [B, heads, S, D]
+    def own(states: Tensor) -> Tensor:
+        return run.packing.unpack_own(states[0, :, common:].transpose(0, 1)).transpose(1, 2)  # [B, heads, S - C, D]
 
-    query, key, value = unpack(query), unpack(key), unpack(value)
+    def with_common(states: Tensor) -> Tensor:
+        padded = own(states)
+        if not common:
+            return padded
+        return torch.cat((states[:, :, :common].expand(len(padded), -1, -1, -1), padded), dim=2)  # [B, heads, S, D]
+
+    keys, values = with_common(key), with_common(value)
     if run.cache is not None:
         layer: Any = module
-        key, value = run.cache.update(key, value, layer.layer_idx)
-    attended, _ = AttentionInterface()["sdpa"](module, query, key, value, attention_mask, **options)  # [B, S, heads, D]
-    return run.packing.pack(attended)[None], None
+        keys, values = run.cache.update(keys, values, layer.layer_idx)
+    attended, _ = sdpa(module, own(query), keys, values, attention_mask, **options)  # [B, S - C, heads, D]
+    packed = run.packing.pack_own(attended)
+    if common:
+        first, _ = sdpa(module, *(states[:, :, :common] for states in (query, key, value)), None, **options)
+        packed = torch.cat((first[0], packed))
+    return packed[None], None
 
 
 AttentionInterface.register(_NAME, _attention)

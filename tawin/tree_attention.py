@@ -23,6 +23,9 @@ from .backbone import Backbone
 from .decode_attention import DecodeAttention, SharedPrompt, shared_prompt
 from .packing import decoder_states, packs
 
+# What all prompts begin with is run once where that saves this share of their tokens: it takes an attention more.
+MIN_COMMON_SHARE = 0.1
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -69,11 +72,6 @@ def check_prompts(input_ids: Tensor, attention_mask: Tensor) -> None:
         raise ValueError("attention_mask: expected left-padded prompts (zeros, then ones), got a hole")
 
 
-def positions_of(attention_mask: Tensor) -> Tensor:
-    """Position of every token of left-padded prompts, padding at 0. int64 [B, P]."""
-    return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
-
-
 def model_mask(config: Any, visible: Tensor, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype) -> Any:
     """What the decoder takes as attention_mask.
 
@@ -114,31 +112,70 @@ def _full_attention_mask(config: Any, mask: Any) -> Tensor | None:
     return None if _has_window(config) else mask
 
 
-def prefill(model: Backbone, input_ids: Tensor, attention_mask: Tensor) -> Prompt:
-    """Run each prompt once and keep its keys and values. input_ids int64 [B, P] left-padded, attention_mask [B, P].
+@dataclass(frozen=True)
+class _Batch:
+    """Prompts as they are run: from the first column on, where all that follows the same tokens is seen at a glance."""
 
-    In the cache prompts begin at the first key: there a model's own causal mask is right, and attention skips what it
-    hides. Differentiable, cache included.
-    """
+    input_ids: Tensor  # int64 [B, P]
+    lengths: Tensor  # int64 [B]
+    key_mask: Tensor  # bool [B, P], False = padding, at the end
+    positions: Tensor  # int64 [B, P]
+    is_padded: bool
+    common: int  # C, columns that are run once for all prompts
+
+    @property
+    def ends(self) -> Tensor:
+        """bool [B, P], the last token of each prompt."""
+        return self.positions == self.lengths[:, None] - 1
+
+
+def _batch(model: Backbone, input_ids: Tensor, attention_mask: Tensor) -> _Batch:
+    """input_ids int64 [B, P] left-padded, attention_mask [B, P]."""
     batch, length = input_ids.shape
     real = attention_mask.bool()
     lengths = real.sum(-1)
-    places = torch.arange(length, device=real.device)
-    key_mask = places < lengths[:, None]  # bool [B, P]
+    positions = torch.arange(length, device=real.device).expand(batch, -1)
+    key_mask = positions < lengths[:, None]
     is_padded = not bool(real.all())
     if is_padded:
-        input_ids = input_ids.gather(1, (places + (length - lengths)[:, None]) % length)
-    positions = places.expand(batch, -1)
-    needs_mask = _has_window(model.config) if packs(model) else is_padded
-    mask = model_mask(model.config, _causal(key_mask), positions, positions, model.dtype) if needs_mask else None
+        input_ids = input_ids.gather(1, (positions + (length - lengths)[:, None]) % length)
+    common = 0
+    if packs(model) and not _has_window(model.config):
+        alike = (input_ids == input_ids[:1]).all(0).long().cumprod(0).sum()
+        common = int(torch.minimum(alike, lengths.min() - 1))  # a prompt's end is its own
+        if common * (batch - 1) < MIN_COMMON_SHARE * int(lengths.sum()):
+            common = 0
+    return _Batch(input_ids, lengths, key_mask, positions, is_padded, common)
+
+
+def prefill(model: Backbone, input_ids: Tensor, attention_mask: Tensor) -> Prompt:
+    """Run each prompt once and keep its keys and values. input_ids int64 [B, P] left-padded, attention_mask [B, P].
+
+    What all prompts begin with is run once for all. In the cache they begin at the first key: there a model's own
+    causal mask is right, and attention skips what it hides. Differentiable, cache included.
+    """
+    prompts = _batch(model, input_ids, attention_mask)
+    needs_mask = prompts.common > 0 or (_has_window(model.config) if packs(model) else prompts.is_padded)
+    mask = None
+    if needs_mask:
+        visible = _causal(prompts.key_mask)[:, prompts.common :]  # [B, P - C, P]
+        mask = model_mask(model.config, visible, prompts.positions[:, prompts.common :], prompts.positions, model.dtype)
     cache = DynamicCache()  # without a config every layer keeps all keys; windows are the mask's business
-    wanted = places == lengths[:, None] - 1
-    last_hidden = decoder_states(model, input_ids, positions, key_mask, wanted, mask, cache)  # [B, H]
-    if cache.get_seq_length() != length:
+    last_hidden = decoder_states(
+        model,
+        prompts.input_ids,
+        prompts.positions,
+        prompts.key_mask,
+        prompts.ends,
+        mask,
+        cache,
+        common=prompts.common,
+    )  # [B, H]
+    if cache.get_seq_length() != input_ids.shape[1]:
         raise ValueError(
             "model: it keeps no cache (gradient checkpointing in training mode does that): call model.eval()"
         )
-    return Prompt(cache, last_hidden, key_mask, positions, lengths, is_padded)
+    return Prompt(cache, last_hidden, prompts.key_mask, prompts.positions, prompts.lengths, prompts.is_padded)
 
 
 def _causal(key_mask: Tensor) -> Tensor:
@@ -226,8 +263,12 @@ def completion_states(
         states [R, H], and rows int64 [B, G, L]: the state that predicts each token, any one at padding.
     """
     batch, group, length = token_ids.shape
-    key_mask = attention_mask.bool() if prompt is None else prompt.key_mask  # bool [B, P]
-    key_positions = positions_of(key_mask) if prompt is None else prompt.key_positions
+    prompts = _batch(model, input_ids, attention_mask) if prompt is None else None
+    key_mask, key_positions, lengths = (
+        (prompt.key_mask, prompt.key_positions, prompt.lengths)
+        if prompts is None
+        else (prompts.key_mask, prompts.positions, prompts.lengths)
+    )  # [B, P], [B, P], [B]
     # Run are the tokens that another one follows, each distinct prefix once: of titles, most of [G, L] is padding.
     followed = token_ids[:, :, 1:] >= 0  # bool [B, G, L - 1]
     owners = _prefix_owners(token_ids[:, :, :-1], followed)  # int64 [B, G, L - 1]
@@ -238,7 +279,7 @@ def completion_states(
     exists = torch.arange(packed, device=slots.device) < count[:, None]  # bool [B, S]
     suffix = token_ids[:, :, :-1].flatten(1).gather(1, slots).clamp_min(0)  # [B, S]
     owner, depth = slots // max(1, length - 1), slots % max(1, length - 1)  # [B, S]
-    positions = key_mask.sum(-1, keepdim=True) + depth
+    positions = lengths[:, None] + depth
 
     # A token sees its prompt and those that stand for its own completion's prefixes, up to its depth.
     ancestors = owners.gather(1, owner[..., None].expand(-1, -1, length - 1))  # [B, S, L - 1]
@@ -248,27 +289,25 @@ def completion_states(
     visible = torch.cat((key_mask[:, None].expand(-1, packed, -1), own), dim=2)  # [B, S, P + S]
     all_positions = torch.cat((key_positions, positions), dim=1)
 
-    if prompt is not None:
+    if prompts is None:
         states = prompt.last_hidden
         if packed:
             mask = model_mask(model.config, visible, positions, all_positions, model.dtype)
-            cache = _copy(prompt.cache)
-            suffix_states = decoder_states(model, suffix, positions, exists, exists, mask, cache)
-            states = torch.cat((states, suffix_states))  # [B + R', H]: the prompts' ends, then the tokens that were run
+            suffix_states = decoder_states(model, suffix, positions, exists, exists, mask, _copy(prompt.cache))
+            states = torch.cat((states, suffix_states))  # [R, H]: the prompts' ends, then the tokens that were run
         ends = torch.arange(batch, device=slots.device)
         starts = batch + count.cumsum(0) - count
     else:
-        causal = pad(_causal(key_mask), (0, packed))
-        wanted = torch.zeros_like(key_mask)
-        wanted[:, -1] = True
-        visible = torch.cat((causal, visible), dim=1)  # [B, P + S, P + S]
+        own = pad(_causal(key_mask), (0, packed))[:, prompts.common :]
+        visible = torch.cat((own, visible), dim=1)  # [B, P - C + S, P + S]
         states = decoder_states(
             model,
-            torch.cat((input_ids, suffix), dim=1),
+            torch.cat((prompts.input_ids, suffix), dim=1),
             all_positions,
             torch.cat((key_mask, exists), dim=1),
-            torch.cat((wanted, exists), dim=1),
-            model_mask(model.config, visible, all_positions, all_positions, model.dtype),
+            torch.cat((prompts.ends, exists), dim=1),
+            model_mask(model.config, visible, all_positions[:, prompts.common :], all_positions, model.dtype),
+            common=prompts.common,
         )  # [R, H]: of the end of a prompt, then of its tokens that were run
         starts = (count + 1).cumsum(0) - count
         ends = starts - 1
