@@ -39,7 +39,7 @@ def tokens_run(model: Any) -> list[int]:
     """Tokens that the first layer is handed, call by call."""
     backbone(model)  # which tries the head, once a model
     seen: list[int] = []
-    model.model.layers[0].mlp.register_forward_hook(lambda _mlp, inputs, _output: seen.append(inputs[0].shape[1]))
+    model.model.layers[0].mlp.register_forward_pre_hook(lambda _mlp, inputs: seen.append(inputs[0].shape[1]))
     return seen
 
 
