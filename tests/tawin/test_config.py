@@ -23,6 +23,7 @@ def test_a_partial_yaml_changes_only_what_it_names(tmp_path: Path) -> None:
     config = load_yaml(path, PRESETS["cpu-small"])
     assert [name for name, _, _ in differences(PRESETS["cpu-small"], config)] == [
         "seed",
+        "deterministic",
         "grpo.learning_rate",
         "grpo.tawin.anchor",
     ]
@@ -93,8 +94,10 @@ def test_values_out_of_range_name_their_option(section: type[OptimizerConfig], n
 def test_every_option_is_documented_in_yaml_order() -> None:
     assert list(dataclasses.asdict(Config())) == [
         "data",
+        "data_cache",
         "model",
         "seed",
+        "deterministic",
         "split",
         "synthetic",
         "catalog",
