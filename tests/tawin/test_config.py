@@ -23,7 +23,6 @@ def test_a_partial_yaml_changes_only_what_it_names(tmp_path: Path) -> None:
     config = load_yaml(path, PRESETS["cpu-small"])
     assert [name for name, _, _ in differences(PRESETS["cpu-small"], config)] == [
         "seed",
-        "deterministic",
         "grpo.learning_rate",
         "grpo.tawin.anchor",
     ]
