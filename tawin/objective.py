@@ -23,6 +23,7 @@ from .policy import evaluating
 from .rollout import (
     Sequences,
     beam_sequences,
+    draw_uniforms,
     prefix_nodes,
     random_sequences,
     sample_sequences,
@@ -98,6 +99,8 @@ def roll_out(
     *,
     shares_prompts: bool = False,
     stops_early: bool = True,
+    part: slice = slice(None),
+    whole: int | None = None,
 ) -> Groups:
     """Completions, scores and rewards for a batch of prompts.
 
@@ -109,14 +112,17 @@ def roll_out(
         shares_prompts: keep what the backward pass needs of the prompts, for a policy's forward that goes on from
             them (`may_share_prompts`).
         stops_early: see `beam_sequences`.
+        part, whole: these prompts are `part` of a batch of `whole`, and get what they would be drawn there.
     """
+    shape = (whole or len(input_ids), config.group_size, catalog.trie.max_depth)
+    uniforms = draw_uniforms(shape, input_ids.device, generator)[part]  # [B, G, L]
     trie = catalog.trie if config.softmax_over == "trie" else None
     prompt = None
     with evaluating(model):
         if shares_prompts:
             with phase("prefill"), torch.enable_grad():
                 prompt = prefill(backbone(model), input_ids, attention_mask)
-        sequences = _complete(model, catalog, input_ids, attention_mask, config, generator, stops_early, prompt)
+        sequences = _complete(model, catalog, input_ids, attention_mask, config, uniforms, stops_early, prompt)
         with phase("reward"):
             target_nodes = catalog.item_nodes[targets]  # [B]
             hits = (sequences.nodes == target_nodes[:, None]).any(1)
@@ -163,7 +169,7 @@ def _complete(
     input_ids: Tensor,
     attention_mask: Tensor,
     config: GRPOConfig,
-    generator: torch.Generator,
+    uniforms: Tensor,
     stops_early: bool,
     prompt: Prompt | None,
 ) -> Sequences:
@@ -186,10 +192,12 @@ def _complete(
             catalog.trie,
             config.group_size,
             normalizer=config.softmax_over,
-            generator=generator,
+            uniforms=uniforms,
             prompt=prompt,
         )
-    return random_sequences(catalog.trie, catalog.token_ids, len(input_ids), config.group_size, generator=generator)
+    return random_sequences(
+        catalog.trie, catalog.token_ids, len(input_ids), config.group_size, uniforms=uniforms[..., 0]
+    )
 
 
 def _put_target_last(sequences: Sequences, target_nodes: Tensor, target_tokens: Tensor, where: Tensor) -> Sequences:

@@ -154,13 +154,15 @@ def sample_sequences(
     group_size: int,
     *,
     normalizer: Normalizer = "vocab",
+    uniforms: Tensor | None = None,
     generator: torch.Generator | None = None,
     prompt: Prompt | None = None,
 ) -> Sequences:
     """`group_size` sequences a prompt, drawn token by token from the policy restricted to the trie; repeats may occur.
 
     The draw is over the children of a node (softmax over them alone); scores are summed log p by the normalizer, like
-    those of beam search. Arguments as in `beam_search`.
+    those of beam search. `uniforms` fp64 [B, G, L] are what is drawn by (`draw_uniforms`); None: drawn here. Other
+    arguments as in `beam_search`.
     """
     check_prompts(input_ids, attention_mask)
     parts = backbone(model)
@@ -168,6 +170,8 @@ def sample_sequences(
     tree = BeamTree(parts, prompt)
     weight, bias = parts.head_in(prompt.last_hidden.dtype)
     batch = input_ids.shape[0]
+    if uniforms is None:
+        uniforms = draw_uniforms((batch, group_size, trie.max_depth), input_ids.device, generator)
     nodes = torch.zeros(batch, group_size, dtype=torch.int64, device=input_ids.device)
     scores = torch.zeros(batch, group_size, device=input_ids.device)
     tokens = nodes.new_full((batch, group_size, trie.max_depth), -100)
@@ -184,7 +188,9 @@ def sample_sequences(
         weights = log_probs.masked_fill(~present, -torch.inf).softmax(-1)
         # A finished row has no children: any draw will do, it is masked out below.
         weights = torch.where(running[..., None], weights, torch.ones_like(weights))
-        drawn = torch.multinomial(weights.flatten(0, 1), 1, generator=generator).view(batch, group_size, 1)
+        sums = weights.double().cumsum(-1)
+        passed = (sums <= uniforms[..., depth, None] * sums[..., -1:]).sum(-1, keepdim=True)  # [B, G, 1]
+        drawn = torch.minimum(passed, present.sum(-1, keepdim=True).sub(1).clamp_min(0))
         if normalizer == "trie":
             log_probs = weights.log()
         token = torch.where(running, child_tokens.gather(2, drawn)[..., 0], -100)
@@ -210,22 +216,56 @@ def _children(trie: ItemTrie, nodes: Tensor, running: Tensor) -> tuple[Tensor, T
 
 
 def random_sequences(
-    trie: ItemTrie, item_token_ids: Tensor, batch: int, group_size: int, *, generator: torch.Generator | None = None
+    trie: ItemTrie,
+    item_token_ids: Tensor,
+    batch: int,
+    group_size: int,
+    *,
+    uniforms: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Sequences:
     """`group_size` distinct sequences a prompt, uniform over the catalogue's distinct sequences.
 
     `item_token_ids` int64 [items, L] holds the tokens of each item, -1 = padding. Scores are -inf (not yet known).
-    Where the catalogue has fewer distinct sequences than `group_size`, the rest is missing.
+    Where the catalogue has fewer distinct sequences than `group_size`, the rest is missing. `uniforms` fp64 [B, G] are
+    what is drawn by (`draw_uniforms`); None: drawn here.
     """
     leaves = trie.leaf_of_item.unique()
     width = min(group_size, leaves.numel())
-    draws = torch.rand(batch, leaves.numel(), generator=generator, device=leaves.device)
+    if uniforms is None:
+        uniforms = draw_uniforms((batch, group_size), leaves.device, generator)
     nodes = leaves.new_full((batch, group_size), -1)
-    nodes[:, :width] = leaves[draws.topk(width, dim=1).indices]
+    nodes[:, :width] = leaves[_without_replacement(uniforms[:, :width], leaves.numel())]
     first_item = trie.item_ids[trie.item_offsets[nodes.clamp_min(0)].long()].long()  # [B, G]
     tokens = item_token_ids[first_item].masked_fill((nodes < 0)[..., None], -1)
     tokens = tokens.masked_fill(tokens < 0, -100)
     return Sequences(nodes, tokens, torch.full(nodes.shape, -torch.inf, device=nodes.device))
+
+
+def draw_uniforms(shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+    """Numbers in [0, 1), fp64: fine enough to draw from millions."""
+    return torch.rand(shape, dtype=torch.float64, device=device, generator=generator)
+
+
+def _without_replacement(uniforms: Tensor, total: int) -> Tensor:
+    """Distinct numbers below `total`, a row of them for each row of uniforms [B, n]: the first n of a Fisher-Yates
+    shuffle, of which only the exchanged places are kept. int64 [B, n]."""
+    batch, count = uniforms.shape
+    places = torch.full((batch, count), -1, dtype=torch.int64, device=uniforms.device)
+    values, drawn = torch.empty_like(places), torch.empty_like(places)
+
+    def standing_at(place: Tensor) -> Tensor:
+        """What the shuffle has put at a place [B] so far: by the last exchange there, or the place's own number."""
+        met = places == place[:, None]
+        last = met.long().mul(torch.arange(1, count + 1, device=place.device)).amax(1) - 1
+        return torch.where(last >= 0, values.gather(1, last.clamp_min(0)[:, None])[:, 0], place)
+
+    for index in range(count):
+        place = index + (uniforms[:, index] * (total - index)).long()
+        drawn[:, index] = standing_at(place)
+        values[:, index] = standing_at(torch.full_like(place, index))
+        places[:, index] = place
+    return drawn
 
 
 def prefix_nodes(trie: ItemTrie, token_ids: Tensor) -> Tensor:

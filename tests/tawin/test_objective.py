@@ -75,6 +75,17 @@ def test_every_completion_is_scored_by_its_summed_log_probs(negatives: str, norm
     torch.testing.assert_close(completion_log_probs(model, groups).sum(-1), expected, atol=2e-4, rtol=0)
 
 
+@pytest.mark.parametrize(("negatives", "normalizer"), WAYS)
+def test_a_part_of_a_batch_gets_the_completions_that_it_has_in_the_whole(negatives: str, normalizer: str) -> None:
+    config = GRPOConfig(group_size=3, negatives=negatives, normalizer=normalizer, ensure_positive=True)
+    model, whole = rolled_out(config, [0, 1, 2, 3])
+    part, draw = slice(1, 3), torch.Generator().manual_seed(0)
+    own = (whole.input_ids[part], whole.attention_mask[part], torch.tensor([1, 2]))
+    groups = roll_out(model, small_catalog(), *own, config, draw, part=part, whole=4)
+    assert torch.equal(groups.token_ids, whole.token_ids[part])
+    assert torch.equal(groups.rewards, whole.rewards[part])
+
+
 def test_ensure_positive_replaces_the_last_completion_only_where_the_target_is_missing() -> None:
     plain = GRPOConfig(group_size=3)
     targets = list(range(7))

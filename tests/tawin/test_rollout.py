@@ -7,11 +7,14 @@ import random
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tawin_kernels import ItemTrie
 from torch import Tensor, nn
 
 from tawin.rollout import (
     Normalizer,
+    _without_replacement,
     beam_search,
     beam_sequences,
     expand_items,
@@ -280,6 +283,22 @@ def test_random_sequences_are_distinct_and_uniform() -> None:
         assert [t for t in tokens if t >= 0] == [t for t in items[item].tolist() if t >= 0]
     few = random_sequences(trie, items, 2, 5)
     assert (few.nodes[:, 3:] == -1).all() and (few.token_ids[:, 3:] == -100).all()
+
+
+@given(st.integers(1, 12), st.data())
+def test_drawing_without_replacement_is_the_start_of_a_shuffle(total: int, data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, total))
+    numbers = st.lists(st.floats(0, 1, exclude_max=True), min_size=count, max_size=count)
+    uniforms = [data.draw(numbers) for _ in range(2)]
+    expected = []
+    for row in uniforms:
+        order = list(range(total))
+        for index, number in enumerate(row):
+            place = index + int(number * (total - index))
+            order[index], order[place] = order[place], order[index]
+        expected.append(order[:count])
+    drawn = _without_replacement(torch.tensor(uniforms, dtype=torch.float64), total)
+    assert drawn.tolist() == expected
 
 
 def test_expanding_cuts_to_the_beam_width() -> None:
