@@ -24,8 +24,18 @@ import torch
 from tawin_kernels import ItemTrie
 
 from . import data
+from .columns import (
+    DataError,
+    optional_array,
+    read_integer_lists,
+    read_integers,
+    read_table,
+    read_titles,
+    require_distinct,
+)
 from .config import CatalogConfig
-from .data import DataError, Dataset
+from .data import Dataset
+from .ragged import Ragged, count_within
 from .semantic_ids import build_semantic_ids
 from .tokenizer import (
     make_semantic_tokenizer,
@@ -133,8 +143,8 @@ class Catalog:
         table = pa.table(
             {
                 "item_id": pa.array(self.item_ids, type=pa.int64()),
-                "title": data.optional_array(self.titles, self.num_items, pa.string()),
-                "semantic_id": data.optional_array(self.semantic_ids, self.num_items, pa.list_(pa.int64())),
+                "title": optional_array(self.titles, self.num_items, pa.string()),
+                "semantic_id": optional_array(self.semantic_ids, self.num_items, pa.list_(pa.int64())),
                 "token_ids": pa.array(tokens, type=pa.list_(pa.int64())),
             }
         )
@@ -155,20 +165,20 @@ class Catalog:
         """Reads a folder that `save` wrote; DataError names the file and what is wrong with it."""
         header = _read_header(Path(folder) / CATALOG_FILE)
         path = Path(folder) / ITEMS_FILE
-        table = data.read_table(path, required=("item_id", "title", "semantic_id", "token_ids"))
-        item_ids = data.read_integers(table, "item_id", path)
+        table = read_table(path, required=("item_id", "title", "semantic_id", "token_ids"))
+        item_ids = read_integers(table, "item_id", path)
         if len(item_ids) == 0:
             raise DataError(f"{path}: expected at least one item, got none")
-        data.require_distinct(item_ids, "item_id", path)
+        require_distinct(item_ids, "item_id", path)
         semantic_ids = None
         if table["semantic_id"].null_count < len(item_ids):
-            semantic_ids = [tuple(row) for row in _split(*data.read_integer_lists(table, "semantic_id", path))]
+            semantic_ids = [tuple(row) for row in _split(*read_integer_lists(table, "semantic_id", path))]
         try:
             return _assemble(
                 item_ids=item_ids,
-                titles=data.read_titles(table, path),
+                titles=read_titles(table, path),
                 semantic_ids=semantic_ids,
-                tokens=_split(*data.read_integer_lists(table, "token_ids", path)),
+                tokens=_split(*read_integer_lists(table, "token_ids", path)),
                 prefix=tuple(header["prefix"]),
                 pad_token=header["pad_token"],
                 end_token=header["end_token"],
@@ -198,22 +208,21 @@ class Catalog:
         where it stands in that, and which item of the sequence it belongs to (-1 for the prefix)."""
         if len(sequences) == 0:
             raise ValueError(f"{argument}: expected at least one, got none")
-        arrays = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
-        items = np.concatenate(arrays)
+        ragged = Ragged.of(sequences)
+        items, counts = ragged.flat().astype(np.int64, copy=False), ragged.lengths
         if len(items) and not (items.min() >= 0 and items.max() < self.num_items):
             raise ValueError(
                 f"{argument}: expected dense item indexes 0..{self.num_items - 1}, got {items.min()}..{items.max()}"
             )
-        counts = np.array([len(array) for array in arrays])
         rows = np.insert(items, np.cumsum(counts) - counts, self.num_items)  # the prefix's row before each sequence
-        row_sequence = np.repeat(np.arange(len(arrays)), counts + 1)
-        row_place = _count_within(counts + 1) - 1
+        row_sequence = np.repeat(np.arange(len(counts)), counts + 1)
+        row_place = count_within(counts + 1) - 1
 
         tokens = self._table[rows]  # [rows, width]
         real = tokens != PADDING
         row_lengths = real.sum(axis=1)
         sequence = np.repeat(row_sequence, row_lengths)
-        position = _count_within(np.bincount(sequence))
+        position = count_within(np.bincount(sequence))
         return tokens[real], sequence, position, np.repeat(row_place, row_lengths)
 
     def _pad(self, tokens: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -406,8 +415,3 @@ def _read_header(path: Path) -> dict[str, Any]:
 
 def _split(values: np.ndarray, lengths: np.ndarray) -> list[list[int]]:
     return [part.tolist() for part in np.split(values, np.cumsum(lengths)[:-1])] if len(lengths) else []
-
-
-def _count_within(counts: np.ndarray) -> np.ndarray:
-    """0, 1, ... within each of the stretches of the given lengths: [2, 3] gives 0 1 0 1 2."""
-    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)

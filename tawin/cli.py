@@ -73,7 +73,10 @@ def parse_training(arguments: Sequence[str]) -> TrainingOptions:
 
 def load_data(config: Config) -> tuple[Dataset, Split]:
     """The data of a run, or the synthetic catalogue, and its split."""
-    dataset = load_dataset(config.data) if config.data else make_synthetic(config.synthetic, config.seed)
+    if config.data:
+        dataset = load_dataset(config.data, memory_map=config.data_cache)
+    else:
+        dataset = make_synthetic(config.synthetic, config.seed)
     return dataset, split_leave_one_out(
         dataset, max_history=config.split.max_history, rl_share=config.split.rl_share, seed=config.seed
     )

@@ -108,6 +108,9 @@ class PolicyConfig:
     lora_rank: int = 0
     """0: train all weights."""
     lora_alpha: float = 32.0
+    checkpoint_activations: bool = False
+    """Keep only the layers' inputs for the backward pass and run each layer again there: less memory, a third more
+    FLOPs."""
 
     def __post_init__(self) -> None:
         _require(self.hidden_size >= 1, "policy.hidden_size", "at least 1", self.hidden_size)
@@ -129,7 +132,7 @@ class OptimizerConfig:
 
     learning_rate: float
     batch_size: int
-    """Sequences (SFT) or prompts (GRPO) of one forward."""
+    """Sequences (SFT) or prompts (GRPO) of one forward, of all processes together."""
     gradient_accumulation: int = 1
     """Forwards of one optimizer step."""
     weight_decay: float = 0.01
@@ -137,6 +140,8 @@ class OptimizerConfig:
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_share: float = 0.05
     """Share of the steps over which the learning rate rises from 0."""
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
+    """AdamW with fp32 moments, or with moments of 8 bits from bitsandbytes (paged: the moments may leave the GPU)."""
 
     _section = "optimizer"
 
@@ -297,9 +302,13 @@ class Config:
 
     data: str | None = None
     """Folder with interactions.parquet and items.parquet; None: a synthetic catalogue."""
+    data_cache: str | None = None
+    """Folder for the memory-mapped form of the data; None: data is held in memory."""
     model: str | None = None
     """Folder or hub name of a causal LM with its tokenizer; None: a small Qwen2 from scratch."""
     seed: int = 0
+    deterministic: bool = False
+    """Only kernels that give the same bits every time, on a GPU too (slower there; an error where there is none)."""
     split: SplitConfig = field(default_factory=SplitConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     catalog: CatalogConfig = field(default_factory=CatalogConfig)
@@ -310,6 +319,7 @@ class Config:
 
     def __post_init__(self) -> None:
         _require_type("seed", self.seed, int)
+        _require_type("deterministic", self.deterministic, bool)
         _require(0 <= self.seed < 2**31, "seed", "0 or more, below 2 ** 31", self.seed)
 
 

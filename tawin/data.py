@@ -2,8 +2,10 @@
 
 A folder holds `interactions.parquet` (`user_id`, `item_ids` oldest first) and `items.parquet` (`item_id`, and where
 known `title` and `semantic_id`, one code a level). Everything that comes out addresses an item by its row in
-items.parquet, the dense index 0..items-1; the original ids stay at the border. This module knows nothing of tokens or
-models.
+items.parquet, the dense index 0..items-1; the original ids stay at the border. Sequences are `Ragged`: bounds over one
+flat array, which `load_dataset` maps from a file where it is asked to. What is done to them here makes new bounds, 8
+bytes a sequence (16 beyond 2**31 interactions), and never a Python object a user. This module knows nothing of tokens
+or models.
 """
 
 from __future__ import annotations
@@ -11,20 +13,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+from .columns import (
+    DataError,
+    integer_type,
+    optional_array,
+    optional_column,
+    read_integer_lists,
+    read_integers,
+    read_table,
+    read_titles,
+    require_distinct,
+)
+from .interactions import map_interactions, read_interactions
+from .ragged import Ragged, count_within
 
 INTERACTIONS_FILE = "interactions.parquet"
 ITEMS_FILE = "items.parquet"
-MIN_ITEMS = 3  # a test item, a valid item and at least one item of history
-
-
-class DataError(ValueError):
-    """A data folder or file that cannot be used; the message names file and column, what was expected, what came."""
+CHUNK = 2**18  # sequences that are cut into windows at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +59,8 @@ class Dataset:
     name: str
     user_ids: np.ndarray
     """int64 [users]"""
-    sequences: list[np.ndarray]
-    """A user's items as dense indexes, int64, oldest first, at least three."""
+    sequences: Sequence[np.ndarray]
+    """A user's items as dense indexes, integers, oldest first, at least three; a Ragged where they were loaded."""
     items: Items
     users_left_out: int = 0
     """Users of the file with fewer than three items, which have no train, valid and test item; they are not in here."""
@@ -64,8 +74,8 @@ class Examples:
 
     user_ids: np.ndarray
     """int64 [N]"""
-    histories: list[np.ndarray]
-    """int64 dense indexes, oldest first, cut to the most recent ones."""
+    histories: Sequence[np.ndarray]
+    """Dense indexes, integers, oldest first, cut to the most recent ones; a Ragged where they come from a split."""
     targets: np.ndarray
     """int64 [N]"""
 
@@ -75,7 +85,7 @@ class Examples:
     def take(self, indexes: Sequence[int] | np.ndarray) -> Examples:
         """The examples at `indexes`, in that order."""
         rows = np.asarray(indexes, dtype=np.int64)
-        return Examples(self.user_ids[rows], [self.histories[row] for row in rows], self.targets[rows])
+        return Examples(self.user_ids[rows], Ragged.of(self.histories).take(rows), self.targets[rows])
 
     def sample(self, n: int, seed: int) -> Examples:
         """n examples without replacement, in their original order; all of them where n is not smaller."""
@@ -90,19 +100,23 @@ class Examples:
 class Split:
     """Leave-one-out a user: last item test, the one before valid, the rest for training (SFT and RL)."""
 
-    sft: list[np.ndarray]
+    sft: Sequence[np.ndarray]
     """Training sequences, one a user, each of at least two items."""
     rl: Examples
     valid: Examples
     test: Examples
 
 
-def load_dataset(folder: str | Path) -> Dataset:
+def load_dataset(folder: str | Path, *, memory_map: str | Path | None = None) -> Dataset:
     """Reads a data folder and checks it.
 
     Columns: interactions.parquet `user_id` integer, `item_ids` list of integers; items.parquet `item_id` integer, and
     optionally `title` string and `semantic_id` list of integers (a column that is absent or all null is no column).
     Users with fewer than three items are left out and counted.
+
+    memory_map: a folder for interactions that are not to be held in memory. They are written there once as flat arrays
+    (4 bytes an interaction, 12 a user) and mapped from there; a changed source is converted anew. Titles and semantic
+    ids are in memory either way.
 
     Raises:
         DataError: a file or column that is missing or of another type, nulls where a value is needed, repeated ids,
@@ -114,27 +128,11 @@ def load_dataset(folder: str | Path) -> Dataset:
         raise DataError(f"{folder}: expected a folder with {INTERACTIONS_FILE} and {ITEMS_FILE}, found no such folder")
     items = _load_items(folder / ITEMS_FILE)
     path = folder / INTERACTIONS_FILE
-    table = read_table(path, required=("user_id", "item_ids"))
-    user_ids = read_integers(table, "user_id", path)
-    require_distinct(user_ids, "user_id", path)
-    values, lengths = read_integer_lists(table, "item_ids", path)
-    if len(values) == 0:
-        raise DataError(f"{path}: column 'item_ids': expected interactions, got none ({len(user_ids)} users)")
-
-    sequences = np.split(_dense_indexes(values, items, path), np.cumsum(lengths)[:-1])
-    kept = np.flatnonzero(lengths >= MIN_ITEMS)
-    if len(kept) == 0:
-        raise DataError(
-            f"{path}: column 'item_ids': expected users with at least {MIN_ITEMS} items (train, valid, test), "
-            f"but each of the {len(user_ids)} users has fewer"
-        )
-    return Dataset(
-        name=folder.resolve().name,
-        user_ids=user_ids[kept],
-        sequences=[sequences[user] for user in kept],
-        items=items,
-        users_left_out=len(user_ids) - len(kept),
-    )
+    if memory_map is None:
+        found = read_interactions(path, items.item_ids)
+    else:
+        found = map_interactions(path, items.item_ids, Path(memory_map))
+    return Dataset(folder.resolve().name, found.user_ids, found.sequences, items, found.users_left_out)
 
 
 def save_dataset(dataset: Dataset, folder: str | Path) -> None:
@@ -150,10 +148,10 @@ def save_dataset(dataset: Dataset, folder: str | Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     items = dataset.items
     original = [items.item_ids[sequence] for sequence in dataset.sequences]
-    item_type = _integer_type(items.item_ids)
+    item_type = integer_type(items.item_ids)
     interactions = pa.table(
         {
-            "user_id": pa.array(dataset.user_ids, type=_integer_type(dataset.user_ids)),
+            "user_id": pa.array(dataset.user_ids, type=integer_type(dataset.user_ids)),
             "item_ids": pa.array(original, type=pa.list_(item_type)),
         }
     )
@@ -168,9 +166,9 @@ def save_dataset(dataset: Dataset, folder: str | Path) -> None:
     pq.write_table(catalogue, folder / ITEMS_FILE)
 
 
-def training_sequences(dataset: Dataset) -> list[np.ndarray]:
+def training_sequences(dataset: Dataset) -> Ragged:
     """Every user's items without the valid and the test item: all that a catalogue may be built from."""
-    return [sequence[:-2] for sequence in dataset.sequences]
+    return Ragged.of(dataset.sequences).drop_last(2)
 
 
 def split_leave_one_out(dataset: Dataset, *, max_history: int = 10, rl_share: float = 1.0, seed: int = 0) -> Split:
@@ -185,50 +183,60 @@ def split_leave_one_out(dataset: Dataset, *, max_history: int = 10, rl_share: fl
     if not 0.0 <= rl_share <= 1.0:
         raise ValueError(f"rl_share: expected a share in [0, 1], got {rl_share}")
     train = training_sequences(dataset)
-    eligible = np.flatnonzero([len(sequence) >= 2 for sequence in train])
+    eligible = np.flatnonzero(train.lengths >= 2)
     chosen = np.random.default_rng(seed).permutation(eligible)[: round(rl_share * len(eligible))]
-    held_out = np.zeros(len(train), dtype=np.int64)
-    held_out[chosen] = 1
+    held_out = np.zeros(len(train), dtype=bool)
+    held_out[chosen] = True
 
-    everybody = np.arange(len(train))
-    sft = [sequence[: len(sequence) - held] for sequence, held in zip(train, held_out, strict=True)]
+    sft = train.drop_last(held_out)
     return Split(
-        sft=[sequence for sequence in sft if len(sequence) >= 2],
+        sft=sft.take(sft.lengths >= 2),
         rl=_examples(dataset, np.sort(chosen), target=-3, max_history=max_history),
-        valid=_examples(dataset, everybody, target=-2, max_history=max_history),
-        test=_examples(dataset, everybody, target=-1, max_history=max_history),
+        valid=_examples(dataset, slice(None), target=-2, max_history=max_history),
+        test=_examples(dataset, slice(None), target=-1, max_history=max_history),
     )
 
 
-def training_windows(sequences: Sequence[np.ndarray], max_history: int) -> tuple[list[np.ndarray], list[int]]:
+def training_windows(sequences: Sequence[np.ndarray], max_history: int) -> tuple[Ragged, np.ndarray]:
     """Cuts sequences into windows of at most max_history + 1 items with a loss on every item once.
 
     Every item but a sequence's first is a target of exactly one window. It sees all items before it there, or, beyond
     the first window of a sequence, at least max_history // 2 of them (at least one) and at most max_history.
 
     Returns:
-        The windows, and for each the index of its first target; the items from there on are all targets.
+        The windows, and for each the index of its first target, int32; the items from there on are all targets.
     """
     if max_history < 1:
         raise ValueError(f"max_history: expected at least 1, got {max_history}")
+    ragged = Ragged.of(sequences)
+    # A chunk at a time: what it takes to find the bounds is several times as large as they are.
+    parts = [_windows(ragged[first : first + CHUNK], max_history) for first in range(0, max(1, len(ragged)), CHUNK)]
+    starts, stops = (np.concatenate([getattr(part, name) for part, _ in parts]) for name in ("starts", "stops"))
+    return ragged.bounded(starts, stops), np.concatenate([first_targets for _, first_targets in parts])
+
+
+def _windows(ragged: Ragged, max_history: int) -> tuple[Ragged, np.ndarray]:
     size, context = max_history + 1, max(1, max_history // 2)
-    windows: list[np.ndarray] = []
-    first_targets: list[int] = []
-    for sequence in sequences:
-        target = 1
-        while target < len(sequence):
-            # The last window of a sequence moves back until it is full: more history for its targets.
-            start = max(0, min(target - context, len(sequence) - size))
-            windows.append(sequence[start : start + size])
-            first_targets.append(target - start)
-            target = start + size
-    return windows, first_targets
+    stride = size - context  # the new targets of a window: it begins `context` items before the first of them
+    beyond = np.maximum(ragged.lengths - size, 0)  # [sequences], items that the first window does not hold
+    counts = np.where(ragged.lengths >= 2, 1 - (-beyond // stride), 0)  # [sequences]
+    number = count_within(counts)  # [windows], of the window in its sequence
+
+    def of_sequence(values: np.ndarray) -> np.ndarray:
+        return np.repeat(values, counts)  # [windows]
+
+    # The last window of a sequence moves back until it is full: more history for its targets.
+    offsets = np.minimum(number * stride, of_sequence(beyond))  # in the sequence
+    first_targets = np.where(number == 0, 1, number * stride + context - offsets)
+    starts = of_sequence(ragged.starts) + offsets
+    windows = ragged.bounded(starts, np.minimum(starts + size, of_sequence(ragged.stops)))
+    return windows, first_targets.astype(np.int32)
 
 
-def _examples(dataset: Dataset, users: np.ndarray, *, target: int, max_history: int) -> Examples:
-    histories = [dataset.sequences[user][:target][-max_history:] for user in users]
-    targets = np.array([dataset.sequences[user][target] for user in users], dtype=np.int64)
-    return Examples(dataset.user_ids[users], histories, targets)
+def _examples(dataset: Dataset, users: np.ndarray | slice, *, target: int, max_history: int) -> Examples:
+    sequences = Ragged.of(dataset.sequences).take(users)
+    histories = sequences.drop_last(-target).last(max_history)
+    return Examples(dataset.user_ids[users], histories, sequences.at(target).astype(np.int64))
 
 
 def _load_items(path: Path) -> Items:
@@ -240,19 +248,8 @@ def _load_items(path: Path) -> Items:
     return Items(item_ids, titles=read_titles(table, path), semantic_ids=_semantic_ids(table, item_ids, path))
 
 
-def read_titles(table: pa.Table, path: Path) -> list[str | None] | None:
-    column = _optional_column(table, "title")
-    if column is None:
-        return None
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        raise DataError(f"{path}: column 'title': expected strings, got {column.type}")
-    return column.to_pylist()
-
-
 def _semantic_ids(table: pa.Table, item_ids: np.ndarray, path: Path) -> list[tuple[int, ...]] | None:
-    column = _optional_column(table, "semantic_id")
+    column = optional_column(table, "semantic_id")
     if column is None:
         return None
 
@@ -275,85 +272,3 @@ def _semantic_ids(table: pa.Table, item_ids: np.ndarray, path: Path) -> list[tup
     if len(negative):
         raise refuse(int(negative[0]), "codes of 0 or more", codes[negative[0]].tolist())
     return [tuple(row) for row in codes.tolist()]
-
-
-def _dense_indexes(values: np.ndarray, items: Items, path: Path) -> np.ndarray:
-    order = np.argsort(items.item_ids)
-    places = np.searchsorted(items.item_ids, values, sorter=order)
-    indexes = order[np.minimum(places, len(order) - 1)]
-    missing = np.unique(values[items.item_ids[indexes] != values])
-    if len(missing):
-        raise DataError(
-            f"{path}: column 'item_ids': expected items of {ITEMS_FILE}, but {len(missing)} item ids are missing "
-            f"there; the first: {', '.join(map(str, missing[:5]))}"
-        )
-    return indexes
-
-
-def read_table(path: Path, *, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> pa.Table:
-    if not path.is_file():
-        raise DataError(f"{path}: expected a parquet file with the columns {', '.join(required)}, found no such file")
-    try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            for column in required:
-                if column not in names:
-                    raise DataError(f"{path}: column '{column}': expected, but the file has only {', '.join(names)}")
-            return file.read(columns=[*required, *(column for column in optional if column in names)])
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: expected a parquet file, got one that cannot be read: {error}") from error
-
-
-def _optional_column(table: pa.Table, column: str) -> pa.ChunkedArray | None:
-    if column not in table.column_names or table[column].null_count == table.num_rows:
-        return None
-    return table[column]
-
-
-def read_integers(table: pa.Table, column: str, path: Path) -> np.ndarray:
-    return _int64(table[column].combine_chunks(), column, path)
-
-
-def read_integer_lists(table: pa.Table, column: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """All values one after another, and how many belong to each row; both int64."""
-    lists = table[column].combine_chunks()
-    if len(lists) == 0:
-        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-    kind = lists.type
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
-        raise DataError(f"{path}: column '{column}': expected lists of integers, got {kind}")
-    if lists.null_count:
-        raise DataError(f"{path}: column '{column}': expected a list in every row, got {lists.null_count} nulls")
-    lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)
-    return _int64(lists.flatten(), column, path), lengths
-
-
-def _int64(values: pa.Array, column: str, path: Path) -> np.ndarray:
-    if not pa.types.is_integer(values.type) and len(values):
-        raise DataError(f"{path}: column '{column}': expected integers, got {values.type}")
-    if values.null_count:
-        raise DataError(f"{path}: column '{column}': expected no nulls, got {values.null_count}")
-    try:
-        return values.cast(pa.int64()).to_numpy(zero_copy_only=False)
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path}: column '{column}': expected 64-bit integers, got {values.type}: {error}") from error
-
-
-def optional_array(values: list[Any] | None, rows: int, kind: pa.DataType) -> pa.Array:
-    """A column for writing; all null where there are no values."""
-    return pa.nulls(rows, kind) if values is None else pa.array(values, type=kind)
-
-
-def require_distinct(ids: np.ndarray, column: str, path: Path) -> None:
-    values, counts = np.unique(ids, return_counts=True)
-    repeated = values[counts > 1]
-    if len(repeated):
-        raise DataError(
-            f"{path}: column '{column}': expected each id once, but {len(repeated)} are repeated; "
-            f"the first: {', '.join(map(str, repeated[:5]))}"
-        )
-
-
-def _integer_type(values: np.ndarray) -> pa.DataType:
-    fits = len(values) == 0 or (values.min() >= -(2**31) and values.max() < 2**31)
-    return pa.int32() if fits else pa.int64()

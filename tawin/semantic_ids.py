@@ -21,6 +21,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from .config import CatalogConfig
 from .data import DataError, Dataset
+from .ragged import Ragged
 
 MAX_LEVELS = 25  # of the data: tokens name levels by letters, and one letter is kept for telling shared ids apart
 ITEMS_A_CODE = 16  # on average, at least; where the catalogue is too small for it, fewer codes are used
@@ -179,8 +180,8 @@ def residual_kmeans(vectors: np.ndarray, levels: int, codes: int, seed: int) -> 
 
 def _count_contexts(sequences: Sequence[np.ndarray], num_items: int, window: int) -> sparse.csr_matrix:
     """[I, 2 I]: column j counts j after the item, column I + j counts j before it."""
-    flat = np.concatenate([np.zeros(0, dtype=np.int64), *sequences])
-    owner = np.repeat(np.arange(len(sequences)), [len(sequence) for sequence in sequences])
+    ragged = Ragged.of(sequences)
+    flat, owner = ragged.flat(), np.repeat(np.arange(len(ragged)), ragged.lengths)
     after = sparse.csr_matrix((num_items, num_items), dtype=np.float64)
     for distance in range(1, window + 1):
         first, second = flat[:-distance], flat[distance:]

@@ -19,6 +19,7 @@ import numpy as np
 
 from .config import KS, SyntheticConfig
 from .data import Dataset, Items
+from .ragged import Ragged
 
 COMPANION_SHARE = 0.25
 LAST_SHARE = 0.6
@@ -72,7 +73,8 @@ def make_synthetic(config: SyntheticConfig, seed: int) -> Dataset:
     model, titles = _draw_model(config, rng)
     lengths = rng.integers(config.min_length, config.max_length + 1, size=config.num_users)
     drawn = _draw_sequences(model, config.num_users, config.max_length, rng)  # [U, max_length]
-    sequences = [drawn[user, :length] for user, length in enumerate(lengths)]
+    starts = np.arange(config.num_users) * config.max_length
+    sequences = Ragged(drawn.reshape(-1), starts, starts + lengths)
     return Dataset(
         name="synthetic",
         user_ids=np.arange(config.num_users),
@@ -146,9 +148,8 @@ def _draw_rows(probabilities: np.ndarray, rng: np.random.Generator) -> np.ndarra
     return (running <= draws[:, None]).sum(axis=1)
 
 
-def _best_recall(model: _Model, sequences: list[np.ndarray], chunk: int = 1024) -> dict[int, float]:
-    before = np.array([sequence[-3] for sequence in sequences])
-    last = np.array([sequence[-2] for sequence in sequences])
+def _best_recall(model: _Model, sequences: Ragged, chunk: int = 1024) -> dict[int, float]:
+    before, last = sequences.at(-3), sequences.at(-2)
     most = min(max(KS), len(model.clusters))
     totals = np.zeros(most)
     for start in range(0, len(sequences), chunk):  # in chunks: [users, items] can be large

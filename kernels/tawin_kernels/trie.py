@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from .arguments import INT64, require_int, require_tensor, require_values
-from .trie_file import ARRAYS, read_arrays, write_arrays
+from .trie_file import ARRAYS, chunks, read_arrays, write_arrays
 
 _INT32_MAX = 2**31 - 1
 
@@ -102,8 +102,11 @@ class ItemTrie:
         levels = [0, 1]
         while (following := int(child_offsets[levels[-1]]) + 1) > levels[-1]:
             levels.append(following)
-        child_counts = child_offsets.diff()
-        has_leaves = [bool((child_counts[first:end] == 0).any()) for first, end in pairwise(levels)]
+        # In chunks: the arrays may be larger than the memory that is left.
+        has_leaves = [
+            any(bool((part.diff() == 0).any()) for _, part in chunks(child_offsets[first : end + 1]))
+            for first, end in pairwise(levels)
+        ]
         return cls(
             child_offsets=child_offsets,
             edge_tokens=edge_tokens,
@@ -111,7 +114,7 @@ class ItemTrie:
             item_ids=item_ids,
             level_offsets=tuple(levels),
             leaf_depths=tuple(depth for depth, has_leaf in enumerate(has_leaves) if has_leaf),
-            max_children=int(child_counts.max()),
+            max_children=max(int(part.diff().max()) for _, part in chunks(child_offsets)),
             max_token=int(edge_tokens.max()),
         )
 
@@ -218,12 +221,15 @@ class ItemTrie:
         write_arrays(path, {name: getattr(self, name) for name in ARRAYS})
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> ItemTrie:
+    def load(cls, path: str | os.PathLike[str], *, memory_map: bool = False) -> ItemTrie:
         """Read a file that `save` wrote, onto the CPU. ValueError for a file that is no trie or is damaged.
 
-        The trie has memory of its own: what happens to the file later does not touch it.
+        The trie has memory of its own: what happens to the file later does not touch it. With memory_map its arrays
+        are the file's pages instead, shared by all processes that map it; they are checked all the same. Then the file
+        must not be written into while it is in use; `save` replaces it and does no harm. `to(device)` makes copies, and
+        so do `leaf_of_item`, `used_tokens` and `token_slots`.
         """
-        return cls._from_arrays(**read_arrays(path))
+        return cls._from_arrays(**read_arrays(path, memory_map=memory_map))
 
 
 def _flatten(token_ids: Any, lengths: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from io import BufferedReader
 from typing import Any, BinaryIO
 
 import torch
@@ -24,6 +26,7 @@ _FORMAT = "tawin_kernels.ItemTrie.1"
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the library safetensors
 _INT32_BYTES = 4
+_CHUNK = 2**18  # nodes or items that are looked at together
 
 
 def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, torch.Tensor]) -> None:
@@ -52,23 +55,47 @@ def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, torch.Tensor
         raise
 
 
-def read_arrays(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+def read_arrays(path: str | os.PathLike[str], *, memory_map: bool = False) -> dict[str, torch.Tensor]:
     """The four arrays of a file that `write_arrays` wrote, int32 on the CPU and checked to be a trie.
 
-    Their bytes are read once, into memory of their own: mapped memory would change, or end the process, when another
-    program writes to the file. ValueError for a file that is damaged or no trie; OSError for one that cannot be read.
+    Their bytes are read once, into memory of their own, or with memory_map are those of the file: the checks read all
+    of them a piece at a time, and the system may drop them and read them again. The mapping is private, so nothing
+    that is written to the arrays reaches the file; but mapped memory changes, or ends the process, when another program
+    writes into the file or cuts it off. `write_arrays` replaces files and does neither.
+
+    ValueError for a file that is damaged or no trie, or one that cannot be mapped because its arrays do not begin at a
+    multiple of 4 bytes (those written here do); OSError for one that cannot be read.
     """
     with open(path, "rb") as file:
         header, data_bytes = _read_header(file, path)
-        arrays = {}
-        for name, count in _counts_in_file_order(header, data_bytes, path).items():
-            buffer = bytearray(count * _INT32_BYTES)
-            if file.readinto(buffer) != len(buffer):
-                raise _unreadable(path, f"it ends within {name}")
-            arrays[name] = torch.frombuffer(buffer, dtype=torch.int32)
+        counts = _counts_in_file_order(header, data_bytes, path)
+        arrays = _map(file, counts, path) if memory_map else _read(file, counts, path)
     damage = _damage(**arrays)
     if damage is not None:
         raise ValueError(f"path: {os.fsdecode(path)} holds a damaged trie: {damage}")
+    return arrays
+
+
+def _read(file: BufferedReader, counts: dict[str, int], path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    arrays = {}
+    for name, count in counts.items():
+        buffer = bytearray(count * _INT32_BYTES)
+        if file.readinto(buffer) != len(buffer):
+            raise _unreadable(path, f"it ends within {name}")
+        arrays[name] = torch.frombuffer(buffer, dtype=torch.int32)
+    return arrays
+
+
+def _map(file: BufferedReader, counts: dict[str, int], path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    position = file.tell()
+    if position % _INT32_BYTES:
+        raise _unreadable(path, f"its arrays begin at byte {position}, expected a multiple of {_INT32_BYTES} to map it")
+    # Of the open file, not of the path: what is mapped is what the header was read from. The tensors keep it mapped.
+    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    arrays = {}
+    for name, count in counts.items():
+        arrays[name] = torch.frombuffer(mapped, dtype=torch.int32, count=count, offset=position)
+        position += count * _INT32_BYTES
     return arrays
 
 
@@ -127,7 +154,10 @@ def _counts_in_file_order(header: dict[str, Any], data_bytes: int, path: str | o
 def _damage(
     child_offsets: torch.Tensor, edge_tokens: torch.Tensor, item_offsets: torch.Tensor, item_ids: torch.Tensor
 ) -> str | None:
-    """What keeps four int32 arrays of at least one value from being a trie, in words."""
+    """What keeps four int32 arrays of at least one value from being a trie, in words.
+
+    Besides a chunk and its edges, one byte an item is held.
+    """
     num_nodes = len(child_offsets) - 1
     if num_nodes < 2 or len(edge_tokens) != num_nodes - 1 or len(item_offsets) != num_nodes + 1:
         return f"{num_nodes} nodes do not go with {len(edge_tokens)} edges and {len(item_offsets)} item offsets"
@@ -136,22 +166,46 @@ def _damage(
         ("item_offsets", item_offsets, len(item_ids)),
     ):
         # Neighbours are compared, not subtracted: a difference of two int32 may wrap around.
-        if int(offsets[0]) != 0 or int(offsets[-1]) != end or bool((offsets[1:] < offsets[:-1]).any()):
+        rises = all(bool((part[1:] >= part[:-1]).all()) for _, part in chunks(offsets))
+        if int(offsets[0]) != 0 or int(offsets[-1]) != end or not rises:
             return f"{name} does not rise from 0 to {end}"
-    children, items = child_offsets.diff(), item_offsets.diff()
-    if bool((child_offsets[1:-1] < torch.arange(1, num_nodes, device=child_offsets.device)).any()):
-        return "child_offsets do not number the nodes breadth first"  # every node but the root has an earlier parent
-    if bool(((children > 0) == (items > 0)).any()):
-        return "items do not end at the leaves, all of them and nothing else"
-    if int(edge_tokens.min()) < 0 or not _ascends_within(edge_tokens, children):
+    for first, part in chunks(child_offsets):
+        begin = max(1, first)  # every node but the root has an earlier parent
+        if bool((part[begin - first : -1] < torch.arange(begin, first + len(part) - 1)).any()):
+            return "child_offsets do not number the nodes breadth first"
+    for (_, children), (_, items) in zip(chunks(child_offsets), chunks(item_offsets), strict=True):
+        if bool(((children.diff() > 0) == (items.diff() > 0)).any()):
+            return "items do not end at the leaves, all of them and nothing else"
+    if int(edge_tokens.min()) < 0 or not _ascends_within(edge_tokens, child_offsets):
         return "the children of a node do not ascend by token"
-    every_item = torch.arange(len(item_ids), device=item_ids.device)
-    if not bool((item_ids.sort().values == every_item).all()) or not _ascends_within(item_ids, items):
+    if not _is_permutation(item_ids) or not _ascends_within(item_ids, item_offsets):
         return "item_ids is not every item once, ascending within a node"
     return None
 
 
-def _ascends_within(values: torch.Tensor, counts: torch.Tensor) -> bool:
-    """Whether the values ascend strictly within each of the consecutive groups of the given sizes."""
-    groups = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
-    return bool(((values.diff() > 0) | (groups.diff() > 0)).all())
+def chunks(offsets: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    """The offsets of _CHUNK nodes after another, with the one that ends them, and the first of these nodes."""
+    for first in range(0, len(offsets) - 1, _CHUNK):
+        yield first, offsets[first : first + _CHUNK + 1]
+
+
+def _ascends_within(values: torch.Tensor, offsets: torch.Tensor) -> bool:
+    """Whether the values ascend strictly within each of the groups that begin and end at the (rising) offsets."""
+    for _, part in chunks(offsets):
+        first, end = int(part[0]), int(part[-1])
+        group = values[first:end]
+        begins = torch.zeros(end - first + 1, dtype=torch.bool)
+        begins[(part - first).long()] = True
+        if not bool(((group[1:] > group[:-1]) | begins[1:-1]).all()):
+            return False
+    return True
+
+
+def _is_permutation(values: torch.Tensor) -> bool:
+    """Whether the values are 0, 1, ... in any order."""
+    if int(values.min()) < 0 or int(values.max()) >= len(values):
+        return False
+    seen = torch.zeros(len(values), dtype=torch.bool)
+    for part in values.split(_CHUNK):
+        seen[part.long()] = True
+    return bool(seen.all())

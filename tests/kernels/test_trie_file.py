@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tawin_kernels import ItemTrie
+from tawin_kernels import ItemTrie, beam_step, trie_file
 
 ragged_items = st.lists(
     st.lists(st.integers(0, 4), min_size=1, max_size=4), min_size=1, max_size=20
@@ -43,6 +44,18 @@ def test_a_saved_trie_loads_as_it_was(tmp_path_factory, items):
 
 @settings(max_examples=20)
 @given(ragged_items)
+def test_a_mapped_trie_is_the_one_that_is_loaded(tmp_path_factory, items):
+    path = tmp_path_factory.mktemp("trie") / "trie.safetensors"
+    ItemTrie.from_sequences(items, end_token=5).save(path)
+    loaded, mapped = ItemTrie.load(path), ItemTrie.load(str(path), memory_map=True)
+    assert same(mapped, loaded)
+    assert (mapped.level_offsets, mapped.leaf_depths) == (loaded.level_offsets, loaded.leaf_depths)
+    assert (mapped.max_children, mapped.max_token) == (loaded.max_children, loaded.max_token)
+    assert torch.equal(mapped.leaf_of_item, loaded.leaf_of_item)
+
+
+@settings(max_examples=20)
+@given(ragged_items)
 def test_the_safetensors_library_reads_what_save_wrote(tmp_path_factory, items):
     path = tmp_path_factory.mktemp("trie") / "trie.safetensors"
     trie = ItemTrie.from_sequences(items, end_token=5)
@@ -54,6 +67,19 @@ def test_the_safetensors_library_reads_what_save_wrote(tmp_path_factory, items):
         assert torch.equal(arrays[name], getattr(trie, name))
     with safe_open(path, framework="pt") as file:
         assert file.metadata() == METADATA
+
+
+@settings(max_examples=20)
+@given(ragged_items, st.integers(1, 5))
+def test_a_trie_that_is_looked_at_in_small_pieces_is_the_same(tmp_path_factory, items, chunk):
+    path = tmp_path_factory.mktemp("trie") / "trie.safetensors"
+    trie = ItemTrie.from_sequences(items, end_token=5)
+    trie.save(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trie_file, "_CHUNK", chunk)
+        loaded = ItemTrie.load(path, memory_map=True)
+    assert same(loaded, trie)
+    assert (loaded.leaf_depths, loaded.max_children) == (trie.leaf_depths, trie.max_children)
 
 
 @settings(max_examples=20)
@@ -82,6 +108,67 @@ def test_a_loaded_trie_holds_its_arrays_and_nothing_more(tmp_path):
     storages = {getattr(loaded, name).untyped_storage().data_ptr() for name in ARRAYS}
     assert len(storages) == len(ARRAYS)
     assert all(getattr(loaded, name).untyped_storage().nbytes() == getattr(loaded, name).nbytes for name in ARRAYS)
+
+
+def mapped_bytes(path) -> int:
+    """Addresses of this process that are pages of the file."""
+    with open("/proc/self/maps") as maps:
+        spans = [line.split()[0].split("-") for line in maps if line.rstrip().endswith(str(path))]
+    return sum(int(end, 16) - int(begin, 16) for begin, end in spans)
+
+
+def test_a_mapped_trie_is_pages_of_its_file_as_long_as_it_lives(tmp_path):
+    path = tmp_path / "trie.safetensors"
+    some_trie().save(path)
+    loaded, mapped = ItemTrie.load(path), ItemTrie.load(path, memory_map=True)
+    assert mapped_bytes(path) >= path.stat().st_size
+    tokens = mapped.edge_tokens
+    del mapped
+    assert mapped_bytes(path) > 0 and torch.equal(tokens, loaded.edge_tokens)
+    del tokens
+    gc.collect()
+    assert mapped_bytes(path) == 0
+
+
+def test_what_is_written_to_a_mapped_trie_does_not_reach_its_file(tmp_path):
+    path = tmp_path / "trie.safetensors"
+    some_trie().save(path)
+    path.chmod(0o400)
+    content = path.read_bytes()
+    mapped = ItemTrie.load(path, memory_map=True)
+    mapped.edge_tokens.fill_(9)
+    assert path.read_bytes() == content
+    assert same(ItemTrie.load(path, memory_map=True), some_trie())
+
+
+def test_a_mapped_trie_stays_when_another_is_saved_in_its_place(tmp_path):
+    path = tmp_path / "trie.safetensors"
+    some_trie().save(path)
+    mapped = ItemTrie.load(path, memory_map=True)
+    ItemTrie.from_sequences([[7]]).save(path)
+    assert same(mapped, some_trie())
+
+
+def test_a_beam_step_runs_on_a_mapped_trie(tmp_path):
+    path = tmp_path / "trie.safetensors"
+    some_trie().save(path)
+    draw = torch.Generator().manual_seed(0)
+    hidden, head = torch.randn(2, 1, 8, generator=draw), torch.randn(6, 8, generator=draw)
+    inputs = (torch.zeros(2, 1, dtype=torch.int64), torch.zeros(2, 1))
+    steps = [beam_step(hidden, head, trie, *inputs, 3) for trie in (some_trie(), ItemTrie.load(path, memory_map=True))]
+    for ours, theirs in zip(*steps, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_arrays_that_are_not_aligned_are_loaded_but_not_mapped(tmp_path):
+    path = tmp_path / "trie.safetensors"
+    some_trie().save(path)
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    path.write_bytes((end - 7).to_bytes(8, "little") + content[8:end] + b" " + content[end:])
+    assert same(ItemTrie.load(path), some_trie())
+    with pytest.raises(ValueError, match=rf"its arrays begin at byte {end + 1}, expected a multiple of 4 to map it"):
+        ItemTrie.load(path, memory_map=True)
 
 
 def test_saving_replaces_a_file_whole(tmp_path):
@@ -156,11 +243,13 @@ def int32(*values):
         (damaged_arrays(item_ids=int32(0, 3, 1, 4)), "item_ids"),
     ],
 )
-def test_foreign_or_damaged_arrays_are_refused(tmp_path, write, message):
+@pytest.mark.parametrize(("memory_map", "chunk"), [(False, 2**18), (True, 2**18), (False, 1), (True, 2), (False, 3)])
+def test_foreign_or_damaged_arrays_are_refused(tmp_path, monkeypatch, write, message, memory_map, chunk):
     path = tmp_path / "trie.safetensors"
     write(path)
+    monkeypatch.setattr(trie_file, "_CHUNK", chunk)
     with pytest.raises(ValueError, match=message) as caught:
-        ItemTrie.load(path)
+        ItemTrie.load(path, memory_map=memory_map)
     assert str(caught.value).startswith("path:")
     assert str(path) in str(caught.value)
 
@@ -226,8 +315,9 @@ def test_a_file_cut_off_anywhere_is_refused(tmp_path):
     content = path.read_bytes()
     for length in range(len(content)):
         path.write_bytes(content[:length])
-        with pytest.raises(ValueError, match=r"path: .* is not a readable safetensors file"):
-            ItemTrie.load(path)
+        for memory_map in (False, True):
+            with pytest.raises(ValueError, match=r"path: .* is not a readable safetensors file"):
+                ItemTrie.load(path, memory_map=memory_map)
 
 
 @pytest.mark.parametrize("change", [1, 64, 255])

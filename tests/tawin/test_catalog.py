@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from tawin.catalog import Catalog, build_catalog, load_catalog, make_tokenizer
 from tawin.config import CatalogConfig, SyntheticConfig
 from tawin.data import DataError, Dataset, Items, save_dataset, training_sequences
+from tawin.ragged import Ragged
 from tawin.semantic_ids import build_semantic_ids
 from tawin.synthetic import make_synthetic
 from tawin.tokenizer import train_title_tokenizer
@@ -223,6 +224,19 @@ def test_windows_have_labels_at_the_tokens_of_their_targets_only(
         assert input_ids[row].tolist() == tokens + [catalog.pad_token] * padding
         assert attention_mask[row].tolist() == [1] * len(tokens) + [0] * padding
         assert labels[row].tolist() == expected + [-100] * padding
+
+
+@pytest.mark.parametrize("item_tokens", ["semantic_id", "title"])
+def test_ragged_sequences_are_encoded_as_the_same_arrays_are(item_tokens: str) -> None:
+    catalog = CATALOGS[item_tokens]
+    values = np.array([4, 0, 2, 1, 3], dtype=np.int8)  # too small a type for the number of a large catalogue's items
+    ragged = Ragged(values, np.array([3, 0, 1, 5]), np.array([5, 2, 4, 5]))
+    arrays = [sequence.astype(np.int64) for sequence in ragged]
+    for ours, expected in (
+        (catalog.encode_histories(ragged), catalog.encode_histories(arrays)),
+        (catalog.encode_windows(ragged, np.arange(4)), catalog.encode_windows(arrays, [0, 1, 2, 3])),
+    ):
+        assert all(torch.equal(first, second) for first, second in zip(ours, expected, strict=True))
 
 
 CATALOGS = {mode: catalog_of(item_tokens=mode, title_vocabulary=300) for mode in ("semantic_id", "title")}

@@ -24,6 +24,7 @@ from tawin.data import (
     training_sequences,
     training_windows,
 )
+from tawin.ragged import Ragged
 
 REAL_DATA = Path(os.environ.get("TAWIN_DATA", Path(__file__).parents[3] / "shared" / "data"))
 REAL_FOLDERS = {  # users, items, interactions, levels of semantic ids, titles
@@ -64,7 +65,7 @@ def test_items_are_addressed_by_their_row_whatever_their_ids(tmp_path: Path) -> 
     assert dataset.items.item_ids.tolist() == [50, 20, -4]
     assert dataset.user_ids.tolist() == [7, 9]
     assert [sequence.tolist() for sequence in dataset.sequences] == [[0, 2, 0, 1], [1, 0, 2]]
-    assert all(sequence.dtype == np.int64 for sequence in dataset.sequences)
+    assert all(sequence.dtype == np.int32 for sequence in dataset.sequences)
     assert dataset.items.semantic_ids == [(0, 1), (0, 1), (2, 0)]
     assert dataset.items.titles == ["a", "b", None]
 
@@ -148,12 +149,23 @@ def test_a_file_of_several_row_groups_is_read_whole(tmp_path: Path) -> None:
         ({}, {"semantic_id": [[], [], []]}, r"'semantic_id': item 50: expected at least one level"),
     ],
 )
+@pytest.mark.parametrize("batch_users", [1, 2**16])
 def test_bad_data_is_refused_by_file_and_column(
-    tmp_path: Path, interactions: dict[str, Any], items: dict[str, Any], message: str
+    tmp_path: Path,
+    interactions: dict[str, Any],
+    items: dict[str, Any],
+    message: str,
+    batch_users: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("tawin.interactions.BATCH_USERS", batch_users)
     write_folder(tmp_path, interactions, items)
     with pytest.raises(DataError, match=message):
         load_dataset(tmp_path)
+    mapped = tmp_path / "mapped"
+    with pytest.raises(DataError, match=message):
+        load_dataset(tmp_path, memory_map=mapped)
+    assert not mapped.exists() or list(mapped.iterdir()) == []
 
 
 def test_a_missing_folder_or_file_is_named(tmp_path: Path) -> None:
@@ -208,7 +220,7 @@ def test_the_last_items_of_a_user_become_test_valid_and_rl_examples() -> None:
 
 def test_a_user_of_three_items_has_valid_and_test_examples_only() -> None:
     split = split_leave_one_out(dataset_of([0, 1, 2]))
-    assert split.sft == [] and len(split.rl) == 0
+    assert len(split.sft) == len(split.rl) == 0
     assert [history.tolist() for history in split.valid.histories] == [[0]]
     assert [history.tolist() for history in split.test.histories] == [[0, 1]]
 
@@ -237,6 +249,50 @@ def test_the_users_of_rl_are_drawn_by_the_seed() -> None:
     drawn = [split_leave_one_out(dataset, rl_share=0.5, seed=seed).rl.user_ids.tolist() for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert len(drawn[0]) == 20
+
+
+def split_by_lists(sequences: list[list[int]], max_history: int, rl_share: float, seed: int) -> dict[str, Any]:
+    """The same split in plain Python: lists of items, and (user, history, target) of every example."""
+    train = [sequence[:-2] for sequence in sequences]
+    eligible = [user for user, sequence in enumerate(train) if len(sequence) >= 2]
+    drawn = np.random.default_rng(seed).permutation(eligible)[: round(rl_share * len(eligible))]
+    held_out = {int(user) for user in drawn}
+    sft = [sequence[:-1] if user in held_out else sequence for user, sequence in enumerate(train)]
+
+    def examples(users: Any, target: int) -> list[tuple[int, list[int], int]]:
+        return [(100 + user, sequences[user][:target][-max_history:], sequences[user][target]) for user in users]
+
+    return {
+        "sft": [sequence for sequence in sft if len(sequence) >= 2],
+        "rl": examples(sorted(held_out), -3),
+        "valid": examples(range(len(sequences)), -2),
+        "test": examples(range(len(sequences)), -1),
+    }
+
+
+@given(
+    sequences=st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=14), min_size=1, max_size=10),
+    max_history=st.integers(1, 12),
+    rl_share=st.floats(0, 1),
+    seed=st.integers(0, 2**31),
+)
+def test_a_split_is_that_of_a_loop_over_users(
+    sequences: list[list[int]], max_history: int, rl_share: float, seed: int
+) -> None:
+    split = split_leave_one_out(dataset_of(*sequences), max_history=max_history, rl_share=rl_share, seed=seed)
+    expected = split_by_lists(sequences, max_history, rl_share, seed)
+    assert [sequence.tolist() for sequence in split.sft] == expected["sft"]
+    for part in ("rl", "valid", "test"):
+        examples = getattr(split, part)
+        histories = [history.tolist() for history in examples.histories]
+        found = zip(examples.user_ids.tolist(), histories, examples.targets.tolist(), strict=True)
+        assert list(found) == expected[part]
+        assert examples.targets.dtype == np.int64
+
+
+def test_a_sequence_without_the_items_of_a_split_is_refused() -> None:
+    with pytest.raises(IndexError, match=r"place -2: expected it in every sequence, but 1 has 1 values"):
+        split_leave_one_out(dataset_of([0, 1, 2], [3]))
 
 
 @pytest.mark.parametrize(
@@ -275,10 +331,43 @@ def test_every_item_but_the_first_is_a_target_once_with_enough_history(lengths: 
     assert sorted(targets) == [int(item) for sequence in sequences for item in sequence[1:]]
 
 
+def windows_by_loop(sequences: list[np.ndarray], max_history: int) -> list[tuple[list[int], int]]:
+    """Each window and its first target, cut one after another."""
+    size, context = max_history + 1, max(1, max_history // 2)
+    windows = []
+    for sequence in sequences:
+        target = 1
+        while target < len(sequence):
+            start = max(0, min(target - context, len(sequence) - size))
+            windows.append((sequence[start : start + size].tolist(), target - start))
+            target = start + size
+    return windows
+
+
+@settings(max_examples=200)
+@given(
+    lengths=st.lists(st.integers(0, 60), max_size=8),
+    max_history=st.integers(1, 12),
+    from_ragged=st.booleans(),
+    chunk=st.integers(1, 9),
+)
+def test_windows_are_those_of_a_loop_over_sequences(
+    lengths: list[int], max_history: int, from_ragged: bool, chunk: int
+) -> None:
+    sequences = [np.arange(100 * place, 100 * place + length) for place, length in enumerate(lengths)]
+    ragged = Ragged.of(sequences)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tawin.data.CHUNK", chunk)
+        windows, first_targets = training_windows(ragged if from_ragged else sequences, max_history)
+    found = zip([window.tolist() for window in windows], first_targets.tolist(), strict=True)
+    assert list(found) == windows_by_loop(sequences, max_history)
+    assert windows.values is ragged.values or not from_ragged
+
+
 def test_the_last_window_moves_back_until_it_is_full() -> None:
     windows, first_targets = training_windows([np.arange(7)], max_history=4)
     assert [window.tolist() for window in windows] == [[0, 1, 2, 3, 4], [2, 3, 4, 5, 6]]
-    assert first_targets == [1, 3]
+    assert first_targets.tolist() == [1, 3]
 
 
 def test_windows_need_room_for_one_item_of_history() -> None:
