@@ -24,8 +24,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from tawin import beam_search
 from tawin.backbone import backbone
-from tawin.data import load_dataset
-from tawin.tree_attention import completion_states
+from tawin.data import Dataset, load_dataset
+from tawin.token_tree import completion_states
 
 from .peers import PrefixTable, generate_beam_search, repeated_prompt_log_probs
 
@@ -91,15 +91,23 @@ def make_model(
 def semantic_ids(folder: Path | None = None) -> tuple[str, np.ndarray]:
     """Name and semantic ids, int64 [items, 3], of the industrial catalogue, or of a drawn one where there is no data.
 
+    folder: as in `industrial_dataset`.
+    """
+    dataset = industrial_dataset(folder)
+    if dataset is None:
+        return "drawn like industrial", draw_semantic_ids()
+    assert dataset.items.semantic_ids is not None
+    return "industrial", np.array(dataset.items.semantic_ids, dtype=np.int64)
+
+
+def industrial_dataset(folder: Path | None = None) -> Dataset | None:
+    """The Amazon Industrial catalogue and its users, None where there is no data.
+
     folder: holds `industrial`; None: the environment's TAWIN_DATA, or ../shared/data beside the repository.
     """
     if folder is None:
         folder = Path(os.environ.get("TAWIN_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
-    if (folder / "industrial").is_dir():
-        ids = load_dataset(folder / "industrial").items.semantic_ids
-        assert ids is not None
-        return "industrial", np.array(ids, dtype=np.int64)
-    return "drawn like industrial", draw_semantic_ids()
+    return load_dataset(folder / "industrial") if (folder / "industrial").is_dir() else None
 
 
 def draw_semantic_ids(seed: int = 0) -> np.ndarray:
@@ -228,13 +236,15 @@ def foundation_cases(device: torch.device | str = "cpu") -> list[Case]:
     ]
 
 
-def compare_beams(item_ids: Tensor, scores: Tensor, peer_item_ids: Tensor, peer_scores: Tensor) -> str:
-    """All [B, W], best first. Scores agree within SCORE_TOLERANCE; so do items, unless a tie within it swaps them."""
+def compare_beams(
+    item_ids: Tensor, scores: Tensor, peer_item_ids: Tensor, peer_scores: Tensor, tolerance: float = SCORE_TOLERANCE
+) -> str:
+    """All [B, W], best first. Scores agree within `tolerance`; so do items, unless a tie within it swaps them."""
     present = scores.isfinite()
     assert torch.equal(present, peer_scores.isfinite()), "one way found fewer items than the other"
     gap = (scores - peer_scores)[present].abs().max().item()
-    assert gap <= SCORE_TOLERANCE, f"scores differ by {gap:.2g}, allowed {SCORE_TOLERANCE:g}"
-    is_close = (scores.diff(dim=1).abs() <= 2 * SCORE_TOLERANCE).cpu()  # [B, W - 1], to the next one
+    assert gap <= tolerance, f"scores differ by {gap:.2g}, allowed {tolerance:g}"
+    is_close = (scores.diff(dim=1).abs() <= 2 * tolerance).cpu()  # [B, W - 1], to the next one
     # The last place may tie with an item that did not make it.
     may_swap = pad(is_close, (0, 1), value=True) | pad(is_close, (1, 0))
     same = (item_ids == peer_item_ids).cpu()  # [B, W]

@@ -30,7 +30,8 @@ from .rollout import (
     score_sequences,
     sequence_log_probs,
 )
-from .tree_attention import Prompt, completion_states, prefill
+from .token_tree import completion_states
+from .tree_attention import Prompt, prefill
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,6 @@ def roll_out(
     generator: torch.Generator,
     *,
     shares_prompts: bool = False,
-    stops_early: bool = True,
     part: slice = slice(None),
     whole: int | None = None,
 ) -> Groups:
@@ -111,7 +111,6 @@ def roll_out(
         generator: of random and sampled completions.
         shares_prompts: keep what the backward pass needs of the prompts, for a policy's forward that goes on from
             them (`may_share_prompts`).
-        stops_early: see `beam_sequences`.
         part, whole: these prompts are `part` of a batch of `whole`, and get what they would be drawn there.
     """
     shape = (whole or len(input_ids), config.group_size, catalog.trie.max_depth)
@@ -122,7 +121,7 @@ def roll_out(
         if shares_prompts:
             with phase("prefill"), torch.enable_grad():
                 prompt = prefill(backbone(model), input_ids, attention_mask)
-        sequences = _complete(model, catalog, input_ids, attention_mask, config, uniforms, stops_early, prompt)
+        sequences = _complete(model, catalog, input_ids, attention_mask, config, uniforms, prompt)
         with phase("reward"):
             target_nodes = catalog.item_nodes[targets]  # [B]
             hits = (sequences.nodes == target_nodes[:, None]).any(1)
@@ -170,7 +169,6 @@ def _complete(
     attention_mask: Tensor,
     config: GRPOConfig,
     uniforms: Tensor,
-    stops_early: bool,
     prompt: Prompt | None,
 ) -> Sequences:
     if config.negatives == "beam":
@@ -181,7 +179,6 @@ def _complete(
             catalog.trie,
             config.group_size,
             normalizer=config.softmax_over,
-            stops_early=stops_early,
             prompt=prompt,
         )
     if config.negatives == "sample":

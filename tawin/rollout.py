@@ -18,7 +18,8 @@ from .backbone import Backbone, backbone
 from .beam_decode import BeamOptions, Sequences, decode
 from .decode_graphs import replay
 from .phases import phase
-from .tree_attention import BeamTree, Prompt, check_prompts, completion_states, prefill
+from .token_tree import completion_states
+from .tree_attention import BeamTree, Prompt, check_prompts, prefill
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,10 @@ def beam_sequences(
     normalizer: Normalizer = "vocab",
     length_penalty: float = 0.0,
     cuda_graphs: bool = True,
-    stops_early: bool = True,
     prompt: Prompt | None = None,
 ) -> Sequences:
     """Like `beam_search`, but the distinct sequences themselves: what a training group is made of.
 
-    stops_early: leave out the steps that can change nothing; False: as many steps for every batch.
     prompt: what `prefill` gave for these prompts, which are not run again then.
     """
     check_prompts(input_ids, attention_mask)
@@ -113,7 +112,7 @@ def beam_sequences(
     prompt = _prompt(parts, input_ids, attention_mask, prompt)
     with phase("decode"):
         found = replay(parts, prompt, options) if cuda_graphs and input_ids.is_cuda else None
-        return decode(parts, prompt, options, stops_early=stops_early) if found is None else found
+        return decode(parts, prompt, options) if found is None else found
 
 
 def _prompt(model: Backbone, input_ids: Tensor, attention_mask: Tensor, prompt: Prompt | None) -> Prompt:

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from transformers import Cache, DynamicCache
 
 from .backbone import Backbone
@@ -40,7 +39,7 @@ class Prompt:
 
     def detached(self) -> Prompt:
         """The same keys, values and states without a gradient, in a cache of its own to be appended to."""
-        cache = _copy(self.cache)
+        cache = copied_cache(self.cache)
         for layer in cache.layers:
             layer.keys, layer.values = layer.keys.detach(), layer.values.detach()
         return replace(self, cache=cache, last_hidden=self.last_hidden.detach())
@@ -113,7 +112,7 @@ def _full_attention_mask(config: Any, mask: Any) -> Tensor | None:
 
 
 @dataclass(frozen=True)
-class _Batch:
+class PromptBatch:
     """Prompts as they are run: from the first column on, where all that follows the same tokens is seen at a glance."""
 
     input_ids: Tensor  # int64 [B, P]
@@ -129,7 +128,7 @@ class _Batch:
         return self.positions == self.lengths[:, None] - 1
 
 
-def _batch(model: Backbone, input_ids: Tensor, attention_mask: Tensor) -> _Batch:
+def prompt_batch(model: Backbone, input_ids: Tensor, attention_mask: Tensor) -> PromptBatch:
     """input_ids int64 [B, P] left-padded, attention_mask [B, P]."""
     batch, length = input_ids.shape
     real = attention_mask.bool()
@@ -145,7 +144,7 @@ def _batch(model: Backbone, input_ids: Tensor, attention_mask: Tensor) -> _Batch
         common = int(torch.minimum(alike, lengths.min() - 1))  # a prompt's end is its own
         if common * (batch - 1) < MIN_COMMON_SHARE * int(lengths.sum()):
             common = 0
-    return _Batch(input_ids, lengths, key_mask, positions, is_padded, common)
+    return PromptBatch(input_ids, lengths, key_mask, positions, is_padded, common)
 
 
 def prefill(model: Backbone, input_ids: Tensor, attention_mask: Tensor) -> Prompt:
@@ -154,11 +153,11 @@ def prefill(model: Backbone, input_ids: Tensor, attention_mask: Tensor) -> Promp
     What all prompts begin with is run once for all. In the cache they begin at the first key: there a model's own
     causal mask is right, and attention skips what it hides. Differentiable, cache included.
     """
-    prompts = _batch(model, input_ids, attention_mask)
+    prompts = prompt_batch(model, input_ids, attention_mask)
     needs_mask = prompts.common > 0 or (_has_window(model.config) if packs(model) else prompts.is_padded)
     mask = None
     if needs_mask:
-        visible = _causal(prompts.key_mask)[:, prompts.common :]  # [B, P - C, P]
+        visible = causal(prompts.key_mask)[:, prompts.common :]  # [B, P - C, P]
         mask = model_mask(model.config, visible, prompts.positions[:, prompts.common :], prompts.positions, model.dtype)
     cache = DynamicCache()  # without a config every layer keeps all keys; windows are the mask's business
     last_hidden = decoder_states(
@@ -178,7 +177,7 @@ def prefill(model: Backbone, input_ids: Tensor, attention_mask: Tensor) -> Promp
     return Prompt(cache, last_hidden, prompts.key_mask, prompts.positions, prompts.lengths, prompts.is_padded)
 
 
-def _causal(key_mask: Tensor) -> Tensor:
+def causal(key_mask: Tensor) -> Tensor:
     """bool [B, P, P]: causal over real tokens; padding sees itself, so that no row of a softmax is empty."""
     length = key_mask.shape[1]
     ones = torch.ones(length, length, dtype=torch.bool, device=key_mask.device)
@@ -246,98 +245,10 @@ class BeamTree:
         return shared_prompt(self._model.config, step)
 
 
-def completion_states(
-    model: Backbone, input_ids: Tensor, attention_mask: Tensor, token_ids: Tensor, prompt: Prompt | None = None
-) -> tuple[Tensor, Tensor]:
-    """Hidden states that predict every completion token: a token tree, each distinct prefix run once. Differentiable.
-
-    All completions of a prompt begin with one state, and completions that begin alike share the states of what they
-    share, as beams of a search do.
-
-    Args:
-        input_ids, attention_mask: [B, P], left-padded prompts.
-        token_ids: int64 [B, G, L], completions; -100 = padding at the end.
-        prompt: what `prefill` gave for these prompts. It is not run again then, and is left as it is.
-
-    Returns:
-        states [R, H], and rows int64 [B, G, L]: the state that predicts each token, any one at padding.
-    """
-    batch, group, length = token_ids.shape
-    prompts = _batch(model, input_ids, attention_mask) if prompt is None else None
-    key_mask, key_positions, lengths = (
-        (prompt.key_mask, prompt.key_positions, prompt.lengths)
-        if prompts is None
-        else (prompts.key_mask, prompts.positions, prompts.lengths)
-    )  # [B, P], [B, P], [B]
-    # Run are the tokens that another one follows, each distinct prefix once: of titles, most of [G, L] is padding.
-    followed = token_ids[:, :, 1:] >= 0  # bool [B, G, L - 1]
-    owners = _prefix_owners(token_ids[:, :, :-1], followed)  # int64 [B, G, L - 1]
-    is_run = (followed & (owners == torch.arange(group, device=owners.device)[:, None])).flatten(1)
-    count = is_run.sum(1)  # int64 [B]
-    packed = int(count.max())
-    slots = is_run.long().argsort(dim=1, descending=True, stable=True)[:, :packed]  # [B, S], into [G * (L - 1)]
-    exists = torch.arange(packed, device=slots.device) < count[:, None]  # bool [B, S]
-    suffix = token_ids[:, :, :-1].flatten(1).gather(1, slots).clamp_min(0)  # [B, S]
-    owner, depth = slots // max(1, length - 1), slots % max(1, length - 1)  # [B, S]
-    positions = lengths[:, None] + depth
-
-    # A token sees its prompt and those that stand for its own completion's prefixes, up to its depth.
-    ancestors = owners.gather(1, owner[..., None].expand(-1, -1, length - 1))  # [B, S, L - 1]
-    ancestors = ancestors.gather(2, depth[:, None].expand(-1, packed, -1))  # [B, S, S]
-    own = (ancestors == owner[:, None]) & (depth[:, :, None] >= depth[:, None]) & exists[:, None]
-    own.diagonal(dim1=1, dim2=2).fill_(True)  # what only fills up sees itself too: no softmax is over nothing
-    visible = torch.cat((key_mask[:, None].expand(-1, packed, -1), own), dim=2)  # [B, S, P + S]
-    all_positions = torch.cat((key_positions, positions), dim=1)
-
-    if prompts is None:
-        states = prompt.last_hidden
-        if packed:
-            mask = model_mask(model.config, visible, positions, all_positions, model.dtype)
-            suffix_states = decoder_states(model, suffix, positions, exists, exists, mask, _copy(prompt.cache))
-            states = torch.cat((states, suffix_states))  # [R, H]: the prompts' ends, then the tokens that were run
-        ends = torch.arange(batch, device=slots.device)
-        starts = batch + count.cumsum(0) - count
-    else:
-        own = pad(_causal(key_mask), (0, packed))[:, prompts.common :]
-        visible = torch.cat((own, visible), dim=1)  # [B, P - C + S, P + S]
-        states = decoder_states(
-            model,
-            torch.cat((prompts.input_ids, suffix), dim=1),
-            all_positions,
-            torch.cat((key_mask, exists), dim=1),
-            torch.cat((prompts.ends, exists), dim=1),
-            model_mask(model.config, visible, all_positions[:, prompts.common :], all_positions, model.dtype),
-            common=prompts.common,
-        )  # [R, H]: of the end of a prompt, then of its tokens that were run
-        starts = (count + 1).cumsum(0) - count
-        ends = starts - 1
-
-    place = slots.new_zeros(batch, group * (length - 1))  # of each token's state among those of its prompt
-    place.scatter_(1, slots, torch.arange(packed, device=slots.device).expand_as(slots))
-    depths = torch.arange(length - 1, device=owners.device)
-    place = place.gather(1, (owners * (length - 1) + depths).flatten(1)).unflatten(1, (group, length - 1))
-    place = (place + starts[:, None, None]).where(followed, ends[:, None, None])
-    return states, torch.cat((ends[:, None, None].expand(-1, group, 1), place), dim=2)
-
-
-def _copy(cache: Cache) -> DynamicCache:
+def copied_cache(cache: Cache) -> DynamicCache:
     """A cache of the same keys and values, to be appended to on its own."""
     copied = DynamicCache()
     for index, layer in enumerate(cache.layers):
         copied.update(layer.keys[:, :, :0], layer.values[:, :, :0], index)
         copied.layers[index].keys, copied.layers[index].values = layer.keys, layer.values
     return copied
-
-
-def _prefix_owners(token_ids: Tensor, exists: Tensor) -> Tensor:
-    """Of each token: the first completion of its group that exists there and has the same tokens up to it.
-
-    token_ids int64 and exists bool [B, G, L]. int64 [B, G, L]; of no meaning where a token does not exist.
-    """
-    batch, group, _ = token_ids.shape
-    alike = torch.ones(batch, group, group, dtype=torch.bool, device=token_ids.device)
-    owners = []
-    for tokens, is_there in zip(token_ids.unbind(-1), exists.unbind(-1), strict=True):
-        alike = alike & (tokens[:, :, None] == tokens[:, None])
-        owners.append((alike & is_there[:, None]).byte().argmax(-1))
-    return torch.stack(owners, dim=-1) if owners else torch.zeros_like(token_ids)

@@ -45,7 +45,8 @@ from bench.cost_tables import TABLES, filled, main
 from bench.peers import repeated_prompt_log_probs
 from tawin.backbone import backbone
 from tawin.phases import PHASES
-from tawin.tree_attention import completion_states, prefill
+from tawin.token_tree import completion_states
+from tawin.tree_attention import prefill
 
 DOCUMENT = (Path(__file__).parents[2] / "docs/PERFORMANCE.md").read_text(encoding="utf-8")
 SMALL = QWEN2_5["Qwen2.5-0.5B"]

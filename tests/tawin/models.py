@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from tawin.backbone import Backbone
-from tawin.tree_attention import completion_states
+from tawin.token_tree import completion_states
 
 FAMILIES = ("qwen2", "qwen3", "llama", "mistral", "gemma3")
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tawin.backbone import backbone
 from tawin.packing import Packing, checkpoint_activations, packs, rows_among, rows_at
-from tawin.tree_attention import completion_states, prefill
+from tawin.token_tree import completion_states
+from tawin.tree_attention import prefill
 
 from .models import FAMILIES, tiny_model
 
