@@ -3,6 +3,7 @@
     python train.py                                          a synthetic catalogue, under 3 minutes on 2 CPU cores
     python train.py --preset cpu-small --data FOLDER         real interactions
     python train.py --out RUN --resume                       go on with a run that was stopped
+    torchrun --nproc-per-node 8 train.py ...                 on several GPUs, see README.md
 
 Every option: python train.py --help
 """
@@ -10,6 +11,7 @@ Every option: python train.py --help
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -19,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType, PartialState
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -27,10 +29,11 @@ from transformers.utils import logging as transformers_logging
 from tawin.catalog import Catalog, build_catalog, make_tokenizer
 from tawin.checkpoint import read_progress, replace_folder
 from tawin.cli import TrainingOptions, load_data, parse_training, print_results
-from tawin.config import Config
+from tawin.config import Config, OptimizerConfig
 from tawin.data import Dataset, Split, training_sequences
+from tawin.distributed import Processes, make_accelerator
 from tawin.evaluate import evaluate, sampled
-from tawin.optimization import make_accelerator
+from tawin.packing import checkpoint_activations
 from tawin.policy import add_lora, build_model, load_model, load_tokenizer
 from tawin.report import write_report
 from tawin.run_folder import RunFolder
@@ -50,22 +53,60 @@ class Job:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """The whole job. `arguments`: the command line without the program's name."""
-    options = parse_training(arguments)
+    """The whole job, or one process's part of it. `arguments`: the command line without the program's name."""
     transformers_logging.disable_progress_bar()
     try:
         accelerator = make_accelerator()
-        run = RunFolder.resume(options.out, options.config) if options.resume else None
-        if run is None:
-            RunFolder.check_new(options.out)
-        job = prepare(options, run)
-        if run is None:
-            run = RunFolder.create(options.out, options.config)
-        if not run.catalog.exists():
-            replace_folder(run.catalog, lambda folder: save_catalog(job, folder))
+        processes = Processes.of(accelerator)
+        options = processes.ask_first(lambda: parse_training(arguments))
+        set_deterministic(options.config.deterministic)
+        run, job = processes.in_turn(lambda: open_run(options, accelerator))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     train(job, options.config, run, accelerator)
+
+
+def open_run(options: TrainingOptions, accelerator: Accelerator) -> tuple[RunFolder, Job]:
+    """The run folder, new or gone on with, and the checked job; of several processes the first makes it."""
+    processes = Processes.of(accelerator)
+    if not processes.is_first:
+        run = RunFolder(options.out, writes=False)
+        return run, prepare(options, run)
+    require_engine_fits(options.config, accelerator)
+    if options.resume:
+        run = RunFolder.resume(options.out, options.config)
+        job = prepare(options, run)
+    else:
+        RunFolder.check_new(options.out)
+        job = prepare(options, None)
+        run = RunFolder.create(options.out, options.config)
+    print(_summary(job))
+    if not run.catalog.exists():
+        replace_folder(run.catalog, lambda folder: save_catalog(job, folder))
+    return run, job
+
+
+def require_engine_fits(config: Config, accelerator: Accelerator) -> None:
+    """Refuse batches that do not part evenly among the processes, and LoRA where weights are sharded."""
+    sections: dict[str, OptimizerConfig] = {"sft": config.sft, "grpo": config.grpo}
+    for name, section in sections.items():
+        if section.batch_size % accelerator.num_processes:
+            raise ValueError(
+                f"{name}.batch_size: expected a multiple of the {accelerator.num_processes} processes, which share "
+                f"every batch, got {section.batch_size}"
+            )
+    if config.policy.lora_rank and accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError(
+            f"policy.lora_rank: expected 0 with FSDP2, got {config.policy.lora_rank}: adapters are small, use DDP "
+            "(torchrun without --use_fsdp)"
+        )
+
+
+def set_deterministic(wanted: bool) -> None:
+    """Whether torch uses deterministic kernels alone."""
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
+    torch.use_deterministic_algorithms(wanted)
 
 
 def save_catalog(job: Job, folder: Path) -> None:
@@ -88,14 +129,17 @@ def prepare(options: TrainingOptions, run: RunFolder | None) -> Job:
         model = load_model(config.model, tokens=len(tokenizer), seed=config.seed)
     else:
         model = build_model(config.policy, tokenizer, config.seed)
-    parameters = sum(p.numel() for p in model.parameters())
-    trie = catalog.trie
-    print(
+    return Job(dataset, split, tokenizer, catalog, model)
+
+
+def _summary(job: Job) -> str:
+    dataset, trie = job.dataset, job.catalog.trie
+    parameters = sum(p.numel() for p in job.model.parameters())
+    return (
         f"{dataset.name}: {len(dataset.sequences):,} users ({dataset.users_left_out:,} with fewer than three items "
-        f"left out), {catalog.num_items:,} items, {trie.num_nodes:,} trie nodes, depth {trie.max_depth}; "
+        f"left out), {job.catalog.num_items:,} items, {trie.num_nodes:,} trie nodes, depth {trie.max_depth}; "
         f"model: {parameters:,} parameters"
     )
-    return Job(dataset, split, tokenizer, catalog, model)
 
 
 def _require_training_data(split: Split, config: Config) -> None:
@@ -133,6 +177,7 @@ def make_catalog(dataset: Dataset, config: Config) -> tuple[PreTrainedTokenizerB
 
 def train(job: Job, config: Config, run: RunFolder, accelerator: Accelerator) -> None:
     """Run the stages that are not done yet, evaluate each best model, write results and report."""
+    processes = Processes.of(accelerator)
     catalog = job.catalog.to(accelerator.device)
     best = job.dataset.best_recall
     run.add_results(
@@ -141,17 +186,18 @@ def train(job: Job, config: Config, run: RunFolder, accelerator: Accelerator) ->
         best_achievable={str(k): value for k, value in best.items()} if best else None,
     )
 
-    progress = read_progress(run.checkpoints / "state")
+    progress = processes.ask_first(lambda: read_progress(run.checkpoints / "state"))
     if progress is None or (progress.stage == "sft" and not progress.finished):
         torch.manual_seed(config.seed)
         model = _trainable(job.model, job, config)
         progress = train_sft(accelerator, model, job.tokenizer, catalog, job.split, config, run)
         # GRPO loads its own model: this one and its optimizer make room on the GPU.
         accelerator.free_memory()
-        model.to("cpu")
+        if accelerator.distributed_type != DistributedType.FSDP:  # which holds a share of it that it will not move
+            model.to("cpu")
     if progress.stage == "sft":
         _add_seconds(run, sft=progress.seconds)
-    _evaluate_stage("sft", job, catalog, config, run, accelerator.device)
+    _evaluate_stage("sft", job, catalog, config, run, processes)
 
     if progress.stage == "sft" or not progress.finished:
         torch.manual_seed(config.seed)
@@ -160,33 +206,42 @@ def train(job: Job, config: Config, run: RunFolder, accelerator: Accelerator) ->
         reference = load_model(start) if config.grpo.beta > 0 and config.policy.lora_rank == 0 else None
         progress = train_grpo(accelerator, model, reference, job.tokenizer, catalog, job.split, config, run)
     _add_seconds(run, grpo=progress.seconds)
-    _evaluate_stage("grpo", job, catalog, config, run, accelerator.device)
+    _evaluate_stage("grpo", job, catalog, config, run, processes)
 
-    report = write_report([run.path], run.path)
-    print_results(run)
-    print(f"run: {run.path}   report: {report}")
+    if processes.is_first:
+        report = write_report([run.path], run.path)
+        print_results(run)
+        print(f"run: {run.path}   report: {report}")
 
 
 def _trainable(model: nn.Module, job: Job, config: Config) -> nn.Module:
-    if config.policy.lora_rank == 0:
-        return model
-    new = torch.unique(job.catalog.token_ids) if config.catalog.item_tokens == "semantic_id" else torch.tensor([])
-    return add_lora(model, config.policy, new[new >= 0].tolist())
+    if config.policy.lora_rank > 0:
+        new = torch.unique(job.catalog.token_ids) if config.catalog.item_tokens == "semantic_id" else torch.tensor([])
+        model = add_lora(model, config.policy, new[new >= 0].tolist())
+    if config.policy.checkpoint_activations:
+        checkpoint_activations(model)
+    return model
 
 
 def _evaluate_stage(
-    name: str, job: Job, catalog: Catalog, config: Config, run: RunFolder, device: torch.device
+    name: str, job: Job, catalog: Catalog, config: Config, run: RunFolder, processes: Processes
 ) -> None:
     """Valid and test figures of a stage's best model, once."""
-    if name in run.results:
+    if processes.ask_first(lambda: name in run.results):
         return
     started = time.monotonic()
-    model = load_model(run.checkpoints / name).to(device)
+    model = load_model(run.checkpoints / name).to(processes.device)
     figures, users = {}, {}
     for part in ("valid", "test"):
         examples = sampled(getattr(job.split, part), config.evaluation.test_users, config.seed)
         figures[part] = evaluate(
-            model, catalog, examples, config.evaluation, description=f"{name} {part}", progress=True
+            model,
+            catalog,
+            examples,
+            config.evaluation,
+            description=f"{name} {part}",
+            progress=processes.is_first,
+            processes=processes,
         )
         users[part] = len(examples)
     run.add_results(**{name: figures}, users=users)
@@ -214,3 +269,4 @@ def _describe(job: Job) -> dict[str, Any]:
 
 if __name__ == "__main__":
     main(sys.argv[1:])
+    PartialState().destroy_process_group()

@@ -2,10 +2,11 @@
 
     checkpoints/sft/      the best model of the SFT stage (safetensors, tokenizer): plain from_pretrained loads it
     checkpoints/grpo/     the best model of the GRPO stage, the SFT start included
-    checkpoints/state/    weights in training, optimizer, schedule, random state, progress
+    checkpoints/state/    weights in training, optimizer, schedule, progress
 
 A folder is written beside its place and renamed, so that a reader or a crash never meets half of one. No pickle:
-tensors are safetensors, the rest JSON.
+tensors are safetensors, the rest JSON. Tensors are whole in it, whatever engine trained them, so a state goes on with
+any engine and any number of processes. All processes call what saves; the first one writes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase
 
+from .distributed import ALONE, Processes, like, whole
 from .policy import merged
 
 
@@ -40,15 +43,28 @@ class Progress:
     metrics_size: int = 0  # bytes of metrics.jsonl that belong to the steps so far
 
 
-def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save_model(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path, *, processes: Processes = ALONE
+) -> None:
     """Write a model (adapters merged in) and its tokenizer in Hugging Face format, replacing the folder whole."""
+    sharded = any(isinstance(p, DTensor) for p in model.parameters())
+    weights = whole(_all_tensors(model), processes) if sharded else None
 
     def write(temporary: Path) -> None:
         plain: Any = merged(model)
-        plain.save_pretrained(temporary)
+        plain.save_pretrained(temporary, state_dict=weights)
         tokenizer.save_pretrained(temporary)
 
-    replace_folder(folder, write)
+    if processes.is_first:
+        replace_folder(folder, write)
+    processes.wait()
+
+
+def _all_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and buffers under the names of the state dict; tied ones are one tensor under several names."""
+    names = model.state_dict().keys()
+    for named in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
+        yield from ((name, tensor) for name, tensor in named if name in names)
 
 
 def save_state(
@@ -57,22 +73,24 @@ def save_state(
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     progress: Progress,
+    *,
+    processes: Processes = ALONE,
 ) -> None:
     """Write all that a stage needs to go on as if it had never stopped."""
+    weights = whole(((name, p) for name, p in model.named_parameters() if p.requires_grad), processes)
+    moments, numbers = _split_tensors(optimizer.state_dict()["state"])
+    tensors = whole(moments.items(), processes)
 
     def write(temporary: Path) -> None:
         temporary.mkdir()
-        weights = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
         save_file(weights, temporary / "weights.safetensors")
-        tensors, numbers = _split_tensors(optimizer.state_dict()["state"])
-        tensors["random_state"] = torch.get_rng_state()
-        if torch.cuda.is_available():
-            tensors["random_state_cuda"] = torch.cuda.get_rng_state()
         save_file(tensors, temporary / "optimizer.safetensors")
         state = {"progress": asdict(progress), "optimizer": numbers, "scheduler": _plain(scheduler.state_dict())}
         (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
 
-    replace_folder(folder, write)
+    if processes.is_first:
+        replace_folder(folder, write)
+    processes.wait()
 
 
 def read_progress(folder: Path) -> Progress | None:
@@ -90,7 +108,10 @@ def load_state(
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
 ) -> None:
-    """Put a state that `save_state` wrote back into a model, optimizer and schedule built as they were then."""
+    """Put a state that `save_state` wrote back into a model, optimizer and schedule built as they were then.
+
+    The number of processes and their engine may be others. Every process reads the files.
+    """
     state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     weights = load_file(folder / "weights.safetensors")
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -100,15 +121,16 @@ def load_state(
         )
     with torch.no_grad():
         for name, parameter in trained.items():
-            parameter.copy_(weights[name])
+            parameter.copy_(like(weights[name], parameter))
     tensors = load_file(folder / "optimizer.safetensors")
-    torch.set_rng_state(tensors.pop("random_state"))
-    cuda = tensors.pop("random_state_cuda", None)
-    if cuda is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(cuda)
-    whole = optimizer.state_dict()
-    whole["state"] = _join_tensors(tensors, state["optimizer"])
-    optimizer.load_state_dict(whole)
+    for old in ("random_state", "random_state_cuda"):  # states of earlier versions: a step is seeded by its number now
+        tensors.pop(old, None)
+    entries = _join_tensors(tensors, state["optimizer"])
+    for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+        for name, value in entries.get(index, {}).items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                entries[index][name] = like(value, parameter)
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
     scheduler.load_state_dict({**scheduler.state_dict(), **state["scheduler"]})
     for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
         group["lr"] = rate
@@ -120,7 +142,7 @@ def _split_tensors(state: dict[int, dict[str, Any]]) -> tuple[dict[str, torch.Te
     for index, entries in state.items():
         for name, value in entries.items():
             if isinstance(value, torch.Tensor):
-                tensors[f"{index}.{name}"] = value.detach().contiguous()
+                tensors[f"{index}.{name}"] = value
             else:
                 numbers[f"{index}.{name}"] = value
     return tensors, numbers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from . import metrics
 from .catalog import Catalog
 from .config import EvaluationConfig
 from .data import Examples
+from .distributed import ALONE, Processes
 from .policy import evaluating
 from .rollout import beam_search
 
@@ -29,22 +30,25 @@ class Recommendations:
 def recommend(
     model: nn.Module,
     catalog: Catalog,
-    histories: list[np.ndarray],
+    histories: Sequence[np.ndarray],
     config: EvaluationConfig,
     *,
     description: str = "recommend",
     progress: bool = False,
+    processes: Processes = ALONE,
 ) -> Recommendations:
     """The `config.beam_width` best items for each history; with `exclude_history` none of the history itself.
 
-    Histories of like length share a batch, so little is padded. The model is put into eval mode and back.
+    Histories of like length share a batch, so little is padded. The model is put into eval mode and back. Of several
+    processes each takes every so many batches, and all get the whole result: the very one that one process gets.
     """
     device = next(model.parameters()).device
     # Excluded items leave gaps: so many more beams that the list is full without them.
     spare = max(map(len, histories), default=0) if config.exclude_history else 0
-    items = np.full((len(histories), config.beam_width), -1, dtype=np.int64)
-    scores = np.full((len(histories), config.beam_width), -np.inf, dtype=np.float32)
-    for rows in tqdm(list(_batches(histories, config.batch_size)), desc=description, disable=not progress, leave=False):
+    items = np.zeros((len(histories), config.beam_width), dtype=np.int64)
+    scores = np.zeros((len(histories), config.beam_width), dtype=np.float32)
+    batches = list(_batches(histories, config.batch_size))[processes.rank :: processes.count]
+    for rows in tqdm(batches, desc=description, disable=not progress, leave=False):
         batch = [histories[row] for row in rows]
         input_ids, attention_mask = catalog.encode_histories(batch)
         bf16 = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")  # as in training
@@ -62,10 +66,13 @@ def recommend(
             for place, history in enumerate(batch):
                 found_items[place], found_scores[place] = _without(found_items[place], found_scores[place], history)
         items[rows], scores[rows] = found_items[:, : config.beam_width], found_scores[:, : config.beam_width]
+    if processes.count > 1:  # rows of others are zero here: the sum over the processes is exact
+        items = processes.sum(torch.from_numpy(items).to(processes.device)).cpu().numpy()
+        scores = processes.sum(torch.from_numpy(scores).to(processes.device)).cpu().numpy()
     return Recommendations(items, scores)
 
 
-def _batches(histories: list[np.ndarray], size: int) -> Iterator[np.ndarray]:
+def _batches(histories: Sequence[np.ndarray], size: int) -> Iterator[np.ndarray]:
     order = np.argsort([len(history) for history in histories], kind="stable")
     for start in range(0, len(order), size):
         yield order[start : start + size]
@@ -99,7 +106,10 @@ def evaluate(
     *,
     description: str = "evaluate",
     progress: bool = False,
+    processes: Processes = ALONE,
 ) -> dict[str, float]:
-    """Recall, NDCG and WPAUC at 1, 3, 5, 10 over all examples."""
-    found = recommend(model, catalog, examples.histories, config, description=description, progress=progress)
+    """Recall, NDCG and WPAUC at 1, 3, 5, 10 over all examples; the processes share the work and all get the figures."""
+    found = recommend(
+        model, catalog, examples.histories, config, description=description, progress=progress, processes=processes
+    )
     return metrics.ranking_metrics(target_ranks(found, examples.targets))

@@ -1,41 +1,46 @@
-"""What the SFT and the GRPO loop share: optimizer, schedule, one update, and the account of the best model so far."""
+"""What the SFT and the GRPO loop share: engine, optimizer, schedule, one update, the account of the best model."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedTokenizerBase, get_scheduler
 
+from .backbone import backbone
 from .checkpoint import Progress, finish_replacing, load_state, read_progress, save_model, save_state
 from .config import OptimizerConfig
+from .distributed import EngineModule, Processes, is_sharded, on_whole_weights
+from .phases import phase
 from .run_folder import RunFolder
 
-
-def make_accelerator() -> Accelerator:
-    """One process, bf16 autocast on CUDA, fp32 on the CPU. Never MPS: the reference ops need fp64."""
-    cuda = torch.cuda.is_available()
-    accelerator = Accelerator(cpu=not cuda, mixed_precision="bf16" if cuda else "no")
-    if accelerator.num_processes > 1:
-        raise ValueError(
-            f"expected one process, got {accelerator.num_processes}: training on several is not supported yet"
-        )
-    return accelerator
+T = TypeVar("T")
 
 
 @dataclass
 class Stage:
-    """One training stage in progress: the prepared model, its optimizer and schedule, and how far it has come."""
+    """One training stage in progress: the model and its engine, optimizer and schedule, and how far it has come.
+
+    All processes hold one and call the same methods in the same order.
+    """
 
     accelerator: Accelerator
+    processes: Processes
     model: nn.Module
+    """The model itself. Its weights are whole where one process trains it or DDP does, else within `infer`."""
+    engine: nn.Module
     tokenizer: PreTrainedTokenizerBase
     optimizer: Any
     scheduler: Any
@@ -56,9 +61,10 @@ class Stage:
         run: RunFolder,
     ) -> Stage:
         """Prepare a stage; where the run folder holds a state of this stage, go on from it."""
-        model = model.to(accelerator.device)
+        processes = Processes.of(accelerator)
+        backbone(model)  # refuses what cannot be trained right, while its weights are still whole
         optimizer = torch.optim.AdamW(
-            _parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.95), foreach=True
+            _parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.95), fused=True
         )
         scheduler = get_scheduler(
             "cosine" if config.schedule == "cosine" else "constant_with_warmup",
@@ -66,17 +72,33 @@ class Stage:
             num_warmup_steps=math.ceil(config.warmup_share * total_steps),
             num_training_steps=max(1, total_steps),
         )
-        finish_replacing(run.checkpoints / name)
+        engine, optimizer = accelerator.prepare(EngineModule(model), optimizer)
         folder = run.checkpoints / "state"
-        progress = read_progress(folder)
+
+        def clean_up() -> Progress | None:
+            finish_replacing(run.checkpoints / name)
+            return read_progress(folder)
+
+        progress = processes.ask_first(clean_up)
         if progress is not None and progress.stage == name:
-            load_state(folder, model, optimizer, scheduler)
+            load_state(folder, model, optimizer.optimizer, scheduler)
         else:
             progress = Progress(name, metrics_size=progress.metrics_size if progress is not None else 0)
         run.forget_metrics_after(progress.metrics_size)
-        model, optimizer = accelerator.prepare(model, optimizer)
         started = time.monotonic() - progress.seconds
-        return cls(accelerator, model, tokenizer, optimizer, scheduler, run, progress, config.max_grad_norm, started)
+        return cls(
+            accelerator,
+            processes,
+            model,
+            engine,
+            tokenizer,
+            optimizer,
+            scheduler,
+            run,
+            progress,
+            config.max_grad_norm,
+            started,
+        )
 
     @property
     def seconds(self) -> float:
@@ -87,25 +109,54 @@ class Stage:
     def state_folder(self) -> Path:
         return self.run.checkpoints / "state"
 
+    def seed(self, seed: int) -> None:
+        """Make the dropout of the next step a function of seed, stage, step and process: no random state is kept."""
+        entropy = (seed, 3, int(self.progress.stage == "grpo"), self.progress.step, self.processes.rank)
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+
+    @torch.no_grad()
+    def infer(self, work: Callable[[nn.Module], T]) -> T:
+        """work(model) without gradient; all processes call it, each with as many forwards as it needs."""
+        if is_sharded(self.engine):
+            return on_whole_weights(self.engine, work, self.accelerator)
+        return work(self.model)
+
+    def backward(self, work: Callable[[nn.Module], tuple[Tensor, ...]], *, is_last: bool) -> tuple[Tensor, ...]:
+        """Run `work` on the model and add the gradients of the loss that it returns first; gives back all, detached.
+
+        work: its loss is this process's part of a sum over all of them. All processes call this equally often a step.
+        is_last: no other call comes before `update`; until then DDP need not sum the gradients.
+        """
+        waits = isinstance(self.engine, DistributedDataParallel) and not is_last
+        with self.engine.no_sync() if waits else nullcontext():  # type: ignore[operator]
+            with self.accelerator.autocast():
+                found = self.engine(work)
+            with phase("backward"):
+                # Engines take the mean of the processes' gradients; the sum is wanted.
+                self.accelerator.backward(found[0] * self.processes.count)
+        return tuple(tensor.detach() for tensor in found)
+
     def update(self) -> float:
         """Clip the gradients, step the optimizer and the schedule; returns the norm before clipping.
 
         A parameter without a gradient counts as one with gradient zero, so that a batch whose groups are all dead moves
         the weights exactly as if it had been run.
         """
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        norm = float(self.accelerator.clip_grad_norm_(parameters, self.max_grad_norm))
-        if not math.isfinite(norm):
-            raise FloatingPointError(
-                f"{self.progress.stage}: the gradient norm is {norm} at step {self.progress.step + 1}; "
-                "nothing was updated. The last checkpoint is intact: lower the learning rate and start again"
-            )
-        self.optimizer.step()
-        self.scheduler.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        with phase("optimizer"):
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            for parameter in parameters:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            found: Any = nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+            norm = float(found.full_tensor() if isinstance(found, DTensor) else found)
+            if not math.isfinite(norm):
+                raise FloatingPointError(
+                    f"{self.progress.stage}: the gradient norm is {norm} at step {self.progress.step + 1}; "
+                    "nothing was updated. The last checkpoint is intact: lower the learning rate and start again"
+                )
+            self.optimizer.step()
+            self.scheduler.step()
+            self.optimizer.zero_grad(set_to_none=True)
         self.progress = dataclasses.replace(self.progress, step=self.progress.step + 1)
         return norm
 
@@ -120,7 +171,7 @@ class Stage:
         value = valid[select]
         self.log(valid=valid)
         if value > self.progress.best_value:
-            save_model(self.accelerator.unwrap_model(self.model), self.tokenizer, self.best_model)
+            save_model(self.model, self.tokenizer, self.best_model, processes=self.processes)
             self.progress = dataclasses.replace(self.progress, best_step=self.progress.step, best_value=value, stale=0)
         else:
             self.progress = dataclasses.replace(self.progress, stale=self.progress.stale + 1)
@@ -135,8 +186,14 @@ class Stage:
         self.progress = dataclasses.replace(
             self.progress, finished=finished, seconds=self.seconds, metrics_size=self.run.metrics_size
         )
-        model = self.accelerator.unwrap_model(self.model)
-        save_state(self.state_folder, model, self.optimizer.optimizer, self.scheduler, self.progress)
+        save_state(
+            self.state_folder,
+            self.model,
+            self.optimizer.optimizer,
+            self.scheduler,
+            self.progress,
+            processes=self.processes,
+        )
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -6,7 +6,8 @@
     catalog/        items, their tokens, their semantic ids
     checkpoints/    see checkpoint.py
 
-A folder that holds another run is never written into; every whole file is written beside its place and renamed.
+A folder that holds another run is never written into; every whole file is written beside its place and renamed. Of
+several processes one writes.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class RunFolder:
     """An existing run folder."""
 
     path: Path
+    writes: bool = True
+    """False in all processes but the first: what is logged or added there is left to that one."""
 
     @staticmethod
     def check_new(path: Path) -> None:
@@ -95,6 +98,8 @@ class RunFolder:
 
     def log(self, line: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
+        if not self.writes:
+            return
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -106,7 +111,7 @@ class RunFolder:
 
     def forget_metrics_after(self, size: int) -> None:
         """Cut metrics.jsonl to its first `size` bytes: the steps behind them will be done again."""
-        if self.metrics_size > size:
+        if self.writes and self.metrics_size > size:
             os.truncate(self.path / "metrics.jsonl", size)
 
     @property
@@ -116,7 +121,9 @@ class RunFolder:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
     def add_results(self, **parts: Any) -> dict[str, Any]:
-        """Merge parts into results.json."""
+        """Merge parts into results.json; returns what it holds then."""
+        if not self.writes:
+            return self.results
         results = {**self.results, **parts}
         write_atomically(self.path / "results.json", json.dumps(results, indent=2) + "\n")
         return results

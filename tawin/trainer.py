@@ -1,13 +1,18 @@
 """The two training loops, supervised fine-tuning and GRPO. Each goes on from the run folder's state if there is one.
 
-Both are deterministic: the data order is a function of seed and epoch, random completions of seed and step, and the
-random state of dropout is part of the saved state. So on the CPU a run that was stopped and resumed ends as one that
-never was; on a GPU as nearly as its kernels repeat themselves.
+Both are deterministic: the data order is a function of seed and epoch, dropout and random completions of seed and step.
+So on the CPU a run that was stopped and resumed ends as one that never was; on a GPU as nearly as its kernels repeat
+themselves.
+
+Nor does the number of processes change an experiment. A forward's batch is dealt out, whole groups at that; what a
+prompt draws is drawn for the whole batch; the loss of a step is divided by the whole batch's count; what is logged is
+of the whole batch. Only dropout differs: it has a seed a process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,10 +25,11 @@ from transformers import PreTrainedTokenizerBase
 from .backbone import backbone
 from .catalog import Catalog
 from .checkpoint import Progress
-from .config import KS, Config
+from .config import KS, Config, GRPOConfig
 from .data import Examples, Split, training_windows
+from .distributed import Processes, is_sharded
 from .evaluate import evaluate, sampled
-from .objective import Groups, completion_log_probs, group_loss, loss_denominator, roll_out
+from .objective import Groups, completion_log_probs, group_loss, loss_denominator, may_share_prompts, roll_out
 from .optimization import Stage
 from .policy import evaluating
 from .run_folder import RunFolder
@@ -53,7 +59,7 @@ def train_sft(
     valid = sampled(split.valid, config.evaluation.valid_users, config.seed)
     lengths = np.array([len(window) for window in windows])
 
-    with tqdm(total=total, initial=stage.progress.step, desc="sft", unit="step", mininterval=1.0) as bar:
+    with _bar(stage, total) as bar:
         first_epoch = stage.progress.step // steps_an_epoch if steps_an_epoch else sft.epochs
         for epoch in range(first_epoch, sft.epochs):
             if stage.progress.step >= total or stage.progress.stale >= sft.patience:
@@ -61,46 +67,67 @@ def train_sft(
             stage.model.train()
             for rows in _epoch_batches(lengths, per_step, np.random.default_rng((config.seed, 0, epoch))):
                 rate = stage.scheduler.get_last_lr()[0]
-                loss, norm = _sft_step(stage, catalog, windows, first_targets, rows, sft.batch_size)
+                stage.seed(config.seed)
+                loss = _sft_backward(stage, catalog, windows, first_targets, rows, sft.batch_size)
+                norm = stage.update()
                 stage.log(loss=loss, learning_rate=rate, grad_norm=norm, epoch=epoch + 1)
                 bar.update()
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
                 if stage.progress.step == total:
                     break
             if (epoch + 1) % sft.evaluate_every == 0 or stage.progress.step == total:
-                found = evaluate(stage.model, catalog, valid, config.evaluation, description="valid", progress=True)
-                stage.record(found, config.evaluation.select)
+                found = _evaluate(stage, catalog, valid, config)
                 stage.save(finished=stage.progress.step == total or stage.progress.stale >= sft.patience)
-                tqdm.write(_evaluation_line("sft", f"epoch {epoch + 1}", found, loss))
+                _say(stage, f"epoch {epoch + 1}", found, loss)
     if stage.progress.best_step < 0:  # no epochs at all: the start itself
-        stage.record(evaluate(stage.model, catalog, valid, config.evaluation), config.evaluation.select)
+        _evaluate(stage, catalog, valid, config)
         stage.save(finished=True)
     return stage.progress
 
 
-def _sft_step(
-    stage: Stage, catalog: Catalog, windows: list[np.ndarray], first_targets: list[int], rows: np.ndarray, size: int
-) -> tuple[float, float]:
-    """One optimizer step over `rows`, `size` sequences a forward; returns loss (nats a token) and gradient norm."""
+def _sft_backward(
+    stage: Stage,
+    catalog: Catalog,
+    windows: Sequence[np.ndarray],
+    first_targets: Sequence[int] | np.ndarray,
+    rows: np.ndarray,
+    size: int,
+) -> float:
+    """Forward and backward of one step over `rows`, `size` sequences a forward; returns the loss, nats a token."""
     batches = []
     for start in range(0, len(rows), size):
         chosen = rows[start : start + size]
-        batches.append(catalog.encode_windows([windows[row] for row in chosen], [first_targets[row] for row in chosen]))
-    tokens = sum(int((labels >= 0).sum()) for _, _, labels in batches)
-    loss_sum = 0.0
-    device = stage.accelerator.device
-    for input_ids, attention_mask, labels in batches:
-        parts = backbone(stage.model)
-        with stage.accelerator.autocast():
-            hidden = parts.decoder(
-                input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), use_cache=False
-            ).last_hidden_state  # [B, S, H]
-            weight, bias = parts.head_in(hidden.dtype)
-            log_probs = linear_log_probs(hidden[:, :-1], weight, labels[:, 1:].to(device), bias=bias)
-        loss = -log_probs.sum() / tokens
-        stage.accelerator.backward(loss)
-        loss_sum += float(loss.detach())
-    return loss_sum, stage.update()
+        own = chosen[stage.processes.share(len(chosen))]
+        kept = own if len(own) else chosen[:1]  # a process that has no row runs one for company
+        input_ids, attention_mask, labels = catalog.encode_windows(
+            [windows[row] for row in kept], [first_targets[row] for row in kept]
+        )
+        batches.append((input_ids, attention_mask, labels if len(own) else torch.full_like(labels, -100)))
+    (tokens,) = stage.processes.sums(sum(int((labels >= 0).sum()) for _, _, labels in batches))
+    losses = [
+        stage.backward(_window_loss(batch, tokens, stage.accelerator.device), is_last=index == len(batches) - 1)[0]
+        for index, batch in enumerate(batches)
+    ]
+    (loss,) = stage.processes.sums(torch.stack(losses).sum())
+    return loss
+
+
+def _window_loss(
+    batch: tuple[Tensor, Tensor, Tensor], tokens: float, device: torch.device
+) -> Callable[[nn.Module], tuple[Tensor]]:
+    """Of a model: the cross-entropy of a batch [B, S] over the labels that are not -100, divided by `tokens`."""
+    input_ids, attention_mask, labels = (part.to(device) for part in batch)
+
+    def loss(model: nn.Module) -> tuple[Tensor]:
+        parts = backbone(model)
+        hidden = parts.decoder(
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+        ).last_hidden_state  # [B, S, H]
+        weight, bias = parts.head_in(hidden.dtype)
+        log_probs = linear_log_probs(hidden[:, :-1], weight, labels[:, 1:], bias=bias)
+        return (-log_probs.sum() / tokens,)
+
+    return loss
 
 
 def _epoch_batches(lengths: np.ndarray, size: int, random: np.random.Generator) -> Iterator[np.ndarray]:
@@ -136,75 +163,133 @@ def train_grpo(
     reference_log_probs = _reference(stage, reference) if grpo.beta > 0 else None
 
     def check() -> dict[str, float]:
-        found = evaluate(stage.model, catalog, valid, config.evaluation, description="valid", progress=True)
-        stage.record(found, config.evaluation.select)
+        found = _evaluate(stage, catalog, valid, config)
         stage.save(finished=stage.progress.step >= grpo.steps)
         return found
 
     if stage.progress.best_step < 0:
-        tqdm.write(_evaluation_line("grpo", "start", check()))
-    with tqdm(total=grpo.steps, initial=stage.progress.step, desc="grpo", unit="step", mininterval=1.0) as bar:
+        _say(stage, "start", check())
+    with _bar(stage, grpo.steps) as bar:
         while stage.progress.step < grpo.steps:
-            figures = _grpo_step(stage, catalog, split.rl, config, reference_log_probs)
+            figures = grpo_step(stage, catalog, split.rl, config, reference_log_probs)
             stage.log(**figures)
             bar.update()
             bar.set_postfix(reward=f"{figures['reward']:.3f}", live=f"{figures['live_share']:.2f}", refresh=False)
             step = stage.progress.step
             if step % grpo.evaluate_every == 0 or step == grpo.steps:
-                tqdm.write(_evaluation_line("grpo", f"step {step}", check()))
+                _say(stage, f"step {step}", check())
     return stage.progress
 
 
-def _grpo_step(
+def grpo_step(
     stage: Stage, catalog: Catalog, prompts: Examples, config: Config, reference: Reference | None
 ) -> dict[str, float]:
-    """Roll out, drop dead groups, backward, update; returns the figures of the step."""
-    grpo, device = config.grpo, stage.accelerator.device
+    """One step on its batch of the `prompts`: `grpo_backward`, then the update; returns the figures of the step."""
+    grpo = config.grpo
+    size = grpo.batch_size * grpo.gradient_accumulation
+    rows = _prompt_rows(len(prompts), config.seed, stage.progress.step, size)
+    figures = grpo_backward(stage, catalog, prompts.take(rows), config, reference)
+    rate = stage.scheduler.get_last_lr()[0]
+    return {**figures, "grad_norm": stage.update(), "learning_rate": rate}
+
+
+def grpo_backward(
+    stage: Stage, catalog: Catalog, chosen: Examples, config: Config, reference: Reference | None
+) -> dict[str, float]:
+    """Rollout, rewards, loss and backward of one step; the gradients are left on the parameters.
+
+    Groups without a gradient are left out of the forward. A process none of whose groups has one runs one all the
+    same, whose gradient is zero, where others have some: engines want all processes in a forward or none.
+
+    Args:
+        chosen: the prompts of the step, of all processes; `config.grpo.batch_size` of them share a forward.
+        reference: log-probs under the reference model, where `config.grpo.beta` is above 0.
+
+    Returns:
+        The step's figures, over all processes: loss, reward, hit_share, live_share, kl, clip_fraction.
+    """
+    grpo, processes, device = config.grpo, stage.processes, stage.processes.device
+    stage.seed(config.seed)
     stage.model.train()
     seed = np.random.SeedSequence((config.seed, 2, stage.progress.step)).generate_state(1)[0]
     generator = torch.Generator(device).manual_seed(int(seed))
-    batches: list[Groups] = []
-    for micro in range(grpo.gradient_accumulation):
-        rows = _prompt_rows(
-            len(prompts), config.seed, stage.progress.step * grpo.gradient_accumulation + micro, grpo.batch_size
+    rows, size = np.arange(len(chosen)), grpo.batch_size
+    together = [chosen.take(rows[start : start + size]) for start in range(0, len(chosen), size)]
+    # The weights that FSDP2 gathers for a rollout are gone when its backward pass would come.
+    shares = not is_sharded(stage.engine) and may_share_prompts(stage.model, grpo)
+    with stage.accelerator.autocast():
+        batches = stage.infer(
+            lambda model: [
+                _roll_out(model, catalog, examples, grpo, generator, processes, shares) for examples in together
+            ]
         )
-        chosen = prompts.take(rows)
-        input_ids, attention_mask = catalog.encode_histories(chosen.histories)
-        targets = torch.as_tensor(chosen.targets, device=device)
-        with stage.accelerator.autocast():
-            batches.append(
-                roll_out(
-                    stage.model, catalog, input_ids.to(device), attention_mask.to(device), targets, grpo, generator
-                )
-            )
 
-    denominator = loss_denominator(batches, grpo.loss_type)
-    loss = kl = clipped = tokens = 0.0
-    for groups in batches:
+    denominator, reward, hits, prompts, *live = processes.sums(
+        loss_denominator(batches, grpo.loss_type),
+        sum(groups.rewards.sum(dtype=torch.float64) for groups in batches),
+        sum(groups.hits.sum() for groups in batches),
+        sum(len(groups.rewards) for groups in batches),
+        *(groups.live.sum() for groups in batches),
+    )
+    run = [index for index in range(len(batches)) if grpo.beta > 0 or live[index]]
+    totals = torch.zeros(4, dtype=torch.float64, device=device)  # loss, and over tokens: kl, clipped, tokens
+    for index in run:
+        groups = batches[index]
         trained = groups if grpo.beta > 0 else groups.take(groups.live.nonzero()[:, 0])
+        tokens = trained.mask.sum()
         if len(trained.rewards) == 0:
-            continue
-        with stage.accelerator.autocast():
-            result = group_loss(stage.model, reference, trained, grpo, denominator)
-        stage.accelerator.backward(result.loss)
-        count = float(trained.mask.sum())
-        loss += float(result.loss.detach())
-        kl += float(result.kl) * count
-        clipped += float(result.clip_fraction) * count
-        tokens += count
-    rate = stage.scheduler.get_last_lr()[0]
-    norm = stage.update()
-    prompts_seen = sum(len(groups.rewards) for groups in batches)
+            trained = groups.take(torch.zeros(1, dtype=torch.int64, device=device))
+        work = _loss_of(trained, reference, grpo, denominator)
+        loss, kl, clip_fraction = stage.backward(work, is_last=index == run[-1])
+        totals += torch.stack([loss.double(), kl * tokens, clip_fraction * tokens, tokens.double()])
+    loss_sum, kl_sum, clipped, tokens_seen = processes.sums(*totals)
     return {
-        "loss": loss,
-        "reward": sum(float(groups.rewards.sum()) for groups in batches) / (prompts_seen * grpo.group_size),
-        "hit_share": sum(int(groups.hits.sum()) for groups in batches) / prompts_seen,
-        "live_share": sum(int(groups.live.sum()) for groups in batches) / prompts_seen,
-        "kl": kl / tokens if tokens else 0.0,
-        "clip_fraction": clipped / tokens if tokens else 0.0,
-        "grad_norm": norm,
-        "learning_rate": rate,
+        "loss": loss_sum,
+        "reward": reward / (prompts * grpo.group_size),
+        "hit_share": hits / prompts,
+        "live_share": sum(live) / prompts,
+        "kl": kl_sum / tokens_seen if tokens_seen else 0.0,
+        "clip_fraction": clipped / tokens_seen if tokens_seen else 0.0,
     }
+
+
+def _roll_out(
+    model: nn.Module,
+    catalog: Catalog,
+    examples: Examples,
+    config: GRPOConfig,
+    generator: torch.Generator,
+    processes: Processes,
+    shares_prompts: bool,
+) -> Groups:
+    """The groups of this process's share of the examples of one forward."""
+    part = processes.share(len(examples))
+    own = examples.take(np.arange(len(examples))[part])
+    input_ids, attention_mask = catalog.encode_histories(own.histories)
+    return roll_out(
+        model,
+        catalog,
+        input_ids.to(processes.device),
+        attention_mask.to(processes.device),
+        torch.as_tensor(own.targets, device=processes.device),
+        config,
+        generator,
+        shares_prompts=shares_prompts,
+        part=part,
+        whole=len(examples),
+    )
+
+
+def _loss_of(
+    groups: Groups, reference: Reference | None, config: GRPOConfig, denominator: float
+) -> Callable[[nn.Module], tuple[Tensor, Tensor, Tensor]]:
+    """Of a model: loss, KL and clip fraction of the groups."""
+
+    def loss(model: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+        found = group_loss(model, reference, groups, config, denominator)
+        return found.loss, found.kl, found.clip_fraction
+
+    return loss
 
 
 def _prompt_rows(prompts: int, seed: int, batch: int, size: int) -> np.ndarray:
@@ -220,7 +305,7 @@ def _reference(stage: Stage, reference: nn.Module | None) -> Reference:
     if reference is not None:
         frozen = reference.to(stage.accelerator.device).eval().requires_grad_(False)
         return lambda groups: completion_log_probs(frozen, groups)
-    model = stage.accelerator.unwrap_model(stage.model)
+    model: Any = stage.model
 
     def without_adapters(groups: Groups) -> Tensor:
         with evaluating(model), model.disable_adapter():  # no dropout in the reference
@@ -229,6 +314,33 @@ def _reference(stage: Stage, reference: nn.Module | None) -> Reference:
     return without_adapters
 
 
-def _evaluation_line(stage: str, when: str, found: dict[str, float], loss: float | None = None) -> str:
+def _evaluate(stage: Stage, catalog: Catalog, valid: Examples, config: Config) -> dict[str, float]:
+    """Figures on valid, recorded."""
+    found = stage.infer(
+        lambda model: evaluate(
+            model,
+            catalog,
+            valid,
+            config.evaluation,
+            description="valid",
+            progress=stage.processes.is_first,
+            processes=stage.processes,
+        )
+    )
+    stage.record(found, config.evaluation.select)
+    return found
+
+
+def _bar(stage: Stage, total: int) -> tqdm:
+    name, step = stage.progress.stage, stage.progress.step
+    return tqdm(
+        total=total, initial=step, desc=name, unit="step", mininterval=1.0, disable=not stage.processes.is_first
+    )
+
+
+def _say(stage: Stage, when: str, found: dict[str, float], loss: float | None = None) -> None:
+    """A line on the terminal for an evaluation."""
     recalls = "  ".join(f"R@{k} {found[f'recall@{k}']:.4f}" for k in KS)
-    return f"{stage} {when}: valid {recalls}" + (f"  loss {loss:.3f}" if loss is not None else "")
+    line = f"{stage.progress.stage} {when}: valid {recalls}" + (f"  loss {loss:.3f}" if loss is not None else "")
+    if stage.processes.is_first:
+        tqdm.write(line)

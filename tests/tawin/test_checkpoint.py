@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
 
 from tawin.checkpoint import Progress, load_state, read_progress, save_model, save_state
 from tawin.config import PolicyConfig
+from tawin.distributed import Processes
 from tawin.policy import add_lora, load_model
 from tawin.tokenizer import make_semantic_tokenizer
 
@@ -27,7 +29,8 @@ def training_setup(model: nn.Module):  # type: ignore[no-untyped-def]
     return optimizer, get_scheduler("cosine", optimizer, num_warmup_steps=2, num_training_steps=10)
 
 
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: object) -> None:
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: object, number: int = 0) -> None:
+    torch.manual_seed(number)  # as in training, dropout is a function of the step
     model.train()
     model(input_ids=torch.randint(3, 40, (2, 5)), labels=torch.randint(3, 40, (2, 5))).loss.backward()
     optimizer.step()
@@ -69,22 +72,40 @@ def test_training_goes_on_to_the_bit_from_a_state(lora_rank: int, tmp_path: Path
     torch.manual_seed(0)
     model = fresh()
     optimizer, scheduler = training_setup(model)
-    torch.manual_seed(1)
-    for _ in range(3):
-        step(model, optimizer, scheduler)
+    for number in range(3):
+        step(model, optimizer, scheduler, number)
     save_state(tmp_path / "state", model, optimizer, scheduler, Progress("sft", step=3, best_value=0.5))
-    for _ in range(3):
-        step(model, optimizer, scheduler)
+    for number in range(3, 6):
+        step(model, optimizer, scheduler, number)
 
     again = fresh()
     optimizer2, scheduler2 = training_setup(again)
     load_state(tmp_path / "state", again, optimizer2, scheduler2)
-    for _ in range(3):
-        step(again, optimizer2, scheduler2)
+    for number in range(3, 6):
+        step(again, optimizer2, scheduler2, number)
     for (name, ours), theirs in zip(model.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(ours, theirs), name
     assert scheduler.get_last_lr() == scheduler2.get_last_lr()
     assert read_progress(tmp_path / "state") == Progress("sft", step=3, best_value=0.5)
+
+
+def test_a_state_of_an_earlier_version_with_a_random_state_still_loads(tmp_path: Path) -> None:
+    model = tiny_model("qwen2")
+    optimizer, scheduler = training_setup(model)
+    step(model, optimizer, scheduler)
+    save_state(tmp_path / "state", model, optimizer, scheduler, Progress("sft", step=1))
+    path = tmp_path / "state" / "optimizer.safetensors"
+    save_file({**load_file(path), "random_state": torch.get_rng_state()}, path)
+    again = tiny_model("qwen2", seed=1)
+    load_state(tmp_path / "state", again, *training_setup(again))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(again.parameters(), model.parameters(), strict=True))
+
+
+def test_of_several_processes_the_first_alone_writes(tokenizer, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    model, second = tiny_model("qwen2"), Processes(rank=1)
+    save_model(model, tokenizer, tmp_path / "best", processes=second)
+    save_state(tmp_path / "state", model, *training_setup(model), Progress("sft"), processes=second)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:

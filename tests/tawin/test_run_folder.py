@@ -67,6 +67,17 @@ def test_results_grow_part_by_part(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_process_that_does_not_write_reads_what_another_wrote(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, CONFIG)
+    run.log({"step": 1})
+    run.add_results(sft=1)
+    other = RunFolder(tmp_path, writes=False)
+    other.log({"step": 2})
+    other.forget_metrics_after(0)
+    assert other.add_results(sft=2) == run.results == {"sft": 1}
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
+
+
 def test_metrics_behind_a_checkpoint_are_forgotten(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path, CONFIG)
     run.log({"step": 1})

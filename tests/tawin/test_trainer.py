@@ -16,10 +16,11 @@ from tawin.config import PRESETS, Config, GRPOConfig, PolicyConfig, SyntheticCon
 from tawin.data import Examples, Split
 from tawin.objective import Groups, completion_log_probs
 from tawin.optimization import Stage
+from tawin.phases import phase_seconds
 from tawin.policy import add_lora
 from tawin.run_folder import RunFolder
 from tawin.tokenizer import make_semantic_tokenizer
-from tawin.trainer import _epoch_batches, _prompt_rows, _reference, train_grpo
+from tawin.trainer import _epoch_batches, _prompt_rows, _reference, grpo_backward, grpo_step, train_grpo
 
 from .models import tiny_model
 from .test_objective import rolled_out, small_catalog
@@ -112,6 +113,33 @@ def test_grpo_raises_the_reward_on_prompts_it_can_learn(beta: float, tmp_path: P
     curve = [line["valid"]["recall@1"] for line in map(json.loads, lines) if "valid" in line]
     assert np.mean(rewards[-5:]) > np.mean(rewards[:5])
     assert curve[-1] > curve[0]
+
+
+def test_the_random_numbers_of_a_step_are_a_function_of_its_number_alone(tmp_path: Path) -> None:
+    stage = stage_of(tiny_model("qwen2"), tmp_path)
+    drawn = []
+    for step in (0, 1, 0):
+        stage.progress = dataclasses.replace(stage.progress, step=step)
+        stage.seed(7)
+        drawn.append(torch.rand(5))
+    assert torch.equal(drawn[0], drawn[2])
+    assert not torch.equal(drawn[0], drawn[1])
+
+
+def test_a_step_is_a_backward_pass_over_its_batch_and_an_update(tmp_path: Path) -> None:
+    stage, catalog = stage_of(tiny_model("qwen2", seed=1), tmp_path), small_catalog()
+    prompts = Examples(np.arange(7), [np.array([item]) for item in range(7)], np.arange(7))
+    config = Config(grpo=GRPOConfig(batch_size=2, gradient_accumulation=2, group_size=4))
+    chosen = prompts.take(_prompt_rows(7, config.seed, 0, 4))
+    with phase_seconds() as seconds:
+        figures = grpo_backward(stage, catalog, chosen, config, None)
+        assert any(p.grad is not None and bool(p.grad.any()) for p in stage.model.parameters())
+        stage.engine.zero_grad()
+        step = grpo_step(stage, catalog, prompts, config, None)
+    assert step == {**figures, "grad_norm": step["grad_norm"], "learning_rate": step["learning_rate"]}
+    assert 0 < figures["live_share"] <= figures["hit_share"]
+    assert stage.progress.step == 1
+    assert all(seconds[name] > 0 for name in ("decode", "policy_forward", "loss", "backward", "optimizer"))
 
 
 def test_groups_stay_on_the_prompts_they_were_rolled_out_for() -> None:
