@@ -125,12 +125,12 @@ def as_json(measurements: list[Measurement], machine: dict[str, Any]) -> dict[st
     }
 
 
-def write(figures: dict[str, Any], folder: Path) -> Path:
-    """Write foundation-<device>-<date and time>.json; an existing file is never overwritten."""
+def write(figures: dict[str, Any], folder: Path, suite: str = "foundation") -> Path:
+    """Write <suite>-<device>-<date and time>.json; an existing file is never overwritten."""
     device = re.sub(r"[^a-z0-9]+", "-", figures["machine"]["device"].lower()).strip("-")
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H%M%SZ")
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"foundation-{device}-{now}.json"
+    path = folder / f"{suite}-{device}-{now}.json"
     with path.open("x") as file:
         file.write(json.dumps(figures, indent=1) + "\n")
     return path

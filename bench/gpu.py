@@ -69,6 +69,7 @@ SUITES = (
     Suite("log_prob", 2.0, "[step- or [distinct-"),
     Suite("grpo_loss", 2.0, "[step- or [distinct-"),
     Suite("advantage", 1.0, "identity"),
+    Suite("training_step", 4.0, "[ids-"),
 )
 
 

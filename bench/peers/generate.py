@@ -68,7 +68,14 @@ class _PerBeamConstraint(LogitsProcessor):
         return scores + mask
 
 
-@torch.inference_mode()
+@dataclass(frozen=True)
+class PeerSequences:
+    """What `generate` found for each prompt, best first."""
+
+    token_ids: Tensor  # int64 [B, W, L], -100 = padding or missing
+    scores: Tensor  # fp32 [B, W], -inf = missing
+
+
 def generate_beam_search(
     model: Any,
     input_ids: Tensor,
@@ -83,6 +90,35 @@ def generate_beam_search(
     input_ids, attention_mask: int64 [B, P], left-padded. Sequences are expanded to their items and cut to `beam_width`,
     as in `tawin.beam_search`.
     """
+    rows = []
+    for found in _found(model, input_ids, attention_mask, table, beam_width, length_penalty):
+        pairs = [(item, score) for tokens, score in found for item in table.items.get(tokens, [])]
+        rows.append((pairs + [(-1, -math.inf)] * beam_width)[:beam_width])
+    return PeerBeams(
+        torch.tensor([[item for item, _ in row] for row in rows], device=input_ids.device),
+        torch.tensor([[score for _, score in row] for row in rows], device=input_ids.device),
+    )
+
+
+def generate_sequences(
+    model: Any, input_ids: Tensor, attention_mask: Tensor, table: PrefixTable, beam_width: int
+) -> PeerSequences:
+    """The same search for a training group: the `beam_width` best sequences themselves, L as long as the longest."""
+    rows = _found(model, input_ids, attention_mask, table, beam_width, 0.0)
+    length = table.longest
+    padded = [
+        [[*tokens, *[-100] * (length - len(tokens))] for tokens, _ in row] + [[-100] * length] * (beam_width - len(row))
+        for row in rows
+    ]
+    scores = [[score for _, score in row] + [-math.inf] * (beam_width - len(row)) for row in rows]
+    return PeerSequences(torch.tensor(padded, device=input_ids.device), torch.tensor(scores, device=input_ids.device))
+
+
+@torch.inference_mode()
+def _found(
+    model: Any, input_ids: Tensor, attention_mask: Tensor, table: PrefixTable, beam_width: int, length_penalty: float
+) -> list[list[tuple[tuple[int, ...], float]]]:
+    """Of each prompt the sequences that exist, with their scores, best first."""
     prompt_length = input_ids.shape[1]
     found = model.generate(
         input_ids=input_ids,
@@ -98,23 +134,12 @@ def generate_beam_search(
         output_scores=True,  # without it generate keeps the scores of the sequences to itself
         return_dict_in_generate=True,
     )
-    sequences = found.sequences[:, prompt_length:].tolist()  # [B * W, L]
-    scores = found.sequences_scores.tolist()
-    rows = []
-    for first in range(0, len(sequences), beam_width):
-        pairs = [
-            (item, score)
-            for tokens, score in zip(
-                sequences[first : first + beam_width], scores[first : first + beam_width], strict=True
-            )
-            if score > _MISSING_SCORE
-            for item in table.items.get(_cut(tokens, table.end_token), [])
-        ]
-        rows.append((pairs + [(-1, -math.inf)] * beam_width)[:beam_width])
-    return PeerBeams(
-        torch.tensor([[item for item, _ in row] for row in rows], device=input_ids.device),
-        torch.tensor([[score for _, score in row] for row in rows], device=input_ids.device),
-    )
+    sequences = [_cut(tokens, table.end_token) for tokens in found.sequences[:, prompt_length:].tolist()]  # B * W
+    pairs = list(zip(sequences, found.sequences_scores.tolist(), strict=True))
+    return [
+        [(tokens, score) for tokens, score in pairs[first : first + beam_width] if score > _MISSING_SCORE]
+        for first in range(0, len(pairs), beam_width)
+    ]
 
 
 def _cut(tokens: list[int], end_token: int | None) -> tuple[int, ...]:
