@@ -33,8 +33,10 @@ from tawin.config import Config, OptimizerConfig
 from tawin.data import Dataset, Split, training_sequences
 from tawin.distributed import Processes, make_accelerator
 from tawin.evaluate import evaluate, sampled
+from tawin.optimization import require_optimizer
 from tawin.packing import checkpoint_activations
 from tawin.policy import add_lora, build_model, load_model, load_tokenizer
+from tawin.ragged import Ragged
 from tawin.report import write_report
 from tawin.run_folder import RunFolder
 from tawin.semantic_ids import build_semantic_ids
@@ -87,13 +89,18 @@ def open_run(options: TrainingOptions, accelerator: Accelerator) -> tuple[RunFol
 
 
 def require_engine_fits(config: Config, accelerator: Accelerator) -> None:
-    """Refuse batches that do not part evenly among the processes, and LoRA where weights are sharded."""
+    """Refuse batches that do not part evenly among the processes, and what cannot be had with sharded weights."""
     sections: dict[str, OptimizerConfig] = {"sft": config.sft, "grpo": config.grpo}
     for name, section in sections.items():
         if section.batch_size % accelerator.num_processes:
             raise ValueError(
                 f"{name}.batch_size: expected a multiple of the {accelerator.num_processes} processes, which share "
                 f"every batch, got {section.batch_size}"
+            )
+        require_optimizer(section, name)
+        if section.optimizer != "adamw" and accelerator.distributed_type == DistributedType.FSDP:
+            raise ValueError(
+                f"{name}.optimizer: expected 'adamw' with FSDP2, which shards the moments, got {section.optimizer!r}"
             )
     if config.policy.lora_rank and accelerator.distributed_type == DistributedType.FSDP:
         raise ValueError(
@@ -256,13 +263,15 @@ def _add_seconds(run: RunFolder, **seconds: float) -> None:
 def _describe(job: Job) -> dict[str, Any]:
     """What results.json says of the data."""
     test = job.split.test
-    repeats = [target in history for target, history in zip(test.targets, test.histories, strict=True)]
+    histories = Ragged.of(test.histories)
+    user = np.repeat(np.arange(len(test)), histories.lengths)
+    repeats = np.bincount(user[histories.flat() == test.targets[user]], minlength=len(test)) > 0
     return {
         "name": job.dataset.name,
         "users": len(job.dataset.sequences),
         "users_left_out": job.dataset.users_left_out,
         "items": job.catalog.num_items,
-        "interactions": int(sum(len(sequence) for sequence in job.dataset.sequences)),
+        "interactions": int(Ragged.of(job.dataset.sequences).lengths.sum()),
         "repeat_share": round(float(np.mean(repeats)), 4),
     }
 

@@ -79,7 +79,7 @@ def save_state(
     """Write all that a stage needs to go on as if it had never stopped."""
     weights = whole(((name, p) for name, p in model.named_parameters() if p.requires_grad), processes)
     moments, numbers = _split_tensors(optimizer.state_dict()["state"])
-    tensors = whole(moments.items(), processes)
+    tensors = _apart(whole(moments.items(), processes))
 
     def write(temporary: Path) -> None:
         temporary.mkdir()
@@ -136,23 +136,41 @@ def load_state(
         group["lr"] = rate
 
 
-def _split_tensors(state: dict[int, dict[str, Any]]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Optimizer state as named tensors ("3.exp_avg") and the rest, for safetensors and JSON."""
-    tensors, numbers = {}, {}
-    for index, entries in state.items():
-        for name, value in entries.items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"{index}.{name}"] = value
-            else:
-                numbers[f"{index}.{name}"] = value
+def _split_tensors(state: dict[Any, Any], prefix: str = "") -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Optimizer state as named tensors ("3.exp_avg") and the rest, for safetensors and JSON. Dicts may hold dicts."""
+    tensors: dict[str, torch.Tensor] = {}
+    numbers: dict[str, Any] = {}
+    for key, value in state.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            inner_tensors, inner_numbers = _split_tensors(value, f"{name}.")
+            tensors |= inner_tensors
+            numbers |= inner_numbers
+        elif isinstance(value, torch.Tensor):
+            tensors[name] = value
+        else:
+            numbers[name] = value
     return tensors, numbers
+
+
+def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors that share no memory, as safetensors wants them: bitsandbytes has one table for all parameters."""
+    seen: set[int] = set()
+    found = {}
+    for name, tensor in tensors.items():
+        found[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    return found
 
 
 def _join_tensors(tensors: dict[str, torch.Tensor], numbers: dict[str, Any]) -> dict[int, dict[str, Any]]:
     state: dict[int, dict[str, Any]] = {}
     for key, value in {**tensors, **numbers}.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
+        index, *inner, name = key.split(".")
+        entries = state.setdefault(int(index), {})
+        for part in inner:
+            entries = entries.setdefault(part, {})
+        entries[name] = value
     return state
 
 

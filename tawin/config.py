@@ -141,7 +141,7 @@ class OptimizerConfig:
     warmup_share: float = 0.05
     """Share of the steps over which the learning rate rises from 0."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
-    """AdamW with fp32 moments, or with moments of 8 bits from bitsandbytes (paged: the moments may leave the GPU)."""
+    """AdamW with fp32 moments, or with moments of 8 bits from bitsandbytes (paged: they may leave the GPU)."""
 
     _section = "optimizer"
 

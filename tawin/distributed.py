@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs, PartialState
-from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils import FullyShardedDataParallelPlugin, gather_object
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -118,6 +118,10 @@ class Processes:
         """The sum of each number over the processes: one collective, in fp64."""
         numbers = [torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in values]
         return self.sum(torch.stack(numbers)).tolist()
+
+    def gather(self, value: T) -> list[T]:
+        """Every process's value, in the order of their ranks. Tensors in it lie on the CPU."""
+        return gather_object([value])
 
     def wait(self) -> None:
         """Until all are here: what the first one wrote before can be read after."""

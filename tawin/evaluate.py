@@ -16,6 +16,7 @@ from .config import EvaluationConfig
 from .data import Examples
 from .distributed import ALONE, Processes
 from .policy import evaluating
+from .ragged import Ragged
 from .rollout import beam_search
 
 
@@ -43,13 +44,14 @@ def recommend(
     processes each takes every so many batches, and all get the whole result: the very one that one process gets.
     """
     device = next(model.parameters()).device
+    histories = Ragged.of(histories)
     # Excluded items leave gaps: so many more beams that the list is full without them.
-    spare = max(map(len, histories), default=0) if config.exclude_history else 0
+    spare = int(histories.lengths.max(initial=0)) if config.exclude_history else 0
     items = np.zeros((len(histories), config.beam_width), dtype=np.int64)
     scores = np.zeros((len(histories), config.beam_width), dtype=np.float32)
     batches = list(_batches(histories, config.batch_size))[processes.rank :: processes.count]
     for rows in tqdm(batches, desc=description, disable=not progress, leave=False):
-        batch = [histories[row] for row in rows]
+        batch = histories.take(rows)
         input_ids, attention_mask = catalog.encode_histories(batch)
         bf16 = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")  # as in training
         with evaluating(model), bf16:
@@ -72,8 +74,8 @@ def recommend(
     return Recommendations(items, scores)
 
 
-def _batches(histories: Sequence[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    order = np.argsort([len(history) for history in histories], kind="stable")
+def _batches(histories: Ragged, size: int) -> Iterator[np.ndarray]:
+    order = np.argsort(histories.lengths, kind="stable")
     for start in range(0, len(order), size):
         yield order[start : start + size]
 

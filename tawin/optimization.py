@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 import time
 from collections.abc import Callable
@@ -63,9 +64,7 @@ class Stage:
         """Prepare a stage; where the run folder holds a state of this stage, go on from it."""
         processes = Processes.of(accelerator)
         backbone(model)  # refuses what cannot be trained right, while its weights are still whole
-        optimizer = torch.optim.AdamW(
-            _parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.95), fused=True
-        )
+        optimizer = _make_optimizer(model, config)
         scheduler = get_scheduler(
             "cosine" if config.schedule == "cosine" else "constant_with_warmup",
             optimizer,
@@ -194,6 +193,26 @@ class Stage:
             self.progress,
             processes=self.processes,
         )
+
+
+def _make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    groups = _parameter_groups(model, config.weight_decay)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
+    import bitsandbytes
+
+    kinds = {"adamw_8bit": bitsandbytes.optim.AdamW8bit, "paged_adamw_8bit": bitsandbytes.optim.PagedAdamW8bit}
+    return kinds[config.optimizer](groups, lr=config.learning_rate, betas=(0.9, 0.95))
+
+
+def require_optimizer(config: OptimizerConfig, name: str) -> None:
+    """Refuse, under the config section's name, an optimizer that this machine has not."""
+    if config.optimizer == "adamw":
+        return
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(f"{name}.optimizer: {config.optimizer!r} needs bitsandbytes: pip install bitsandbytes")
+    if config.optimizer == "paged_adamw_8bit" and not torch.cuda.is_available():
+        raise ValueError(f"{name}.optimizer: expected 'adamw' or 'adamw_8bit' without a GPU, got {config.optimizer!r}")
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -11,7 +11,8 @@ of the whole batch. Only dropout differs: it has a seed a process.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from .backbone import backbone
+from .balance import balanced
 from .catalog import Catalog
 from .checkpoint import Progress
 from .config import KS, Config, GRPOConfig
@@ -32,6 +34,7 @@ from .evaluate import evaluate, sampled
 from .objective import Groups, completion_log_probs, group_loss, loss_denominator, may_share_prompts, roll_out
 from .optimization import Stage
 from .policy import evaluating
+from .ragged import Ragged
 from .run_folder import RunFolder
 
 Reference = Callable[[Groups], Tensor]
@@ -57,7 +60,7 @@ def train_sft(
     total = min(steps_an_epoch * sft.epochs, sft.max_steps or steps_an_epoch * sft.epochs)
     stage = Stage.start("sft", accelerator, model, tokenizer, sft, total, run)
     valid = sampled(split.valid, config.evaluation.valid_users, config.seed)
-    lengths = np.array([len(window) for window in windows])
+    lengths = windows.lengths
 
     with _bar(stage, total) as bar:
         first_epoch = stage.progress.step // steps_an_epoch if steps_an_epoch else sft.epochs
@@ -88,8 +91,8 @@ def train_sft(
 def _sft_backward(
     stage: Stage,
     catalog: Catalog,
-    windows: Sequence[np.ndarray],
-    first_targets: Sequence[int] | np.ndarray,
+    windows: Ragged,
+    first_targets: np.ndarray,
     rows: np.ndarray,
     size: int,
 ) -> float:
@@ -99,9 +102,7 @@ def _sft_backward(
         chosen = rows[start : start + size]
         own = chosen[stage.processes.share(len(chosen))]
         kept = own if len(own) else chosen[:1]  # a process that has no row runs one for company
-        input_ids, attention_mask, labels = catalog.encode_windows(
-            [windows[row] for row in kept], [first_targets[row] for row in kept]
-        )
+        input_ids, attention_mask, labels = catalog.encode_windows(windows.take(kept), first_targets[kept])
         batches.append((input_ids, attention_mask, labels if len(own) else torch.full_like(labels, -100)))
     (tokens,) = stage.processes.sums(sum(int((labels >= 0).sum()) for _, _, labels in batches))
     losses = [
@@ -198,8 +199,8 @@ def grpo_backward(
 ) -> dict[str, float]:
     """Rollout, rewards, loss and backward of one step; the gradients are left on the parameters.
 
-    Groups without a gradient are left out of the forward. A process none of whose groups has one runs one all the
-    same, whose gradient is zero, where others have some: engines want all processes in a forward or none.
+    Groups without a gradient are left out of the forward, the others are dealt out evenly. A process that gets none
+    runs one of those without a gradient, where others have some: engines want all processes in a forward or none.
 
     Args:
         chosen: the prompts of the step, of all processes; `config.grpo.batch_size` of them share a forward.
@@ -231,14 +232,14 @@ def grpo_backward(
         sum(len(groups.rewards) for groups in batches),
         *(groups.live.sum() for groups in batches),
     )
+    parts = batches if grpo.beta > 0 else balanced(batches, processes)
     run = [index for index in range(len(batches)) if grpo.beta > 0 or live[index]]
     totals = torch.zeros(4, dtype=torch.float64, device=device)  # loss, and over tokens: kl, clipped, tokens
     for index in run:
-        groups = batches[index]
-        trained = groups if grpo.beta > 0 else groups.take(groups.live.nonzero()[:, 0])
+        trained = parts[index]
         tokens = trained.mask.sum()
         if len(trained.rewards) == 0:
-            trained = groups.take(torch.zeros(1, dtype=torch.int64, device=device))
+            trained = batches[index].take(torch.zeros(1, dtype=torch.int64, device=device))
         work = _loss_of(trained, reference, grpo, denominator)
         loss, kl, clip_fraction = stage.backward(work, is_last=index == run[-1])
         totals += torch.stack([loss.double(), kl * tokens, clip_fraction * tokens, tokens.double()])
@@ -296,8 +297,14 @@ def _prompt_rows(prompts: int, seed: int, batch: int, size: int) -> np.ndarray:
     """Rows of batch number `batch` in the endless sequence of shuffled epochs."""
     positions = np.arange(batch * size, (batch + 1) * size)
     epochs = positions // prompts
-    orders = {epoch: np.random.default_rng((seed, 1, int(epoch))).permutation(prompts) for epoch in np.unique(epochs)}
-    return np.array([orders[epoch][position % prompts] for epoch, position in zip(epochs, positions, strict=True)])
+    return np.array(
+        [_order(prompts, seed, int(epoch))[at % prompts] for epoch, at in zip(epochs, positions, strict=True)]
+    )
+
+
+@lru_cache(maxsize=2)  # a step lies in one epoch or two; of millions, one takes a tenth of a second
+def _order(prompts: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, 1, epoch)).permutation(prompts)
 
 
 def _reference(stage: Stage, reference: nn.Module | None) -> Reference:

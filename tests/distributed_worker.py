@@ -22,11 +22,14 @@ from safetensors.torch import save_file
 from torch.distributed.fsdp import FSDPModule
 
 import train
+from tawin.balance import balanced
 from tawin.config import Config, EvaluationConfig, GRPOConfig, PolicyConfig, SFTConfig
 from tawin.data import Examples
 from tawin.distributed import Processes, make_accelerator, whole
 from tawin.evaluate import recommend
+from tawin.objective import Groups
 from tawin.optimization import Stage
+from tawin.ragged import Ragged
 from tawin.rollout import beam_sequences
 from tawin.run_folder import RunFolder
 from tawin.tokenizer import make_semantic_tokenizer
@@ -113,7 +116,7 @@ def gradients_of(stage: Stage) -> dict[str, torch.Tensor]:
 def step_with_dead_groups(stage: Stage, config: Config) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """Figures and gradients of three forwards of two prompts: (live, dead), (dead, live), (dead, dead).
 
-    With two processes one of them has nothing to train in the first forward, the other in the second.
+    With two processes one has nothing to train in each of the first two, whoever the live group is dealt to.
     """
     catalog, group = small_catalog(), config.grpo.group_size
     prompts = catalog.encode_histories(HISTORIES)
@@ -127,10 +130,27 @@ def step_with_dead_groups(stage: Stage, config: Config) -> tuple[dict[str, float
     return figures, gradients_of(stage)
 
 
+def dealt_out(processes: Processes) -> list[int]:
+    """How many groups this process trains on, of 5 live ones that the first process has and 1 that the last has."""
+    live, count = torch.tensor([[1.0, 0.0]]), 5 if processes.is_first else 1
+    groups = Groups(
+        input_ids=torch.full((count + 1, 3 + processes.rank), 7),
+        attention_mask=torch.ones(count + 1, 3 + processes.rank, dtype=torch.int64),
+        token_ids=torch.full((count + 1, 2, 2), 5),
+        rewards=torch.cat((live.expand(count, -1), torch.zeros(1, 2))),
+        scores=torch.zeros(count + 1, 2),
+        hits=torch.ones(count + 1, dtype=torch.bool),
+    )
+    dealt = balanced([groups, groups.take(torch.arange(1))], processes)
+    assert all(bool(part.live.all()) for part in dealt)
+    assert all(bool((part.input_ids == 7 * part.attention_mask).all()) for part in dealt)
+    return [len(part.rewards) for part in dealt]
+
+
 def step_on_three_windows(stage: Stage) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients of SFT forwards of two windows and of one: there one of two processes has none."""
-    windows = [np.array(window) for window in ([0, 1, 2], [3, 4], [5, 6, 1, 0])]
-    loss = _sft_backward(stage, small_catalog(), windows, [1, 1, 1], np.arange(3), 2)
+    windows = Ragged.of([np.array(window) for window in ([0, 1, 2], [3, 4], [5, 6, 1, 0])])
+    loss = _sft_backward(stage, small_catalog(), windows, np.ones(3, dtype=np.int64), np.arange(3), 2)
     return loss, gradients_of(stage)
 
 
@@ -177,10 +197,11 @@ def checks(start: Path, out: Path) -> None:
 
     items, scores = recommendations(processes)
     np.savez(out / f"recommendations.{processes.rank}.npz", items=items, scores=scores)
+    dealt = processes.gather(dealt_out(processes))
     figures, gradients, sharded = steps(accelerator, out / "steps")
     if processes.is_first:
         save_file(gradients, out / "gradients.safetensors")
-        record = {"figures": figures, "sharded": sharded, "refusals": refusals(accelerator)}
+        record = {"figures": figures, "sharded": sharded, "dealt": dealt, "refusals": refusals(accelerator)}
         (out / "record.json").write_text(json.dumps(record))
 
 

@@ -175,6 +175,11 @@ def test_a_process_without_work_joins_and_changes_nothing(two: Path, tmp_path: P
     assert_close(load_file(two / "gradients.safetensors"), gradients, 1e-5)
 
 
+def test_groups_with_a_gradient_are_dealt_out_evenly(two: Path) -> None:
+    # 6 of the first batch; of the second each process had one.
+    assert json.loads((two / "record.json").read_text())["dealt"] == [[3, 1], [3, 1]]
+
+
 def test_what_an_engine_cannot_do_is_refused_by_name(two: Path) -> None:
     refusals = json.loads((two / "record.json").read_text())["refusals"]
     assert refusals[0].startswith("grpo.batch_size: expected a multiple of the 2 processes")

@@ -299,6 +299,45 @@ def test_users_with_fewer_than_three_items_are_reported_and_left_out(
     assert "2 with fewer than three items left out" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_moments_of_8_bits_train_and_a_stopped_run_goes_on_as_if_it_never_was(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    # From 4,096 weights on a tensor's moments have 8 bits.
+    options = [f"--{stage}.optimizer=adamw_8bit", "--policy.hidden-size=64", "--policy.intermediate-size=96"]
+    whole = run(tmp_path / "whole", *options)
+    update, done = Stage.update, []
+
+    def update_or_stop(own: Stage) -> float:
+        done.append(own.progress.step)
+        if len(done) > (5 if stage == "sft" else 11):
+            raise KeyboardInterrupt
+        return update(own)
+
+    with monkeypatch.context() as stopping:
+        stopping.setattr(Stage, "update", update_or_stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "stopped", *options)
+    moments = load_file(tmp_path / "stopped" / "checkpoints" / "state" / "optimizer.safetensors")
+    assert torch.uint8 in {tensor.dtype for tensor in moments.values()}
+    train.main(["--out", str(tmp_path / "stopped"), "--resume"])
+    assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
+    assert json.loads((tmp_path / "stopped" / "results.json").read_text())["grpo"] == whole["grpo"]
+
+
+@pytest.mark.parametrize(("optimizer", "message"), [("adamw_8bit", "needs bitsandbytes"), ("paged_adamw_8bit", "GPU")])
+def test_an_optimizer_that_this_machine_has_not_is_refused_before_anything_is_written(
+    optimizer: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = None if optimizer == "adamw_8bit" else "found"
+    monkeypatch.setattr("tawin.optimization.importlib.util.find_spec", lambda _name: spec)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit, match=f"grpo.optimizer.*{message}"):
+        run(tmp_path / "run", f"--grpo.optimizer={optimizer}")
+    assert not (tmp_path / "run").exists()
+
+
 def crash(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
