@@ -8,7 +8,7 @@ forward; the loss is still divided by the whole batch's count, so leaving them o
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from tawin_kernels import GRPOLoss, ItemTrie, tawin_grpo_loss
@@ -73,6 +73,10 @@ class Groups:
         highest = self.rewards.masked_fill(~self.valid, -torch.inf).amax(1)
         lowest = self.rewards.masked_fill(~self.valid, torch.inf).amin(1)
         return highest > lowest
+
+    def without_rewards(self) -> Groups:
+        """The same with rewards of 0, hence without a gradient."""
+        return replace(self, rewards=torch.zeros_like(self.rewards))
 
     def take(self, index: Tensor) -> Groups:
         """The groups at `index`, prompts cut to the longest one left; without the rollout's prefill."""

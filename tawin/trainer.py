@@ -200,7 +200,7 @@ def grpo_backward(
     """Rollout, rewards, loss and backward of one step; the gradients are left on the parameters.
 
     Groups without a gradient are left out of the forward, the others are dealt out evenly. A process that gets none
-    runs one of those without a gradient, where others have some: engines want all processes in a forward or none.
+    runs one of its own without its rewards, whose gradient is zero: engines want all processes in a forward or none.
 
     Args:
         chosen: the prompts of the step, of all processes; `config.grpo.batch_size` of them share a forward.
@@ -239,7 +239,7 @@ def grpo_backward(
         trained = parts[index]
         tokens = trained.mask.sum()
         if len(trained.rewards) == 0:
-            trained = batches[index].take(torch.zeros(1, dtype=torch.int64, device=device))
+            trained = batches[index].take(torch.zeros(1, dtype=torch.int64, device=device)).without_rewards()
         work = _loss_of(trained, reference, grpo, denominator)
         loss, kl, clip_fraction = stage.backward(work, is_last=index == run[-1])
         totals += torch.stack([loss.double(), kl * tokens, clip_fraction * tokens, tokens.double()])

@@ -114,18 +114,19 @@ def gradients_of(stage: Stage) -> dict[str, torch.Tensor]:
 
 
 def step_with_dead_groups(stage: Stage, config: Config) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    """Figures and gradients of three forwards of two prompts: (live, dead), (dead, live), (dead, dead).
+    """Figures and gradients of four forwards of two prompts: (live, dead), (dead, live) twice, (dead, dead).
 
-    With two processes one has nothing to train in each of the first two, whoever the live group is dealt to.
+    With two processes one has nothing to train in each of the first three. The live group of the second stays where it
+    was rolled out, that of the third is dealt to the other process.
     """
     catalog, group = small_catalog(), config.grpo.group_size
     prompts = catalog.encode_histories(HISTORIES)
     found = beam_sequences(tiny_model("qwen2", seed=2), *prompts, catalog.trie, group).nodes  # [5, G]
     is_found = (catalog.item_nodes[None, :, None] == found[:, None]).any(2).long()  # [5, items]
     live, dead = is_found.argmax(1).numpy(), is_found.argmin(1).numpy()  # targets in the group and beyond it
-    users = [0, 1, 1, 0, 2, 3]
-    targets = [live[0], dead[1], dead[1], live[0], dead[2], dead[3]]
-    chosen = Examples(np.arange(6), [HISTORIES[user] for user in users], np.array(targets))
+    users = [0, 1, 1, 0, 1, 0, 2, 3]
+    targets = [live[0], dead[1], dead[1], live[0], dead[1], live[0], dead[2], dead[3]]
+    chosen = Examples(np.arange(8), [HISTORIES[user] for user in users], np.array(targets))
     figures = grpo_backward(stage, catalog, chosen, config, None)
     return figures, gradients_of(stage)
 
@@ -155,7 +156,7 @@ def step_on_three_windows(stage: Stage) -> tuple[float, dict[str, torch.Tensor]]
 
 
 STEP_CONFIG = Config(
-    sft=SFTConfig(batch_size=2), grpo=GRPOConfig(batch_size=2, gradient_accumulation=3, group_size=4, loss_type="dapo")
+    sft=SFTConfig(batch_size=2), grpo=GRPOConfig(batch_size=2, gradient_accumulation=4, group_size=4, loss_type="dapo")
 )
 
 
