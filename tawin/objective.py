@@ -157,8 +157,9 @@ def may_share_prompts(model: nn.Module, config: GRPOConfig) -> bool:
     """
     if config.beta == 0 or config.gradient_accumulation > 1:
         return False
-    parts = backbone(model)
-    if getattr(parts.config, "attention_dropout", 0.0) > 0:
+    # Some decoders have their dropout as a number, not as a module.
+    options = backbone(model).config.to_dict().items()
+    if any("drop" in name and isinstance(value, int | float) and value > 0 for name, value in options):
         return False
     return not any(
         (isinstance(module, nn.Dropout) and module.p > 0) or getattr(module, "gradient_checkpointing", False)

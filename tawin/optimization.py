@@ -24,6 +24,7 @@ from .backbone import backbone
 from .checkpoint import Progress, finish_replacing, load_state, read_progress, save_model, save_state
 from .config import OptimizerConfig
 from .distributed import EngineModule, Processes, is_sharded, on_whole_weights
+from .packing import packs
 from .phases import phase
 from .run_folder import RunFolder
 
@@ -63,7 +64,8 @@ class Stage:
     ) -> Stage:
         """Prepare a stage; where the run folder holds a state of this stage, go on from it."""
         processes = Processes.of(accelerator)
-        backbone(model)  # refuses what cannot be trained right, while its weights are still whole
+        # While its weights are still whole: refuses what cannot be trained right, and tries how it can be run.
+        packs(backbone(model))
         optimizer = _make_optimizer(model, config)
         scheduler = get_scheduler(
             "cosine" if config.schedule == "cosine" else "constant_with_warmup",

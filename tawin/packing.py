@@ -14,6 +14,7 @@ Models for which that goes wrong run padded, as they are (`packs`). Knows nothin
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -23,8 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
-from transformers import AttentionInterface, Cache
+from transformers import AttentionInterface, Cache, DynamicCache
 
+from .attention_masks import causal, model_mask
 from .backbone import Backbone
 
 _NAME = "tawin_packed"
@@ -116,20 +118,37 @@ def decoder_states(
         input_ids, positions: int64 [B, S], any valid values where there is no token.
         present: bool [B, S], the real tokens.
         wanted: bool [B, S], some of them.
-        mask: what `tree_attention.model_mask` gave for the queries [B, S - C] and all keys, those of the cache first.
+        mask: what `model_mask` gave for the queries [B, S - C] and all keys, those of the cache first.
             None: causal. Only where that is right: no common columns and no sliding window where the model `packs`, no
             padding where it does not.
         cache: keys and values [B, heads, P, D] that come before; it gets those of this batch too, padded.
         common: C, columns from the first on that are the same tokens in every row, none of them wanted, and see each
             other alone; for models that pack and have no sliding window.
     """
-    if not packs(model):
-        options = {} if cache is None else {model.cache_argument: cache}
-        hidden = model.decoder(
-            input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=cache is not None, **options
-        ).last_hidden_state  # [B, S, H]
-        return hidden[wanted]
-    packing = Packing(present, common)
+    if packs(model):
+        return _packed_states(model, input_ids, positions, Packing(present, common), wanted, mask, cache)
+    return _padded_states(model, input_ids, positions, wanted, mask, cache)
+
+
+def _padded_states(
+    model: Backbone, input_ids: Tensor, positions: Tensor, wanted: Tensor, mask: Any, cache: Cache | None = None
+) -> Tensor:
+    options = {} if cache is None else {model.cache_argument: cache}
+    hidden = model.decoder(
+        input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=cache is not None, **options
+    ).last_hidden_state  # [B, S, H]
+    return hidden[wanted]
+
+
+def _packed_states(
+    model: Backbone,
+    input_ids: Tensor,
+    positions: Tensor,
+    packing: Packing,
+    wanted: Tensor,
+    mask: Any,
+    cache: Cache | None = None,
+) -> Tensor:
     rows = packing.pack(wanted).nonzero()[:, 0]  # int64 [R], among the T real tokens
     with _attending(_Run(model.config, packing, cache)), _last_mlp_at(model, rows):
         hidden = model.decoder(
@@ -222,17 +241,51 @@ class _Contexts:
 def packs(model: Backbone) -> bool:
     """Whether `decoder_states` runs this model without its padding; else it needs a mask wherever there is some.
 
-    Padded run other attentions than sdpa, and layers whose activation checkpointing somebody else switched on: in the
-    backward pass those would be run again with the model's own attention.
+    Padded run other attentions than sdpa, decoders that were seen to give other states packed (each is tried once: not
+    all let transformers replace their attention), and layers whose activation checkpointing somebody else switched on:
+    in the backward pass those would be run again with the model's own attention.
     """
     if model.config._attn_implementation != "sdpa":
         return False
-    for layer in getattr(model.decoder, "layers", ()):
-        if getattr(layer, "gradient_checkpointing", False):
-            checkpoint = getattr(layer, "_gradient_checkpointing_func", None)
-            if not isinstance(getattr(checkpoint, "keywords", {}).get("context_fn"), _Contexts):
+    layer: Any
+    for layer in model.decoder.modules():
+        if getattr(layer, "gradient_checkpointing", False) and hasattr(layer, "_gradient_checkpointing_func"):
+            options = getattr(layer._gradient_checkpointing_func, "keywords", {})
+            if not isinstance(options.get("context_fn"), _Contexts):
                 return False
-    return True
+    if model.decoder not in _tried:
+        _tried[model.decoder] = _gives_the_same_states(model)
+    return _tried[model.decoder]
+
+
+# Decoders, and whether they gave the same states packed.
+_tried: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+
+
+@torch.no_grad()
+def _gives_the_same_states(model: Backbone) -> bool:
+    """Three tokens and two, packed and padded."""
+    device = next(model.decoder.parameters()).device
+    present = torch.tensor([[True, True, True], [True, True, False]], device=device)
+    input_ids = torch.arange(1, 7, device=device).view(2, 3) % model.vocabulary
+    positions = torch.arange(3, device=device).expand(2, -1)
+    mask = model_mask(model.config, causal(present), positions, positions, model.dtype)
+    was_training = model.decoder.training
+    model.decoder.eval()
+    try:
+        with torch.autocast(device.type, enabled=False):
+            expected = _padded_states(model, input_ids, positions, present, mask)
+            cache = DynamicCache()
+            states = _packed_states(model, input_ids, positions, Packing(present), present, mask, cache)
+    except Exception:  # whatever a decoder does not bear: it is run as it is
+        return False
+    finally:
+        model.decoder.train(was_training)
+    if states.shape != expected.shape or cache.get_seq_length() != present.shape[1]:
+        return False
+    tolerance = 1e-3 if states.dtype == torch.float32 else 5e-2
+    scale = max(1.0, float(expected[expected.isfinite()].abs().amax())) if expected.isfinite().any() else 1.0
+    return torch.allclose(states.float(), expected.float(), rtol=0.0, atol=tolerance * scale, equal_nan=True)
 
 
 @contextmanager

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .attention_masks import causal, model_mask
 from .backbone import Backbone
 from .packing import decoder_states
-from .tree_attention import Prompt, causal, copied_cache, model_mask, prompt_batch
+from .tree_attention import Prompt, copied_cache, prompt_batch
 
 
 def completion_states(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
+from .attention_masks import causal, full_attention_mask, has_window, model_mask
 from .backbone import Backbone
 from .decode_attention import DecodeAttention, SharedPrompt, shared_prompt
 from .packing import decoder_states, packs
@@ -71,46 +72,6 @@ def check_prompts(input_ids: Tensor, attention_mask: Tensor) -> None:
         raise ValueError("attention_mask: expected left-padded prompts (zeros, then ones), got a hole")
 
 
-def model_mask(config: Any, visible: Tensor, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype) -> Any:
-    """What the decoder takes as attention_mask.
-
-    Args:
-        visible: bool [B, Q, K], who sees whom in a layer of full attention.
-        query_positions, key_positions: int64 [B, Q] and [B, K]; a sliding window is a distance in these.
-        dtype: of the additive mask that eager attention wants.
-
-    Returns:
-        A mask [B, 1, Q, K] (bool for sdpa, additive for eager), or a dict of them, one a layer type.
-    """
-
-    def finish(mask: Tensor) -> Tensor:
-        mask = mask[:, None]  # [B, 1, Q, K]
-        if config._attn_implementation == "sdpa":
-            return mask
-        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
-
-    if not _has_window(config):
-        return finish(visible)
-    near = key_positions[:, None, :] > query_positions[:, :, None] - config.sliding_window
-    sliding = finish(visible & near)
-    if not getattr(config, "layer_types", None):  # one mask for all layers (Mistral)
-        return sliding
-    return {"full_attention": finish(visible), "sliding_attention": sliding}
-
-
-def _has_window(config: Any) -> bool:
-    """Whether some layers see no further than a sliding window."""
-    types = set(getattr(config, "layer_types", None) or ())
-    return getattr(config, "sliding_window", None) is not None and types != {"full_attention"}
-
-
-def _full_attention_mask(config: Any, mask: Any) -> Tensor | None:
-    """Of what `model_mask` gave: the mask of the layers of full attention, None where there are none."""
-    if isinstance(mask, dict):
-        return mask["full_attention"]
-    return None if _has_window(config) else mask
-
-
 @dataclass(frozen=True)
 class PromptBatch:
     """Prompts as they are run: from the first column on, where all that follows the same tokens is seen at a glance."""
@@ -139,7 +100,7 @@ def prompt_batch(model: Backbone, input_ids: Tensor, attention_mask: Tensor) -> 
     if is_padded:
         input_ids = input_ids.gather(1, (positions + (length - lengths)[:, None]) % length)
     common = 0
-    if packs(model) and not _has_window(model.config):
+    if packs(model) and not has_window(model.config):
         alike = (input_ids == input_ids[:1]).all(0).long().cumprod(0).sum()
         common = int(torch.minimum(alike, lengths.min() - 1))  # a prompt's end is its own
         if common * (batch - 1) < MIN_COMMON_SHARE * int(lengths.sum()):
@@ -154,7 +115,7 @@ def prefill(model: Backbone, input_ids: Tensor, attention_mask: Tensor) -> Promp
     causal mask is right, and attention skips what it hides. Differentiable, cache included.
     """
     prompts = prompt_batch(model, input_ids, attention_mask)
-    needs_mask = prompts.common > 0 or (_has_window(model.config) if packs(model) else prompts.is_padded)
+    needs_mask = prompts.common > 0 or (has_window(model.config) if packs(model) else prompts.is_padded)
     mask = None
     if needs_mask:
         visible = causal(prompts.key_mask)[:, prompts.common :]  # [B, P - C, P]
@@ -175,13 +136,6 @@ def prefill(model: Backbone, input_ids: Tensor, attention_mask: Tensor) -> Promp
             "model: it keeps no cache (gradient checkpointing in training mode does that): call model.eval()"
         )
     return Prompt(cache, last_hidden, prompts.key_mask, prompts.positions, prompts.lengths, prompts.is_padded)
-
-
-def causal(key_mask: Tensor) -> Tensor:
-    """bool [B, P, P]: causal over real tokens; padding sees itself, so that no row of a softmax is empty."""
-    length = key_mask.shape[1]
-    ones = torch.ones(length, length, dtype=torch.bool, device=key_mask.device)
-    return (ones.tril() & key_mask[:, None, :]) | torch.eye(length, dtype=torch.bool, device=key_mask.device)
 
 
 class BeamTree:
@@ -237,7 +191,7 @@ class BeamTree:
             ).last_hidden_state
 
     def _attending(self, mask: Any) -> AbstractContextManager[None]:
-        full = _full_attention_mask(self._model.config, mask) if self._may_split else None
+        full = full_attention_mask(self._model.config, mask) if self._may_split else None
         if full is None:
             return nullcontext()
         prompt_keys = self._prompt.key_mask.shape[1]

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import DiffLlamaConfig, DiffLlamaForCausalLM, FalconConfig, FalconForCausalLM
 
 from tawin.backbone import backbone
 from tawin.packing import Packing, checkpoint_activations, packs, rows_among, rows_at
@@ -38,7 +39,7 @@ def prompts_that_begin_alike(common: int, own: list[int]) -> tuple[Tensor, Tenso
 
 def tokens_run(model: Any) -> list[int]:
     """Tokens that the first layer is handed, call by call."""
-    backbone(model)  # which tries the head, once a model
+    packs(backbone(model))  # which try a model once
     seen: list[int] = []
     model.model.layers[0].mlp.register_forward_pre_hook(lambda _mlp, inputs: seen.append(inputs[0].shape[1]))
     return seen
@@ -116,6 +117,24 @@ def test_equal_prompts_have_their_last_token_to_themselves() -> None:
     prompt = prefill(backbone(model), input_ids, torch.ones_like(input_ids))
     assert seen == [3 + 3]
     torch.testing.assert_close(prompt.last_hidden, prompt.last_hidden[:1].expand(3, -1))
+
+
+def test_a_decoder_whose_attention_cannot_be_replaced_runs_padded_and_is_right() -> None:
+    # DiffLlama attends twice a layer, Falcon by itself.
+    sizes = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    models = [
+        DiffLlamaForCausalLM(DiffLlamaConfig(**sizes, intermediate_size=48, num_key_value_heads=2)),
+        FalconForCausalLM(FalconConfig(**sizes, alibi=False)),
+    ]
+    for model in models:
+        parts = backbone(model.eval())
+        assert not packs(parts)
+        input_ids, mask = prompts_that_begin_alike(4, [3, 1])
+        prompt = prefill(parts, input_ids, mask)
+        for row in range(2):
+            alone = parts.decoder(input_ids=input_ids[row][mask[row].bool()][None]).last_hidden_state[0, -1]
+            torch.testing.assert_close(prompt.last_hidden[row], alone, **TOLERANCE)
 
 
 def test_a_beginning_too_short_to_pay_and_a_single_prompt_are_run_as_they_are() -> None:
