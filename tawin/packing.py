@@ -226,8 +226,8 @@ def checkpoint_activations(model: Any) -> None:
         inner.activation_checkpointing_enable(options)
     else:  # transformers before 5.23
         inner.gradient_checkpointing_enable(options)
-    if inner is not model:  # with frozen embeddings no input of a layer would have a gradient
-        inner.enable_input_require_grads()
+    # transformers hooks the embedding, for checkpoints that are reentrant; hooks would keep CUDA graphs away.
+    inner.disable_input_require_grads()
 
 
 class _Contexts:

@@ -12,7 +12,10 @@ from torch import Tensor
 from transformers import DiffLlamaConfig, DiffLlamaForCausalLM, FalconConfig, FalconForCausalLM
 
 from tawin.backbone import backbone
+from tawin.config import PolicyConfig
+from tawin.decode_graphs import obstacle
 from tawin.packing import Packing, checkpoint_activations, packs, rows_among, rows_at
+from tawin.policy import add_lora
 from tawin.token_tree import completion_states
 from tawin.tree_attention import prefill
 
@@ -154,6 +157,8 @@ def test_activation_checkpointing_works_with_a_beginning_that_is_run_once() -> N
         model = tiny_model("qwen2").train()
         if checkpointed:
             checkpoint_activations(model)
+            assert obstacle(backbone(model.eval())) is None  # nothing keeps CUDA graphs away
+            model.train()
         seen = tokens_run(model)
         states, rows = completion_states(backbone(model), input_ids, mask, token_ids)
         states[rows].square().sum().backward()
@@ -161,3 +166,23 @@ def test_activation_checkpointing_works_with_a_beginning_that_is_run_once() -> N
         gradients.append([parameter.grad for parameter in model.model.parameters()])
     for plain, ours in zip(*gradients, strict=True):  # fp32 sums in another order
         torch.testing.assert_close(ours, plain, atol=1e-5 * max(1.0, float(plain.abs().max())), rtol=1e-3)
+
+
+def test_activation_checkpointing_gives_adapters_their_gradients() -> None:
+    input_ids, mask = prompts_that_begin_alike(6, [4, 2, 3])
+    token_ids = torch.randint(3, 40, (3, 2, 3), generator=torch.Generator().manual_seed(1))
+    gradients = []
+    for checkpointed in (False, True):
+        torch.manual_seed(0)
+        model: Any = add_lora(tiny_model("qwen2"), PolicyConfig(lora_rank=2), []).train()
+        if checkpointed:
+            checkpoint_activations(model)
+            assert obstacle(backbone(model.eval())) is None
+            model.train()
+        states, rows = completion_states(backbone(model), input_ids, mask, token_ids)
+        states[rows].square().sum().backward()
+        own = {name: parameter.grad for name, parameter in model.named_parameters() if "lora" in name}
+        gradients.append({name: gradient for name, gradient in own.items() if gradient is not None})
+    assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) > 0
+    for name, plain in gradients[0].items():  # fp32 sums in another order
+        torch.testing.assert_close(gradients[1][name], plain, atol=1e-5 * max(1.0, float(plain.abs().max())), rtol=1e-3)
