@@ -84,6 +84,10 @@ def _fsdp_plugin() -> FullyShardedDataParallelPlugin | None:
         raise ValueError(f"expected FSDP2 (accelerate launch --fsdp_version 2), got FSDP{plugin.fsdp_version}")
     if plugin.activation_checkpointing:  # it would run layers again without the attention that they first ran with
         raise ValueError("expected no --fsdp_activation_checkpointing: use --policy.checkpoint-activations")
+    if os.environ.get("FSDP_AUTO_WRAP_POLICY", "").upper() == "SIZE_BASED_WRAP":  # it would part what is used together
+        raise ValueError("expected --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP or NO_WRAP, got SIZE_BASED_WRAP")
+    if os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":
+        raise ValueError("expected no --fsdp_offload_params: training with weights off the GPU was never seen to work")
     return plugin
 
 
@@ -134,16 +138,19 @@ class Processes:
         """
         if self.count == 1:
             return function()
-        answer: list[Any] = [None, False]
+        answer: list[Any] = [1, False]  # an exit status, where there is no answer
         try:
             if self.is_first:
                 answer = [function(), True]
+        except SystemExit as ended:
+            answer[0] = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+            raise
         finally:
             dist.broadcast_object_list(answer, src=0, device=self.device)
         if not answer[1]:
-            # torchrun ends the others as soon as one has: the first must have had the time to say why.
-            time.sleep(_LAST_WORDS)
-            sys.exit(1)
+            if answer[0]:  # torchrun ends the others as soon as one failed: the first must have had the time to say why
+                time.sleep(_LAST_WORDS)
+            sys.exit(answer[0])
         return answer[0]
 
     def in_turn(self, function: Callable[[], T]) -> T:
@@ -206,7 +213,7 @@ def on_whole_weights(engine: nn.Module, work: Callable[[nn.Module], T], accelera
 
 
 def whole(named: Iterable[tuple[str, Tensor]], processes: Processes = ALONE) -> dict[str, Tensor]:
-    """Whole tensors by name, those that FSDP2 sharded on the CPU. All processes call it; the others get no tensors."""
+    """Whole tensors by name, on the CPU where FSDP2 had sharded them. All processes call it; one gets tensors."""
     found: dict[str, Tensor] = {}
     tied: dict[int, Tensor] = {}
     for name, tensor in named:

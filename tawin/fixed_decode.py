@@ -1,7 +1,7 @@
 """A decode on memory of its own: every tensor it reads has a fixed address and shape, as CUDA graphs need.
 
-The prompt's keys are filled up on the left to a fixed length, and a hidden key changes nothing. The same code runs
-eagerly, on the CPU too. Knows nothing of graphs.
+Prompts are filled up on the left to a fixed length, and a hidden key, there or behind a short prompt, changes nothing.
+The same code runs eagerly, on the CPU too. Knows nothing of graphs.
 """
 
 from __future__ import annotations

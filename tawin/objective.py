@@ -117,8 +117,10 @@ def roll_out(
             them (`may_share_prompts`).
         part, whole: these prompts are `part` of a batch of `whole`, and get what they would be drawn there.
     """
-    shape = (whole or len(input_ids), config.group_size, catalog.trie.max_depth)
-    uniforms = draw_uniforms(shape, input_ids.device, generator)[part]  # [B, G, L]
+    uniforms = None
+    if config.negatives != "beam":
+        shape = (whole or len(input_ids), config.group_size, catalog.trie.max_depth)
+        uniforms = draw_uniforms(shape, input_ids.device, generator)[part]  # [B, G, L]
     trie = catalog.trie if config.softmax_over == "trie" else None
     prompt = None
     with evaluating(model):
@@ -157,10 +159,11 @@ def may_share_prompts(model: nn.Module, config: GRPOConfig) -> bool:
     """
     if config.beta == 0 or config.gradient_accumulation > 1:
         return False
-    # Some decoders have their dropout as a number, not as a module.
-    options = backbone(model).config.to_dict().items()
-    if any("drop" in name and isinstance(value, int | float) and value > 0 for name, value in options):
-        return False
+    for name, value in backbone(model).config.to_dict().items():
+        # Some decoders have their noise as a number, not as a module; the options of other heads do not matter.
+        is_noise = ("drop" in name or "jitter" in name) and not name.startswith(("summary_", "classifier_"))
+        if is_noise and isinstance(value, int | float) and value > 0:
+            return False
     return not any(
         (isinstance(module, nn.Dropout) and module.p > 0) or getattr(module, "gradient_checkpointing", False)
         for module in model.modules()
@@ -173,7 +176,7 @@ def _complete(
     input_ids: Tensor,
     attention_mask: Tensor,
     config: GRPOConfig,
-    uniforms: Tensor,
+    uniforms: Tensor | None,
     prompt: Prompt | None,
 ) -> Sequences:
     if config.negatives == "beam":
@@ -197,6 +200,7 @@ def _complete(
             uniforms=uniforms,
             prompt=prompt,
         )
+    assert uniforms is not None
     return random_sequences(
         catalog.trie, catalog.token_ids, len(input_ids), config.group_size, uniforms=uniforms[..., 0]
     )

@@ -14,6 +14,7 @@ Models for which that goes wrong run padded, as they are (`packs`). Knows nothin
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from transformers import AttentionInterface, Cache, DynamicCache
 
-from .attention_masks import causal, model_mask
+from .attention_masks import causal, has_window, model_mask
 from .backbone import Backbone
 
 _NAME = "tawin_packed"
@@ -264,20 +265,33 @@ _tried: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
 @torch.no_grad()
 def _gives_the_same_states(model: Backbone) -> bool:
-    """Three tokens and two, packed and padded."""
+    """Rows of four tokens and three, the first one the same, packed and padded; wanted are their ends."""
     device = next(model.decoder.parameters()).device
-    present = torch.tensor([[True, True, True], [True, True, False]], device=device)
-    input_ids = torch.arange(1, 7, device=device).view(2, 3) % model.vocabulary
-    positions = torch.arange(3, device=device).expand(2, -1)
-    mask = model_mask(model.config, causal(present), positions, positions, model.dtype)
+    present = torch.tensor([[True, True, True, True], [True, True, True, False]], device=device)
+    wanted = torch.tensor([[False, False, False, True], [False, False, True, False]], device=device)
+    input_ids = torch.tensor([[1, 2, 3, 4], [1, 5, 6, 1]], device=device) % model.vocabulary
+    positions = torch.arange(4, device=device).expand(2, -1)
+    common = 0 if has_window(model.config) else 1
+    masks = [
+        model_mask(model.config, causal(present)[:, first:], positions[:, first:], positions, model.dtype)
+        for first in (0, common)
+    ]
     was_training = model.decoder.training
     model.decoder.eval()
     try:
         with torch.autocast(device.type, enabled=False):
-            expected = _padded_states(model, input_ids, positions, present, mask)
+            expected = _padded_states(model, input_ids, positions, wanted, masks[0])
             cache = DynamicCache()
-            states = _packed_states(model, input_ids, positions, Packing(present), present, mask, cache)
-    except Exception:  # whatever a decoder does not bear: it is run as it is
+            packing = Packing(present, common)
+            states = _packed_states(model, input_ids, positions, packing, wanted, masks[1], cache)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a decoder does not bear: it is run as it is
+        warnings.warn(
+            f"{type(model.decoder).__name__} runs with its padding: without it {type(error).__name__}: {error}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
         return False
     finally:
         model.decoder.train(was_training)
@@ -298,7 +312,7 @@ def _last_mlp_at(model: Backbone, rows: Tensor) -> Iterator[None]:
     """
     layer = getattr(model.decoder, "layers", [None])[-1]
     mlp: Any = getattr(layer, "mlp", None)
-    if not type(mlp).__name__.endswith("MLP") or getattr(layer, "gradient_checkpointing", False):
+    if not type(mlp).__name__.endswith("MLP") or (getattr(layer, "gradient_checkpointing", False) and layer.training):
         yield
         return
     total = 0

@@ -187,7 +187,8 @@ def sample_sequences(
         weights = log_probs.masked_fill(~present, -torch.inf).softmax(-1)
         # A finished row has no children: any draw will do, it is masked out below.
         weights = torch.where(running[..., None], weights, torch.ones_like(weights))
-        sums = weights.double().cumsum(-1)
+        # Sums of integers are exact in any order: on a GPU those of floats are not the same every time.
+        sums = (weights.double() * 2**40).long().cumsum(-1)
         passed = (sums <= uniforms[..., depth, None] * sums[..., -1:]).sum(-1, keepdim=True)  # [B, G, 1]
         drawn = torch.minimum(passed, present.sum(-1, keepdim=True).sub(1).clamp_min(0))
         if normalizer == "trie":

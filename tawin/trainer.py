@@ -232,7 +232,7 @@ def grpo_backward(
         sum(len(groups.rewards) for groups in batches),
         *(groups.live.sum() for groups in batches),
     )
-    parts = batches if grpo.beta > 0 else balanced(batches, processes)
+    parts = balanced(batches, processes) if grpo.beta == 0 and any(live) else batches
     run = [index for index in range(len(batches)) if grpo.beta > 0 or live[index]]
     totals = torch.zeros(4, dtype=torch.float64, device=device)  # loss, and over tokens: kl, clipped, tokens
     for index in run:

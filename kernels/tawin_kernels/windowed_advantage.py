@@ -47,7 +47,7 @@ def window_weights(scores: torch.Tensor, negatives: torch.Tensor, tawin: TAWin) 
     """The weights w of the negatives around the anchor rank, 1 elsewhere, fp64 [B, G]."""
     # [B, G], in fp64 from here on: the tensors are small, and a rounded rank distance over a small temperature is not.
     order = (scores + 0.0).argsort(dim=-1, descending=True, stable=True)
-    ranks_in_order = negatives.gather(-1, order).double().cumsum(-1) - 1
+    ranks_in_order = (negatives.gather(-1, order).long().cumsum(-1) - 1).double()
     ranks = torch.empty_like(ranks_in_order).scatter(-1, order, ranks_in_order)  # sigma
     sizes = negatives.sum(-1, keepdim=True).double()  # |N|, [B, 1]
     distances = -(

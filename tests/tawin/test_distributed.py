@@ -48,6 +48,8 @@ def test_tensors_that_are_not_sharded_are_whole_as_they_are() -> None:
     [
         ("FSDP_VERSION", "1", "expected FSDP2 .* got FSDP1"),
         ("FSDP_ACTIVATION_CHECKPOINTING", "true", "use --policy.checkpoint-activations"),
+        ("FSDP_AUTO_WRAP_POLICY", "SIZE_BASED_WRAP", "got SIZE_BASED_WRAP"),
+        ("FSDP_OFFLOAD_PARAMS", "true", "expected no --fsdp_offload_params"),
     ],
 )
 def test_an_engine_that_would_train_wrongly_is_refused(

@@ -132,7 +132,9 @@ def test_a_decoder_whose_attention_cannot_be_replaced_runs_padded_and_is_right()
     ]
     for model in models:
         parts = backbone(model.eval())
-        assert not packs(parts)
+        with pytest.warns(RuntimeWarning, match=f"{type(model.get_decoder()).__name__} runs with its padding"):
+            assert not packs(parts)
+        assert not packs(parts)  # tried and said once
         input_ids, mask = prompts_that_begin_alike(4, [3, 1])
         prompt = prefill(parts, input_ids, mask)
         for row in range(2):
