@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import datetime
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -52,7 +50,8 @@ from tawin.trainer import _epoch_batches
 
 from .beam_cases import LEVELS, draw_items
 from .foundation import RESULTS, machine_facts
-from .trie_build import memory_bytes, reset_peak_bytes, timed
+from .measure import memory_bytes, reset_peak_bytes, write_results
+from .trie_build import timed
 
 INTERACTIONS = 50_000_000
 INTERACTIONS_AN_ITEM = 50
@@ -253,12 +252,7 @@ def report(figures: dict[str, Any]) -> str:
 
 def write(figures: dict[str, Any], folder: Path) -> Path:
     """Write data-walk-<date and time>.json; an existing file is never overwritten."""
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H%M%SZ")
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"data-walk-{now}.json"
-    with path.open("x") as file:
-        file.write(json.dumps(figures, indent=1) + "\n")
-    return path
+    return write_results(figures, folder, "data-walk")
 
 
 def main() -> None:

@@ -15,8 +15,6 @@ the peers' large tensors much more than ours.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import os
 import platform
 import re
@@ -29,7 +27,7 @@ import torch
 import transformers
 
 from .cases import Case, foundation_cases
-from .measure import seconds_of
+from .measure import seconds_of, write_results
 
 RESULTS = Path(__file__).parent / "results"
 OURS_PER_ROUND = 3
@@ -128,12 +126,7 @@ def as_json(measurements: list[Measurement], machine: dict[str, Any]) -> dict[st
 def write(figures: dict[str, Any], folder: Path, suite: str = "foundation") -> Path:
     """Write <suite>-<device>-<date and time>.json; an existing file is never overwritten."""
     device = re.sub(r"[^a-z0-9]+", "-", figures["machine"]["device"].lower()).strip("-")
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H%M%SZ")
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{suite}-{device}-{now}.json"
-    with path.open("x") as file:
-        file.write(json.dumps(figures, indent=1) + "\n")
-    return path
+    return write_results(figures, folder, f"{suite}-{device}")
 
 
 def main() -> None:

@@ -1,9 +1,16 @@
-"""What benchmarks share: a clock that waits for the device, peak memory, how many rounds."""
+"""What benchmarks share: a clock that waits for the device, peak memory, how many rounds, files of results."""
 
 from __future__ import annotations
 
+import ctypes
+import datetime
+import gc
+import json
+import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,6 +41,36 @@ def extra_memory(work: Callable[[], Any]) -> int:
     work()
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
+
+
+def reset_peak_bytes() -> int:
+    """Forget the highest memory of this process so far; returns what it holds now.
+
+    Freed memory that glibc keeps for itself is given back first: work that took it again would seem to need none.
+    Another allocator goes its own way. OSError where the system cannot forget.
+    """
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return memory_bytes("VmRSS")
+
+
+def memory_bytes(name: str) -> int:
+    """A value of /proc/self/status: VmRSS, what the process holds, or VmHWM, the most that it held."""
+    found = re.search(rf"^{name}:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found is not None, f"/proc/self/status has no {name}"
+    return int(found[1]) * 1024
+
+
+def write_results(figures: dict[str, Any], folder: Path, name: str) -> Path:
+    """Write <name>-<date and time>.json; an existing file is never overwritten."""
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H%M%SZ")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}-{now}.json"
+    with path.open("x") as file:
+        file.write(json.dumps(figures, indent=1) + "\n")
+    return path
 
 
 def time_warm(benchmark: BenchmarkFixture, work: Callable[[], Any]) -> float | None:

@@ -11,23 +11,19 @@ system's counter of its peak is set back between the two steps. Prints {"before"
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import os
-import re
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 
+from .measure import memory_bytes, reset_peak_bytes
 from .step_cases import StepSetting, make_case, settings_for
 from .step_ways import WAYS, way_of
 
 ROOT = Path(__file__).parent.parent
-_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class NotMeasured(Exception):
@@ -47,28 +43,12 @@ def memory_of_step(setting: StepSetting, way: str, device: torch.device) -> dict
         step()
         torch.cuda.synchronize()
         return {"before": before, "peak": torch.cuda.max_memory_allocated()}
-    _give_back_freed()
     try:
-        _RESET.write_text("5")  # the peak is what is resident now
+        before = reset_peak_bytes()
     except OSError as error:
         raise NotMeasured(f"the peak of resident memory cannot be set back ({error})") from error
-    before = _resident("VmRSS")
     step()
-    return {"before": before, "peak": _resident("VmHWM")}
-
-
-def _give_back_freed() -> None:
-    """What glibc holds of freed memory; another allocator goes its own way."""
-    gc.collect()
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def _resident(name: str) -> int:
-    found = re.search(rf"^{name}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
-    if found is None:
-        raise NotMeasured(f"{_STATUS} has no {name}")
-    return int(found[1]) * 1024
+    return {"before": before, "peak": memory_bytes("VmHWM")}
 
 
 def memory_in_own_process(case: str, way: str, device: torch.device) -> dict[str, int]:

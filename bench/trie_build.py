@@ -14,12 +14,7 @@ largest of the builds counts. Saving ends with fsync; loading reads a file that 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import datetime
-import gc
-import json
 import math
-import re
 import statistics
 import tempfile
 import time
@@ -34,6 +29,7 @@ from tawin_kernels import ItemTrie
 
 from .beam_cases import CODES, LEVELS, draw_items
 from .foundation import RESULTS, machine_facts
+from .measure import memory_bytes, reset_peak_bytes, write_results
 
 GOAL_ITEMS = 10_000_000
 GOAL_SECONDS = 60.0
@@ -102,24 +98,6 @@ def timed(work: Callable[[], Made]) -> tuple[Made, float]:
     return made, time.perf_counter() - start
 
 
-def reset_peak_bytes() -> int:
-    """Forget the highest memory so far; returns what the process holds now.
-
-    Freed memory that glibc keeps for itself is given back first: a build that took it again would seem to need none.
-    """
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    return memory_bytes("VmRSS")
-
-
-def memory_bytes(name: str) -> int:
-    """A value of /proc/self/status: VmRSS, what the process holds, or VmHWM, the most that it held."""
-    found = re.search(rf"^{name}:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert found is not None, f"/proc/self/status has no {name}"
-    return int(found[1]) * 1024
-
-
 def fewest_codes(items: int) -> int:
     """Codes a level that suffice for this many distinct items."""
     codes = max(1, math.floor(items ** (1 / LEVELS)) - 1)
@@ -148,12 +126,7 @@ def report(figures: TrieFigures) -> str:
 
 def write(figures: dict[str, Any], folder: Path) -> Path:
     """Write trie-build-<date and time>.json; an existing file is never overwritten."""
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H%M%SZ")
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"trie-build-{now}.json"
-    with path.open("x") as file:
-        file.write(json.dumps(figures, indent=1) + "\n")
-    return path
+    return write_results(figures, folder, "trie-build")
 
 
 def main() -> None:

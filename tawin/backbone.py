@@ -117,14 +117,21 @@ def _try_head(causal_lm: Any, parts: Backbone) -> None:
         hook.remove()
     weight, bias = parts.head_in(hidden[0].dtype)
     expected = nn.functional.linear(hidden[0], weight, bias)
-    tolerance = 1e-3 if logits.dtype == expected.dtype == torch.float32 else 5e-2
-    scale = max(1.0, float(logits[logits.isfinite()].abs().amax())) if logits.isfinite().any() else 1.0
-    # A broken model has NaN logits: that is for whoever reads its scores, not a head of another kind.
-    if not torch.allclose(expected.float(), logits.float(), rtol=0.0, atol=tolerance * scale, equal_nan=True):
+    if not is_same_up_to_rounding(expected, logits):
         raise ValueError(
             f"model {type(causal_lm).__name__}: its logits are not hidden @ lm_head.T (largest difference "
             f"{float((expected - logits).abs().max()):.3g}); such heads are not supported"
         )
+
+
+def is_same_up_to_rounding(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether two ways through a model gave the same, as far as one can ask of their dtypes.
+
+    A broken model gives NaN both ways: that is for whoever reads its scores.
+    """
+    tolerance = 1e-3 if ours.dtype == theirs.dtype == torch.float32 else 5e-2
+    scale = max(1.0, float(theirs[theirs.isfinite()].abs().amax())) if theirs.isfinite().any() else 1.0
+    return torch.allclose(ours.float(), theirs.float(), rtol=0.0, atol=tolerance * scale, equal_nan=True)
 
 
 def _unwrap_head(head: Any) -> Any:

@@ -179,27 +179,11 @@ def _complete(
     uniforms: Tensor | None,
     prompt: Prompt | None,
 ) -> Sequences:
+    search = (model, input_ids, attention_mask, catalog.trie, config.group_size)
     if config.negatives == "beam":
-        return beam_sequences(
-            model,
-            input_ids,
-            attention_mask,
-            catalog.trie,
-            config.group_size,
-            normalizer=config.softmax_over,
-            prompt=prompt,
-        )
+        return beam_sequences(*search, normalizer=config.softmax_over, prompt=prompt)
     if config.negatives == "sample":
-        return sample_sequences(
-            model,
-            input_ids,
-            attention_mask,
-            catalog.trie,
-            config.group_size,
-            normalizer=config.softmax_over,
-            uniforms=uniforms,
-            prompt=prompt,
-        )
+        return sample_sequences(*search, normalizer=config.softmax_over, uniforms=uniforms, prompt=prompt)
     assert uniforms is not None
     return random_sequences(
         catalog.trie, catalog.token_ids, len(input_ids), config.group_size, uniforms=uniforms[..., 0]

@@ -28,7 +28,8 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from transformers import AttentionInterface, Cache, DynamicCache
 
 from .attention_masks import causal, has_window, model_mask
-from .backbone import Backbone
+from .backbone import Backbone, is_same_up_to_rounding
+from .policy import evaluating
 
 _NAME = "tawin_packed"
 
@@ -276,10 +277,8 @@ def _gives_the_same_states(model: Backbone) -> bool:
         model_mask(model.config, causal(present)[:, first:], positions[:, first:], positions, model.dtype)
         for first in (0, common)
     ]
-    was_training = model.decoder.training
-    model.decoder.eval()
     try:
-        with torch.autocast(device.type, enabled=False):
+        with evaluating(model.decoder), torch.autocast(device.type, enabled=False):
             expected = _padded_states(model, input_ids, positions, wanted, masks[0])
             cache = DynamicCache()
             packing = Packing(present, common)
@@ -293,13 +292,9 @@ def _gives_the_same_states(model: Backbone) -> bool:
             stacklevel=2,
         )
         return False
-    finally:
-        model.decoder.train(was_training)
     if states.shape != expected.shape or cache.get_seq_length() != present.shape[1]:
         return False
-    tolerance = 1e-3 if states.dtype == torch.float32 else 5e-2
-    scale = max(1.0, float(expected[expected.isfinite()].abs().amax())) if expected.isfinite().any() else 1.0
-    return torch.allclose(states.float(), expected.float(), rtol=0.0, atol=tolerance * scale, equal_nan=True)
+    return is_same_up_to_rounding(states, expected)
 
 
 @contextmanager
