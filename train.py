@@ -32,6 +32,7 @@ from tawin.cli import TrainingOptions, load_data, parse_training, print_results
 from tawin.config import Config, OptimizerConfig
 from tawin.data import Dataset, Split, training_sequences
 from tawin.distributed import Processes, make_accelerator
+from tawin.dropout import add_dropout
 from tawin.evaluate import evaluate, sampled
 from tawin.optimization import require_optimizer
 from tawin.packing import checkpoint_activations
@@ -154,7 +155,7 @@ def _require_training_data(split: Split, config: Config) -> None:
     if config.sft.epochs > 0 and not split.sft:
         raise ValueError(
             f"split.rl_share: expected a share that leaves SFT a user with two items, got {config.split.rl_share}: "
-            "lower it, or set sft.epochs to 0"
+            "lower it or split.rl_targets, or set sft.epochs to 0"
         )
     if config.grpo.steps > 0 and len(split.rl) == 0:
         raise ValueError(
@@ -196,7 +197,7 @@ def train(job: Job, config: Config, run: RunFolder, accelerator: Accelerator) ->
     progress = processes.ask_first(lambda: read_progress(run.checkpoints / "state"))
     if progress is None or (progress.stage == "sft" and not progress.finished):
         torch.manual_seed(config.seed)
-        model = _trainable(job.model, job, config)
+        model = trainable(job.model, catalog, config)
         progress = train_sft(accelerator, model, job.tokenizer, catalog, job.split, config, run)
         # GRPO loads its own model: this one and its optimizer make room on the GPU.
         accelerator.free_memory()
@@ -209,7 +210,7 @@ def train(job: Job, config: Config, run: RunFolder, accelerator: Accelerator) ->
     if progress.stage == "sft" or not progress.finished:
         torch.manual_seed(config.seed)
         start = run.checkpoints / "sft"
-        model = _trainable(load_model(start), job, config)
+        model = trainable(load_model(start), catalog, config)
         reference = load_model(start) if config.grpo.beta > 0 and config.policy.lora_rank == 0 else None
         progress = train_grpo(accelerator, model, reference, job.tokenizer, catalog, job.split, config, run)
     _add_seconds(run, grpo=progress.seconds)
@@ -221,10 +222,12 @@ def train(job: Job, config: Config, run: RunFolder, accelerator: Accelerator) ->
         print(f"run: {run.path}   report: {report}")
 
 
-def _trainable(model: nn.Module, job: Job, config: Config) -> nn.Module:
+def trainable(model: nn.Module, catalog: Catalog, config: Config) -> nn.Module:
     if config.policy.lora_rank > 0:
-        new = torch.unique(job.catalog.token_ids) if config.catalog.item_tokens == "semantic_id" else torch.tensor([])
+        new = torch.unique(catalog.token_ids) if config.catalog.item_tokens == "semantic_id" else torch.tensor([])
         model = add_lora(model, config.policy, new[new >= 0].tolist())
+    if config.policy.hidden_dropout > 0:
+        add_dropout(model, config.policy.hidden_dropout)
     if config.policy.checkpoint_activations:
         checkpoint_activations(model)
     return model

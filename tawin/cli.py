@@ -78,7 +78,11 @@ def load_data(config: Config) -> tuple[Dataset, Split]:
     else:
         dataset = make_synthetic(config.synthetic, config.seed)
     return dataset, split_leave_one_out(
-        dataset, max_history=config.split.max_history, rl_share=config.split.rl_share, seed=config.seed
+        dataset,
+        max_history=config.split.max_history,
+        rl_share=config.split.rl_share,
+        rl_targets=config.split.rl_targets,
+        seed=config.seed,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -44,9 +45,14 @@ class SplitConfig:
     max_history: int = 10
     """Items of history in a prompt, the most recent ones."""
     rl_share: float = 1.0
-    """Share of the users whose last training interaction is kept from SFT, as a prompt for RL."""
+    """Share of the users whose last training interactions are kept from SFT, as a prompt for RL."""
+    rl_targets: int = 1
+    """Training interactions that are kept of each of these users, the last ones; RL's reward is for any of them. A user
+    with too few keeps one for the history; SFT leaves out a user who has no two items left."""
 
     def __post_init__(self) -> None:
+        _require_type("split.rl_targets", self.rl_targets, int)
+        _require(self.rl_targets >= 1, "split.rl_targets", "at least 1", self.rl_targets)
         _require(self.max_history >= 1, "split.max_history", "at least 1", self.max_history)
         _require(0.0 <= self.rl_share <= 1.0, "split.rl_share", "a share in [0, 1]", self.rl_share)
 
@@ -98,13 +104,18 @@ class CatalogConfig:
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """The small Qwen2 that is built when no --model is given, and LoRA for the one that is."""
+    """The small decoder that is built when no --model is given, and LoRA for the one that is."""
 
+    family: Literal["qwen2", "qwen3", "llama", "gemma3"] = "qwen2"
+    """The architecture that is built; a --model brings its own."""
     hidden_size: int = 128
     layers: int = 3
     heads: int = 4
     intermediate_size: int = 384
     attention_dropout: float = 0.0
+    """Of the attention's weights, in the decoder that is built."""
+    hidden_dropout: float = 0.0
+    """Of the embeddings and of what each layer's attention and MLP add to them, while training, a --model's too."""
     lora_rank: int = 0
     """0: train all weights."""
     lora_alpha: float = 32.0
@@ -122,7 +133,9 @@ class PolicyConfig:
             self.heads,
         )
         _require(self.intermediate_size >= 1, "policy.intermediate_size", "at least 1", self.intermediate_size)
-        _require(0.0 <= self.attention_dropout < 1.0, "policy.attention_dropout", "in [0, 1)", self.attention_dropout)
+        for name in ("attention_dropout", "hidden_dropout"):
+            _require(0.0 <= getattr(self, name) < 1.0, f"policy.{name}", "in [0, 1)", getattr(self, name))
+        _require_choices(self, "policy")
         _require(self.lora_rank >= 0, "policy.lora_rank", "0 or more", self.lora_rank)
 
 
@@ -191,25 +204,54 @@ class TAWinConfig:
     window: float = 3.0
     temperature: float = 1.0
     rank_transform: Literal["identity", "log2", "fraction"] = "identity"
+    anchor_start: float | None = None
+    """The anchor of the first step, from which it goes to `anchor` in equal steps; None: `anchor` from the start."""
+    anchor_steps_share: float = 1.0
+    """Share of grpo.steps after which a moving anchor has come to `anchor`, where it stays."""
 
     def __post_init__(self) -> None:
         try:
             self.kernel_options()
         except (ValueError, TypeError) as error:
             raise ValueError(f"grpo.tawin: {error}") from None
+        start, share = self.anchor_start, self.anchor_steps_share
+        is_rank = start is None or 0.0 <= start < math.inf
+        _require(is_rank, "grpo.tawin.anchor_start", "0 or more and finite, or None", start)
+        _require(0.0 < share <= 1.0, "grpo.tawin.anchor_steps_share", "a share in (0, 1]", share)
+
+    @property
+    def moves(self) -> bool:
+        """Whether the anchor of a step depends on its number."""
+        return self.enabled and self.anchor_start is not None
+
+    def at_step(self, step: int, steps: int) -> TAWinConfig:
+        """As it is in step number `step`, from 0, of `steps`: with the anchor of that step, which does not move.
+
+        Step 0 has anchor_start and the last of the first anchor_steps_share of them, rounded to whole steps, has
+        `anchor`, as have all after it; where that is a single step, it has `anchor`.
+        """
+        if self.anchor_start is None:
+            return self
+        last = round(self.anchor_steps_share * steps) - 1
+        anchor = self.anchor
+        if step < last:
+            anchor = self.anchor_start + (self.anchor - self.anchor_start) * step / last
+        return dataclasses.replace(self, anchor=anchor, anchor_start=None)
 
     def kernel_options(self) -> TAWin:
-        """The same as the kernels take it; checked there."""
+        """The same as the kernels take it, checked there; of an anchor that moves, where it comes to."""
         return TAWin(self.anchor, self.window, self.temperature, self.rank_transform)
 
 
 @dataclass(frozen=True)
 class GRPOConfig(OptimizerConfig):
-    """Reinforcement learning: G completions a prompt, reward 1 for the target item."""
+    """Reinforcement learning: G completions a prompt, reward 1 for a target item."""
 
     learning_rate: float = 1e-4
     batch_size: int = 64
     steps: int = 100
+    updates: int = 1
+    """Optimizer updates on each step's rollout, at the step's learning rate (TRL's num_iterations)."""
     group_size: int = 16
     negatives: Literal["beam", "random", "sample"] = "beam"
     """Where the completions come from: constrained beam search, uniform over the catalogue, sampled from the policy."""
@@ -217,13 +259,17 @@ class GRPOConfig(OptimizerConfig):
     """What every log p is a softmax over, rollout, policy and reference alike: the whole vocabulary, or the tokens that
     can follow in the catalogue. auto: trie with negatives 'sample', which draws from it, else vocab."""
     ensure_positive: bool = False
-    """Put the target into the group, in place of the last completion, where it is missing."""
+    """Put the target into the group, in place of the last completion, where it is missing. Of several targets: the
+    first one that is missing, unless the last completion is a target itself."""
+    reward: Literal["binary", "ranking"] = "binary"
+    """What a completion gets that is no target. binary: 0. ranking, as ReRe has it: a penalty that falls with its rank,
+    -1 / log2(rank + 2), divided by the sum of that over the group; 0 in a group without a target."""
     loss_type: Literal["grpo", "dapo", "dr_grpo", "gspo", "bnpo", "cispo"] = "grpo"
     """As in TRL; cispo takes epsilon_high as the largest ratio itself (5 is customary)."""
     importance_level: Literal["token", "sequence"] = "token"
     """A ratio a token, or one a completion."""
     epsilon_low: float = 0.2
-    """Clip range of the ratio. A rollout gets one update today: the ratio is 1, nothing is clipped, gspo is grpo."""
+    """Clip range of the ratio. With one update a rollout the ratio is 1: nothing is clipped, and gspo is grpo."""
     epsilon_high: float = 0.2
     beta: float = 0.0
     """Weight of the KL to the reference model; 0 keeps no reference model and skips groups without gradient."""
@@ -237,6 +283,7 @@ class GRPOConfig(OptimizerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(self.steps >= 0, "grpo.steps", "0 or more", self.steps)
+        _require(self.updates >= 1, "grpo.updates", "at least 1", self.updates)
         _require(2 <= self.group_size <= 512, "grpo.group_size", "2..512", self.group_size)
         _require(0 <= self.epsilon_low < 1, "grpo.epsilon_low", "in [0, 1)", self.epsilon_low)
         _require(self.epsilon_high >= 0, "grpo.epsilon_high", "0 or more", self.epsilon_high)
@@ -261,6 +308,10 @@ class GRPOConfig(OptimizerConfig):
             "follow: with another one in the loss, the policy that is trained is not the one that is sampled)",
             self.normalizer,
         )
+
+    def at_step(self, step: int) -> GRPOConfig:
+        """As it is in step number `step`, from 0: with the anchor of that step."""
+        return dataclasses.replace(self, tawin=self.tawin.at_step(step, self.steps))
 
     @property
     def softmax_over(self) -> Literal["vocab", "trie"]:
@@ -343,7 +394,12 @@ def load_yaml(path: Path, base: Config | None = None) -> Config:
         values = {}
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping of options, got {type(values).__name__}")
-    return _updated(base or Config(), values, str(path), "")
+    return with_options(base or Config(), values, str(path))
+
+
+def with_options(config: Config, values: dict[str, Any], source: str) -> Config:
+    """The config with some of its options changed: a mapping as in the YAML; `source` is named in a ValueError."""
+    return _updated(config, values, source, "")
 
 
 def _updated(section: Any, values: dict[str, Any], source: str, prefix: str) -> Any:
@@ -372,15 +428,17 @@ def _typed(section: type, name: str, value: Any, where: str) -> Any:
         "str": (str,),
         "str | None": (str, type(None)),
         "int | None": (int, type(None)),
+        "float | None": (float, int, type(None)),
     }
     annotation = {f.name: f.type for f in dataclasses.fields(section)}[name]
     expected = hints.get(str(annotation), (str,))  # what is left is a Literal of strings, checked by the dataclass
-    if annotation == "float" and isinstance(value, str):
+    is_float = annotation in ("float", "float | None")
+    if is_float and isinstance(value, str):
         with contextlib.suppress(ValueError):
             value = float(value)  # YAML 1.1 reads 1e-5 as a string
     if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
         raise ValueError(f"{where}: expected {annotation}, got {value!r}")
-    return float(value) if isinstance(value, int) and annotation == "float" else value
+    return float(value) if isinstance(value, int) and is_float else value
 
 
 def differences(old: Config, new: Config) -> list[tuple[str, Any, Any]]:

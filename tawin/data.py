@@ -70,22 +70,34 @@ class Dataset:
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Next-item examples: a history and the item that followed."""
+    """Next-item examples: a history and the item that followed, or several of those."""
 
     user_ids: np.ndarray
     """int64 [N]"""
     histories: Sequence[np.ndarray]
     """Dense indexes, integers, oldest first, cut to the most recent ones; a Ragged where they come from a split."""
     targets: np.ndarray
-    """int64 [N]"""
+    """int64 [N], the item that followed at once."""
+    also: Ragged | None = None
+    """Dense indexes of the items after it that count as targets too, in order, N sequences; None: there are none."""
 
     def __len__(self) -> int:
         return len(self.targets)
 
+    def all_targets(self) -> np.ndarray:
+        """int64 [N, T], each example's target and the further ones, in order; a shorter row ends in its first again."""
+        if self.also is None:
+            return self.targets[:, None]
+        counts = self.also.lengths
+        found = np.repeat(self.targets[:, None], 1 + counts.max(initial=0), axis=1)  # [N, T]
+        found[np.repeat(np.arange(len(self)), counts), 1 + count_within(counts)] = self.also.flat()
+        return found
+
     def take(self, indexes: Sequence[int] | np.ndarray) -> Examples:
         """The examples at `indexes`, in that order."""
         rows = np.asarray(indexes, dtype=np.int64)
-        return Examples(self.user_ids[rows], Ragged.of(self.histories).take(rows), self.targets[rows])
+        also = None if self.also is None else self.also.take(rows)
+        return Examples(self.user_ids[rows], Ragged.of(self.histories).take(rows), self.targets[rows], also)
 
     def sample(self, n: int, seed: int) -> Examples:
         """n examples without replacement, in their original order; all of them where n is not smaller."""
@@ -171,27 +183,33 @@ def training_sequences(dataset: Dataset) -> Ragged:
     return Ragged.of(dataset.sequences).drop_last(2)
 
 
-def split_leave_one_out(dataset: Dataset, *, max_history: int = 10, rl_share: float = 1.0, seed: int = 0) -> Split:
+def split_leave_one_out(
+    dataset: Dataset, *, max_history: int = 10, rl_share: float = 1.0, rl_targets: int = 1, seed: int = 0
+) -> Split:
     """Splits each user's sequence: last item test, the one before valid, the rest training.
 
-    For a share of the users with at least two training items the last training interaction is kept from SFT and becomes
-    an RL example, whose history is the training items before it. Histories are the last `max_history` items before the
-    target: of a valid item all training items count, of a test item the valid item too.
+    For a share of the users with at least two training items the last `rl_targets` training interactions are kept from
+    SFT and become the targets of an RL example, whose history is the training items before them. A user with too few
+    for that keeps one item of history and has fewer targets. SFT has the items before the targets, if these are two.
+    Histories are the last `max_history` items before the (first) target: of a valid item all training items count, of a
+    test item the valid item too.
     """
     if max_history < 1:
         raise ValueError(f"max_history: expected at least 1, got {max_history}")
     if not 0.0 <= rl_share <= 1.0:
         raise ValueError(f"rl_share: expected a share in [0, 1], got {rl_share}")
+    if rl_targets < 1:
+        raise ValueError(f"rl_targets: expected at least 1, got {rl_targets}")
     train = training_sequences(dataset)
     eligible = np.flatnonzero(train.lengths >= 2)
     chosen = np.random.default_rng(seed).permutation(eligible)[: round(rl_share * len(eligible))]
-    held_out = np.zeros(len(train), dtype=bool)
-    held_out[chosen] = True
+    held_out = np.zeros(len(train), dtype=train.lengths.dtype)  # [users], training interactions kept from SFT
+    held_out[chosen] = np.minimum(rl_targets, train.lengths[chosen] - 1)
 
     sft = train.drop_last(held_out)
     return Split(
         sft=sft.take(sft.lengths >= 2),
-        rl=_examples(dataset, np.sort(chosen), target=-3, max_history=max_history),
+        rl=_rl_examples(dataset.user_ids, train, held_out, several=rl_targets > 1, max_history=max_history),
         valid=_examples(dataset, slice(None), target=-2, max_history=max_history),
         test=_examples(dataset, slice(None), target=-1, max_history=max_history),
     )
@@ -237,6 +255,18 @@ def _examples(dataset: Dataset, users: np.ndarray | slice, *, target: int, max_h
     sequences = Ragged.of(dataset.sequences).take(users)
     histories = sequences.drop_last(-target).last(max_history)
     return Examples(dataset.user_ids[users], histories, sequences.at(target).astype(np.int64))
+
+
+def _rl_examples(
+    user_ids: np.ndarray, train: Ragged, held_out: np.ndarray, *, several: bool, max_history: int
+) -> Examples:
+    """Of the users of whom interactions are held out: the items before these, and these as targets."""
+    users = np.flatnonzero(held_out)
+    train, held_out = train.take(users), held_out[users]
+    kept = train.last(held_out)
+    histories = train.drop_last(held_out).last(max_history)
+    further = kept.last(held_out - 1) if several else None
+    return Examples(user_ids[users], histories, kept.at(0).astype(np.int64), further)
 
 
 def _load_items(path: Path) -> Items:

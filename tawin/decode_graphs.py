@@ -23,6 +23,7 @@ from torch import nn
 
 from .backbone import Backbone
 from .beam_decode import BeamOptions, Sequences
+from .dropout import drop_in_training
 from .fixed_decode import FixedDecode
 from .tree_attention import Prompt
 
@@ -135,7 +136,7 @@ def obstacle(model: Backbone) -> str | None:
             reason = None
             if module.training:
                 reason = "is in training mode; call model.eval()"
-            elif module._forward_hooks or module._forward_pre_hooks:
+            elif module._forward_pre_hooks or set(module._forward_hooks.values()) - {drop_in_training}:
                 reason = "has forward hooks, which a replay would leave out"
             else:
                 kinds = vars(module).get("rope_type")

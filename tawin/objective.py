@@ -1,8 +1,9 @@
 """Groups and their loss: completions and rewards for a batch of prompts, then the grouped policy-gradient loss.
 
-A group is the G completions of one prompt. Reward is 1 for the sequence of the target item, else 0, decided by the
-trie node, never by text. Groups whose rewards are all equal carry no gradient and, without KL, are left out of the
-forward; the loss is still divided by the whole batch's count, so leaving them out is exact.
+A group is the G completions of one prompt. Reward is 1 for the sequence of a target item, decided by the trie node,
+never by text; other completions have 0, or less with the ranking reward. Groups whose rewards are all equal carry no
+gradient and, without KL, are left out of the forward; the loss is still divided by the whole batch's count, so leaving
+them out is exact.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Groups:
     token_ids: Tensor  # int64 [B, G, L], -100 = padding or missing
     rewards: Tensor  # fp32 [B, G]
     scores: Tensor  # fp32 [B, G], summed log p of each completion
-    hits: Tensor  # bool [B], the rollout itself found the target
+    hits: Tensor  # bool [B], the rollout itself found a target
     trie: ItemTrie | None = None  # log p of a completion is a softmax over its children; None: over the vocabulary
     prompt: Prompt | None = None  # the rollout's prefill, where the policy's forward goes on from it
 
@@ -111,7 +112,8 @@ def roll_out(
     Args:
         model: the policy; put into eval mode for the rollout and back afterwards.
         input_ids, attention_mask: int64 [B, P], left-padded prompts.
-        targets: int64 [B], the item that each user took next.
+        targets: int64 [B], the item that each user took next; or [B, T], the T that each took next, in order. A row may
+            hold an item more than once.
         generator: of random and sampled completions.
         shares_prompts: keep what the backward pass needs of the prompts, for a policy's forward that goes on from
             them (`may_share_prompts`).
@@ -129,11 +131,12 @@ def roll_out(
                 prompt = prefill(backbone(model), input_ids, attention_mask)
         sequences = _complete(model, catalog, input_ids, attention_mask, config, uniforms, prompt)
         with phase("reward"):
-            target_nodes = catalog.item_nodes[targets]  # [B]
-            hits = (sequences.nodes == target_nodes[:, None]).any(1)
+            targets = targets[:, None] if targets.ndim == 1 else targets  # [B, T]
+            is_target = _is_target(sequences.nodes, catalog.item_nodes[targets])  # [B, G]
+            hits = is_target.any(1)
             if config.ensure_positive:
-                sequences = _put_target_last(sequences, target_nodes, catalog.token_ids[targets], ~hits)
-            rewards = (sequences.nodes == target_nodes[:, None]).float()
+                sequences = _put_target_last(sequences, is_target[:, -1], targets, catalog)
+                is_target = _is_target(sequences.nodes, catalog.item_nodes[targets])
         scores = sequences.scores
         if config.ensure_positive or config.negatives == "random":
             with phase("decode"):
@@ -147,17 +150,22 @@ def roll_out(
                     prompt=prompt,
                 )
                 scores = torch.where(scores.isinf(), known, scores)
+        with phase("reward"):
+            rewards = is_target.float()
+            if config.reward == "ranking":
+                rewards = ranking_rewards(is_target, scores, sequences.nodes >= 0)
     return Groups(input_ids, attention_mask, sequences.token_ids, rewards, scores, hits, trie, prompt)
 
 
 def may_share_prompts(model: nn.Module, config: GRPOConfig) -> bool:
     """Whether the policy's forward may, and should, go on from the prompts that the rollout has run.
 
-    It may where both are the same function (no dropout, no activation checkpointing) and one forward a step is all
-    there is. It should where all groups are trained on, hence with beta > 0: one forward of the prompts is saved.
-    Without KL only live groups are, and a prefill with a gradient would have to go back through the dead ones too.
+    It may where both are the same function (no dropout, no activation checkpointing) and one forward and one update
+    are all that a step has. It should where all groups are trained on, hence with beta > 0: one forward of the prompts
+    is saved. Without KL only live groups are, and a prefill with a gradient would have to go back through the dead ones
+    too.
     """
-    if config.beta == 0 or config.gradient_accumulation > 1:
+    if config.beta == 0 or config.gradient_accumulation > 1 or config.updates > 1:
         return False
     for name, value in backbone(model).config.to_dict().items():
         # Some decoders have their noise as a number, not as a module; the options of other heads do not matter.
@@ -190,13 +198,52 @@ def _complete(
     )
 
 
-def _put_target_last(sequences: Sequences, target_nodes: Tensor, target_tokens: Tensor, where: Tensor) -> Sequences:
-    """Replace the last completion by the target in the groups `where` bool [B]; its score is not yet known (-inf)."""
+def _is_target(nodes: Tensor, target_nodes: Tensor) -> Tensor:
+    """bool [B, G]: which nodes [B, G] are among the target_nodes [B, T] of their group."""
+    return (nodes[:, :, None] == target_nodes[:, None, :]).any(2)
+
+
+def _put_target_last(sequences: Sequences, keeps_last: Tensor, targets: Tensor, catalog: Catalog) -> Sequences:
+    """Replace the last completion by the first missing one of the targets [B, T], where there is one.
+
+    keeps_last: bool [B], groups that stay as they are. The score of what is put in is not yet known (-inf).
+    """
+    is_found = _is_target(catalog.item_nodes[targets], sequences.nodes)  # [B, T]
+    first_missing = targets.gather(1, is_found.long().argmin(1, keepdim=True))[:, 0]  # [B]
+    where = ~(is_found.all(1) | keeps_last)
+    items = first_missing[where]
     nodes, tokens, scores = sequences.nodes.clone(), sequences.token_ids.clone(), sequences.scores.clone()
-    nodes[where, -1] = target_nodes[where]
-    tokens[where, -1] = target_tokens[where].masked_fill(target_tokens[where] < 0, -100)
+    nodes[where, -1] = catalog.item_nodes[items]
+    tokens[where, -1] = catalog.token_ids[items].masked_fill(catalog.token_ids[items] < 0, -100)
     scores[where, -1] = -torch.inf
     return Sequences(nodes, tokens, scores)
+
+
+def ranking_rewards(is_target: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
+    """ReRe's rule reward plus its NDCG-shaped penalty for negatives.
+
+        r_i = 1 for a target, else -d_i / sum_j d_j,  d_i = 1 / log2(i + 2);  all 0 in a group without a target
+
+    i is the zero-based rank of a completion by descending score in the whole group, targets and negatives together
+    (ties: lower index first): the place in the beam. Targets, too, count in the sum over j: they have a place, and no
+    penalty. So it is in ReRe's code (sober-clever/ReRe, rere.py, `ndcg_rewards` and `reward_type == "ranking"`), which
+    takes the index in the group for i: another number only where the group is not in the order of its scores, as random
+    completions and a target that was put last are not. With one target, of rank i, the mean reward of the group is
+    d_i / (G sum_j d_j): the better its place, the higher.
+
+    Args:
+        is_target, valid: bool [B, G]; completions that are not valid get 0 and count nowhere.
+        scores: fp32 [B, G].
+
+    Returns:
+        fp32 [B, G]. A negative's is never above 0.
+    """
+    order = scores.masked_fill(~valid, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    ranks = order.argsort(dim=1)  # [B, G]
+    discounts = torch.log2(ranks.float() + 2.0).reciprocal().masked_fill(~valid, 0.0)
+    penalties = discounts / discounts.sum(1, keepdim=True)
+    rewards = torch.where(is_target, 1.0, -penalties)
+    return rewards.masked_fill(~(is_target.any(1, keepdim=True) & valid), 0.0)
 
 
 def group_loss(
@@ -205,10 +252,12 @@ def group_loss(
     groups: Groups,
     config: GRPOConfig,
     denominator: float,
+    old_log_probs: Tensor | None = None,
 ) -> GRPOLoss:
     """The loss of some groups of a batch, divided by the whole batch's `denominator`.
 
-    `reference` gives the reference model's log-probs [B, G, L]; needed where beta > 0.
+    `reference` gives the reference model's log-probs [B, G, L]; needed where beta > 0. `old_log_probs` [B, G, L] are
+    those of the policy that the ratio compares with; None: of this one, before the update.
     """
     parts = backbone(model)
     ref_log_probs = None
@@ -229,6 +278,7 @@ def group_loss(
             groups.rewards,
             groups.scores,
             tawin=config.tawin.kernel_options() if config.tawin.enabled else None,
+            old_log_probs=old_log_probs,
             ref_log_probs=ref_log_probs,
             loss_type=config.loss_type,
             importance_level=config.importance_level,

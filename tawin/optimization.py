@@ -137,8 +137,10 @@ class Stage:
                 self.accelerator.backward(found[0] * self.processes.count)
         return tuple(tensor.detach() for tensor in found)
 
-    def update(self) -> float:
+    def update(self, *, ends_step: bool = True) -> float:
         """Clip the gradients, step the optimizer and the schedule; returns the norm before clipping.
+
+        ends_step: False for updates that others of the same training step follow; step and schedule stay.
 
         A parameter without a gradient counts as one with gradient zero, so that a batch whose groups are all dead moves
         the weights exactly as if it had been run.
@@ -156,9 +158,10 @@ class Stage:
                     "nothing was updated. The last checkpoint is intact: lower the learning rate and start again"
                 )
             self.optimizer.step()
-            self.scheduler.step()
             self.optimizer.zero_grad(set_to_none=True)
-        self.progress = dataclasses.replace(self.progress, step=self.progress.step + 1)
+            if ends_step:
+                self.scheduler.step()
+                self.progress = dataclasses.replace(self.progress, step=self.progress.step + 1)
         return norm
 
     def log(self, **values: Any) -> None:

@@ -12,7 +12,19 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from .backbone import backbone
 from .config import PolicyConfig
@@ -23,15 +35,26 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(name_or_path)
 
 
+FAMILIES: dict[str, tuple[Any, Any]] = {
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
+}
+"""By `policy.family`: a transformers configuration and the causal LM built from it."""
+
+
 def build_model(config: PolicyConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> nn.Module:
-    """A small Qwen2 with random weights, tied embeddings and one embedding a token. fp32, on the CPU."""
-    qwen = Qwen2Config(
+    """A small decoder with random weights, tied embeddings and one embedding a token. fp32, on the CPU."""
+    configuration, causal_lm = FAMILIES[config.family]
+    shape = configuration(
         vocab_size=len(tokenizer),
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
         num_hidden_layers=config.layers,
         num_attention_heads=config.heads,
         num_key_value_heads=config.heads,
+        head_dim=config.hidden_size // config.heads,
         attention_dropout=config.attention_dropout,
         max_position_embeddings=4096,
         tie_word_embeddings=True,
@@ -39,10 +62,11 @@ def build_model(config: PolicyConfig, tokenizer: PreTrainedTokenizerBase, seed: 
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         attn_implementation="sdpa",
+        **({"query_pre_attn_scalar": config.hidden_size // config.heads} if config.family == "gemma3" else {}),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Qwen2ForCausalLM(qwen)
+        return causal_lm(shape)
 
 
 def load_model(name_or_path: str | Path, *, tokens: int | None = None, seed: int = 0) -> nn.Module:

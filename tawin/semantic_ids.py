@@ -26,6 +26,7 @@ from .ragged import Ragged
 MAX_LEVELS = 25  # of the data: tokens name levels by letters, and one letter is kept for telling shared ids apart
 ITEMS_A_CODE = 16  # on average, at least; where the catalogue is too small for it, fewer codes are used
 UNSEEN_NOISE = 1e-3
+DENSE_ITEMS = 256  # up to here a full SVD, which also knows what to do with a matrix of low rank
 
 
 def build_semantic_ids(
@@ -89,9 +90,13 @@ def cooccurrence_vectors(
     association = _shifted_positive_pmi(_count_contexts(sequences, num_items, window), shift)  # [I, 2 I]
     rank = min(dimensions, num_items - 1)
     if association.nnz and rank >= 1:
-        start = rng.uniform(0.5, 1.5, size=num_items)  # a fixed start makes ARPACK deterministic
+        start = rng.uniform(0.5, 1.5, size=num_items)
         with threadpool_limits(1):  # sums over threads come in any order
-            left, singular, _ = svds(association, k=rank, v0=start)
+            if num_items <= DENSE_ITEMS:
+                left, singular, _ = np.linalg.svd(association.toarray(), full_matrices=False)
+                left, singular = left[:, :rank], singular[:rank]
+            else:  # a fixed start makes ARPACK deterministic, unless it is asked for more than the matrix's rank
+                left, singular, _ = svds(association, k=rank, v0=start)
         order = np.argsort(-singular)
         vectors[:, :rank] = left[:, order] * np.sqrt(np.maximum(singular[order], 0.0))
 

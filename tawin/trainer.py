@@ -12,6 +12,7 @@ of the whole batch. Only dropout differs: it has a seed a process.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -62,7 +63,7 @@ def train_sft(
     valid = sampled(split.valid, config.evaluation.valid_users, config.seed)
     lengths = windows.lengths
 
-    with _bar(stage, total) as bar:
+    with progress_bar(stage, total) as bar:
         first_epoch = stage.progress.step // steps_an_epoch if steps_an_epoch else sft.epochs
         for epoch in range(first_epoch, sft.epochs):
             if stage.progress.step >= total or stage.progress.stale >= sft.patience:
@@ -79,11 +80,11 @@ def train_sft(
                 if stage.progress.step == total:
                     break
             if (epoch + 1) % sft.evaluate_every == 0 or stage.progress.step == total:
-                found = _evaluate(stage, catalog, valid, config)
+                found = evaluate_valid(stage, catalog, valid, config)
                 stage.save(finished=stage.progress.step == total or stage.progress.stale >= sft.patience)
-                _say(stage, f"epoch {epoch + 1}", found, loss)
+                say(stage, f"epoch {epoch + 1}", found, loss)
     if stage.progress.best_step < 0:  # no epochs at all: the start itself
-        _evaluate(stage, catalog, valid, config)
+        evaluate_valid(stage, catalog, valid, config)
         stage.save(finished=True)
     return stage.progress
 
@@ -164,34 +165,44 @@ def train_grpo(
     reference_log_probs = _reference(stage, reference) if grpo.beta > 0 else None
 
     def check() -> dict[str, float]:
-        found = _evaluate(stage, catalog, valid, config)
+        found = evaluate_valid(stage, catalog, valid, config)
         stage.save(finished=stage.progress.step >= grpo.steps)
         return found
 
     if stage.progress.best_step < 0:
-        _say(stage, "start", check())
-    with _bar(stage, grpo.steps) as bar:
+        say(stage, "start", check())
+    with progress_bar(stage, grpo.steps) as bar:
         while stage.progress.step < grpo.steps:
+            now = grpo.at_step(stage.progress.step).tawin
             figures = grpo_step(stage, catalog, split.rl, config, reference_log_probs)
-            stage.log(**figures)
+            stage.log(**figures, **({"anchor": now.anchor} if grpo.tawin.moves else {}))
             bar.update()
             bar.set_postfix(reward=f"{figures['reward']:.3f}", live=f"{figures['live_share']:.2f}", refresh=False)
             step = stage.progress.step
             if step % grpo.evaluate_every == 0 or step == grpo.steps:
-                _say(stage, f"step {step}", check())
+                say(stage, f"step {step}", check())
     return stage.progress
 
 
 def grpo_step(
     stage: Stage, catalog: Catalog, prompts: Examples, config: Config, reference: Reference | None
 ) -> dict[str, float]:
-    """One step on its batch of the `prompts`: `grpo_backward`, then the update; returns the figures of the step."""
+    """One step on its batch of the `prompts`: a rollout and `config.grpo.updates` updates on it.
+
+    Returns the figures of the step; loss, KL, clip fraction and gradient norm are those of its last update.
+    """
     grpo = config.grpo
     size = grpo.batch_size * grpo.gradient_accumulation
-    rows = _prompt_rows(len(prompts), config.seed, stage.progress.step, size)
-    figures = grpo_backward(stage, catalog, prompts.take(rows), config, reference)
+    rows = prompt_rows(len(prompts), config.seed, stage.progress.step, size)
     rate = stage.scheduler.get_last_lr()[0]
-    return {**figures, "grad_norm": stage.update(), "learning_rate": rate}
+    rollout = _roll_out_all(stage, catalog, prompts.take(rows), config)
+    old_log_probs: list[Tensor] | None = None
+    for update in range(grpo.updates):
+        figures, log_probs = _backward(stage, rollout, reference, old_log_probs)
+        if update == 0:
+            old_log_probs = log_probs
+        norm = stage.update(ends_step=update == grpo.updates - 1)
+    return {**rollout.figures, **figures, "grad_norm": norm, "learning_rate": rate}
 
 
 def grpo_backward(
@@ -199,17 +210,37 @@ def grpo_backward(
 ) -> dict[str, float]:
     """Rollout, rewards, loss and backward of one step; the gradients are left on the parameters.
 
-    Groups without a gradient are left out of the forward, the others are dealt out evenly. A process that gets none
-    runs one of its own without its rewards, whose gradient is zero: engines want all processes in a forward or none.
-
     Args:
         chosen: the prompts of the step, of all processes; `config.grpo.batch_size` of them share a forward.
         reference: log-probs under the reference model, where `config.grpo.beta` is above 0.
 
     Returns:
-        The step's figures, over all processes: loss, reward, hit_share, live_share, kl, clip_fraction.
+        The step's figures, over all processes: reward, hit_share, live_share, loss, kl, clip_fraction.
     """
-    grpo, processes, device = config.grpo, stage.processes, stage.processes.device
+    rollout = _roll_out_all(stage, catalog, chosen, config)
+    return {**rollout.figures, **_backward(stage, rollout, reference, None)[0]}
+
+
+@dataclass(frozen=True)
+class _Rollout:
+    """What the updates of a step train on: this process's part, and what is known of the whole."""
+
+    parts: list[Groups]
+    """What goes through the policy together."""
+    tokens: list[Tensor]
+    """Tokens that count in each part: none where a group is run for company."""
+    denominator: float
+    config: GRPOConfig
+    figures: dict[str, float]
+
+
+def _roll_out_all(stage: Stage, catalog: Catalog, chosen: Examples, config: Config) -> _Rollout:
+    """The groups of a step, all processes sharing the prompts.
+
+    Groups without a gradient are left out, the others are dealt out evenly. A process that gets none runs one of its
+    own without its rewards, whose gradient is zero: engines want all processes in a forward or none.
+    """
+    grpo, processes, device = config.grpo.at_step(stage.progress.step), stage.processes, stage.processes.device
     stage.seed(config.seed)
     stage.model.train()
     seed = np.random.SeedSequence((config.seed, 2, stage.progress.step)).generate_state(1)[0]
@@ -232,26 +263,45 @@ def grpo_backward(
         sum(len(groups.rewards) for groups in batches),
         *(groups.live.sum() for groups in batches),
     )
-    parts = balanced(batches, processes) if grpo.beta == 0 and any(live) else batches
-    run = [index for index in range(len(batches)) if grpo.beta > 0 or live[index]]
-    totals = torch.zeros(4, dtype=torch.float64, device=device)  # loss, and over tokens: kl, clipped, tokens
-    for index in run:
-        trained = parts[index]
-        tokens = trained.mask.sum()
-        if len(trained.rewards) == 0:
-            trained = batches[index].take(torch.zeros(1, dtype=torch.int64, device=device)).without_rewards()
-        work = _loss_of(trained, reference, grpo, denominator)
-        loss, kl, clip_fraction = stage.backward(work, is_last=index == run[-1])
-        totals += torch.stack([loss.double(), kl * tokens, clip_fraction * tokens, tokens.double()])
-    loss_sum, kl_sum, clipped, tokens_seen = processes.sums(*totals)
-    return {
-        "loss": loss_sum,
+    balances = grpo.beta == 0 and any(live)
+    dealt = balanced(batches, processes) if balances else batches
+    runs = [index for index in range(len(batches)) if grpo.beta > 0 or live[index]]
+    first = torch.zeros(1, dtype=torch.int64, device=device)
+    parts = [
+        dealt[index] if len(dealt[index].rewards) else batches[index].take(first).without_rewards() for index in runs
+    ]
+    figures = {
         "reward": reward / (prompts * grpo.group_size),
         "hit_share": hits / prompts,
         "live_share": sum(live) / prompts,
+    }
+    return _Rollout(parts, [dealt[index].mask.sum() for index in runs], denominator, grpo, figures)
+
+
+def _backward(
+    stage: Stage, rollout: _Rollout, reference: Reference | None, old_log_probs: list[Tensor] | None
+) -> tuple[dict[str, float], list[Tensor]]:
+    """Loss and backward of an update; also gives back the log-probs of each part, [B, G, L].
+
+    old_log_probs: those of the step's first update; None in that one, whose ratios are 1.
+    """
+    totals = torch.zeros(
+        4, dtype=torch.float64, device=stage.processes.device
+    )  # loss; over tokens: kl, clipped, tokens
+    log_probs = []
+    for index, (groups, tokens) in enumerate(zip(rollout.parts, rollout.tokens, strict=True)):
+        old = None if old_log_probs is None else old_log_probs[index]
+        work = _loss_of(groups, reference, rollout.config, rollout.denominator, old)
+        loss, kl, clip_fraction, found = stage.backward(work, is_last=index == len(rollout.parts) - 1)
+        totals += torch.stack([loss.double(), kl * tokens, clip_fraction * tokens, tokens.double()])
+        log_probs.append(found)
+    loss_sum, kl_sum, clipped, tokens_seen = stage.processes.sums(*totals)
+    figures = {
+        "loss": loss_sum,
         "kl": kl_sum / tokens_seen if tokens_seen else 0.0,
         "clip_fraction": clipped / tokens_seen if tokens_seen else 0.0,
     }
+    return figures, log_probs
 
 
 def _roll_out(
@@ -272,7 +322,7 @@ def _roll_out(
         catalog,
         input_ids.to(processes.device),
         attention_mask.to(processes.device),
-        torch.as_tensor(own.targets, device=processes.device),
+        torch.as_tensor(own.all_targets(), device=processes.device),
         config,
         generator,
         shares_prompts=shares_prompts,
@@ -282,18 +332,22 @@ def _roll_out(
 
 
 def _loss_of(
-    groups: Groups, reference: Reference | None, config: GRPOConfig, denominator: float
-) -> Callable[[nn.Module], tuple[Tensor, Tensor, Tensor]]:
-    """Of a model: loss, KL and clip fraction of the groups."""
+    groups: Groups,
+    reference: Reference | None,
+    config: GRPOConfig,
+    denominator: float,
+    old_log_probs: Tensor | None,
+) -> Callable[[nn.Module], tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Of a model: loss, KL, clip fraction and log-probs [B, G, L] of the groups."""
 
-    def loss(model: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
-        found = group_loss(model, reference, groups, config, denominator)
-        return found.loss, found.kl, found.clip_fraction
+    def loss(model: nn.Module) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        found = group_loss(model, reference, groups, config, denominator, old_log_probs)
+        return found.loss, found.kl, found.clip_fraction, found.log_probs
 
     return loss
 
 
-def _prompt_rows(prompts: int, seed: int, batch: int, size: int) -> np.ndarray:
+def prompt_rows(prompts: int, seed: int, batch: int, size: int) -> np.ndarray:
     """Rows of batch number `batch` in the endless sequence of shuffled epochs."""
     positions = np.arange(batch * size, (batch + 1) * size)
     epochs = positions // prompts
@@ -321,7 +375,7 @@ def _reference(stage: Stage, reference: nn.Module | None) -> Reference:
     return without_adapters
 
 
-def _evaluate(stage: Stage, catalog: Catalog, valid: Examples, config: Config) -> dict[str, float]:
+def evaluate_valid(stage: Stage, catalog: Catalog, valid: Examples, config: Config) -> dict[str, float]:
     """Figures on valid, recorded."""
     found = stage.infer(
         lambda model: evaluate(
@@ -338,14 +392,14 @@ def _evaluate(stage: Stage, catalog: Catalog, valid: Examples, config: Config) -
     return found
 
 
-def _bar(stage: Stage, total: int) -> tqdm:
+def progress_bar(stage: Stage, total: int) -> tqdm:
     name, step = stage.progress.stage, stage.progress.step
     return tqdm(
         total=total, initial=step, desc=name, unit="step", mininterval=1.0, disable=not stage.processes.is_first
     )
 
 
-def _say(stage: Stage, when: str, found: dict[str, float], loss: float | None = None) -> None:
+def say(stage: Stage, when: str, found: dict[str, float], loss: float | None = None) -> None:
     """A line on the terminal for an evaluation."""
     recalls = "  ".join(f"R@{k} {found[f'recall@{k}']:.4f}" for k in KS)
     line = f"{stage.progress.stage} {when}: valid {recalls}" + (f"  loss {loss:.3f}" if loss is not None else "")

@@ -125,25 +125,46 @@ def test_the_kept_grpo_model_is_never_worse_on_valid_than_the_sft_start(finished
 def test_a_run_that_was_stopped_and_resumed_ends_as_one_that_never_was(
     finished: Path, tmp_path: Path, updates: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    stop_and_resume(tmp_path / "run", updates, monkeypatch)
+    assert_same_run(tmp_path / "run", finished)
+
+
+def test_a_run_with_a_moving_anchor_and_several_targets_resumes_as_if_it_never_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--grpo.reward=ranking", "--split.rl-targets=2", "--grpo.tawin.anchor-start=4", "--grpo.tawin.anchor=1"]
+    run(tmp_path / "whole", *options)
+    lines = metrics(tmp_path / "whole")
+    assert [line["anchor"] for line in lines if "anchor" in line] == [4.0, 3.0, 2.0, 1.0]
+    sft_steps = sum(line["stage"] == "sft" and "loss" in line for line in lines)
+    stop_and_resume(tmp_path / "run", sft_steps + 3, monkeypatch, *options)  # the last checkpoint is of GRPO's step 2
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def stop_and_resume(out: Path, updates: int, monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
+    """A run that is stopped after some optimizer steps and goes on from its last checkpoint."""
     update, done = Stage.update, []
 
-    def update_or_stop(stage: Stage) -> float:
+    def update_or_stop(stage: Stage, **ends_step: bool) -> float:
         done.append(stage.progress.step)
         if len(done) > updates:
             raise KeyboardInterrupt
-        return update(stage)
+        return update(stage, **ends_step)
 
     monkeypatch.setattr(Stage, "update", update_or_stop)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "run")
+        run(out, *options)
     monkeypatch.setattr(Stage, "update", update)
-    train.main(["--out", str(tmp_path / "run"), "--resume"])
-    assert metrics(tmp_path / "run") == metrics(finished)
+    train.main(["--out", str(out), "--resume"])
+
+
+def assert_same_run(resumed: Path, whole: Path) -> None:
+    assert metrics(resumed) == metrics(whole)
     for stage in ("sft", "grpo"):
-        ours = load_file(tmp_path / "run" / "checkpoints" / stage / "model.safetensors")
-        theirs = load_file(finished / "checkpoints" / stage / "model.safetensors")
+        ours = load_file(resumed / "checkpoints" / stage / "model.safetensors")
+        theirs = load_file(whole / "checkpoints" / stage / "model.safetensors")
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    ours, theirs = (json.loads((p / "results.json").read_text()) for p in (tmp_path / "run", finished))
+    ours, theirs = (json.loads((p / "results.json").read_text()) for p in (resumed, whole))
     assert ours["grpo"] == theirs["grpo"] and ours["sft"] == theirs["sft"]
 
 
@@ -155,6 +176,7 @@ def test_a_run_that_was_stopped_and_resumed_ends_as_one_that_never_was(
         ["--grpo.beta=0.05", "--grpo.loss-type=dapo", "--policy.attention-dropout=0.1"],
         ["--policy.lora-rank=2", "--grpo.beta=0.05", "--grpo.loss-type=dr_grpo"],
         ["--catalog.item-tokens=title", "--catalog.title-vocabulary=300", "--evaluation.exclude-history"],
+        ["--split.rl-targets=3", "--grpo.negatives=random", "--grpo.ensure-positive", "--grpo.reward=ranking"],
         ["--split.rl-share=0.5", "--catalog.no-separate-shared-ids", "--sft.schedule=constant", "--sft.epochs=0"],
     ],
     ids=lambda options: options[0].strip("-"),
@@ -309,11 +331,11 @@ def test_moments_of_8_bits_train_and_a_stopped_run_goes_on_as_if_it_never_was(
     whole = run(tmp_path / "whole", *options)
     update, done = Stage.update, []
 
-    def update_or_stop(own: Stage) -> float:
+    def update_or_stop(own: Stage, **ends_step: bool) -> float:
         done.append(own.progress.step)
         if len(done) > (5 if stage == "sft" else 11):
             raise KeyboardInterrupt
-        return update(own)
+        return update(own, **ends_step)
 
     with monkeypatch.context() as stopping:
         stopping.setattr(Stage, "update", update_or_stop)

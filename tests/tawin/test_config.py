@@ -7,7 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from tawin.config import PRESETS, Config, GRPOConfig, OptimizerConfig, SFTConfig, differences, dump_yaml, load_yaml
+from tawin.config import (
+    PRESETS,
+    Config,
+    GRPOConfig,
+    OptimizerConfig,
+    SFTConfig,
+    TAWinConfig,
+    differences,
+    dump_yaml,
+    load_yaml,
+)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -47,6 +57,17 @@ def test_a_partial_yaml_changes_only_what_it_names(tmp_path: Path) -> None:
             "grpo.normalizer: expected 'trie' or 'auto'",
         ),
         ("grpo:\n  normalizer: items", "grpo.normalizer: expected one of ('auto', 'vocab', 'trie'), got 'items'"),
+        ("grpo:\n  reward: dense", "grpo.reward: expected one of ('binary', 'ranking'), got 'dense'"),
+        ("split:\n  rl_targets: 0", "split.rl_targets: expected at least 1, got 0"),
+        ("grpo: {tawin: {anchor_start: wide}}", "grpo.tawin.anchor_start: expected float | None, got 'wide'"),
+        (
+            "grpo: {tawin: {anchor_start: -1}}",
+            "grpo.tawin.anchor_start: expected 0 or more and finite, or None, got -1",
+        ),
+        ("grpo: {tawin: {anchor_start: .inf}}", "grpo.tawin.anchor_start: expected 0 or more and finite"),
+        ("grpo: {tawin: {anchor_start: .nan}}", "grpo.tawin.anchor_start: expected 0 or more and finite"),
+        ("grpo: {tawin: {anchor_steps_share: 0}}", "grpo.tawin.anchor_steps_share: expected a share in (0, 1], got 0"),
+        ("grpo: {tawin: {anchor_steps_share: 1.5}}", "grpo.tawin.anchor_steps_share: expected a share in (0, 1]"),
         ("seed: [", "not valid YAML"),
     ],
 )
@@ -113,3 +134,36 @@ def test_every_option_is_documented_in_yaml_order() -> None:
 )
 def test_log_probs_are_over_what_completions_are_drawn_from(negatives, normalizer, expected) -> None:
     assert GRPOConfig(negatives=negatives, normalizer=normalizer).softmax_over == expected
+
+
+def test_an_option_that_may_be_a_number_or_none_is_read_as_either(tmp_path: Path) -> None:
+    path = tmp_path / "some.yaml"
+    for text, expected in (("4", 4.0), ("1e1", 10.0), ("null", None)):
+        path.write_text(f"grpo: {{tawin: {{anchor_start: {text}}}}}")
+        found = load_yaml(path).grpo.tawin.anchor_start
+        assert found == expected and type(found) is type(expected)
+
+
+def test_an_anchor_moves_in_equal_steps_and_stays_where_it_has_come_to() -> None:
+    config = GRPOConfig(steps=10, tawin=TAWinConfig(anchor=2, anchor_start=10, anchor_steps_share=0.5))
+    anchors = [config.at_step(step).tawin.anchor for step in range(10)]
+    assert anchors == [10, 8, 6, 4, 2, 2, 2, 2, 2, 2]
+    assert config.tawin.moves and config.tawin.kernel_options().anchor == 2
+    assert not dataclasses.replace(config.tawin, enabled=False).moves
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 1 / 3, 0.7, 1.0])
+@pytest.mark.parametrize("steps", [1, 2, 7, 30, 100])
+def test_a_moving_anchor_starts_and_ends_at_its_very_values(steps: int, share: float) -> None:
+    tawin = TAWinConfig(anchor=0.1, anchor_start=7.3, anchor_steps_share=share)
+    anchors = [tawin.at_step(step, steps).anchor for step in range(steps)]
+    moving = round(share * steps)
+    assert anchors[0] == (7.3 if moving > 1 else 0.1)
+    assert set(anchors[max(0, moving - 1) :]) == {0.1}
+    assert anchors == sorted(anchors, reverse=True)
+
+
+def test_an_anchor_that_does_not_move_is_that_of_every_step() -> None:
+    config = GRPOConfig(tawin=TAWinConfig(anchor=3.0))
+    assert not config.tawin.moves
+    assert config.at_step(0) == config.at_step(57) == config

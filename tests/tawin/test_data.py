@@ -228,16 +228,19 @@ def test_a_user_of_three_items_has_valid_and_test_examples_only() -> None:
 @given(
     lengths=st.lists(st.integers(3, 9), min_size=1, max_size=12),
     rl_share=st.floats(0, 1),
+    rl_targets=st.integers(1, 8),
     seed=st.integers(0, 2**31),
 )
-def test_sft_never_sees_an_item_that_a_later_stage_is_asked_for(lengths: list[int], rl_share: float, seed: int) -> None:
+def test_sft_never_sees_an_item_that_a_later_stage_is_asked_for(
+    lengths: list[int], rl_share: float, rl_targets: int, seed: int
+) -> None:
     # Every interaction is an item of its own here, so that membership tells interactions apart.
     starts = np.cumsum([0, *lengths])
     dataset = dataset_of(*([*range(start, start + n)] for start, n in zip(starts, lengths, strict=False)))
-    split = split_leave_one_out(dataset, rl_share=rl_share, seed=seed)
+    split = split_leave_one_out(dataset, rl_share=rl_share, rl_targets=rl_targets, seed=seed)
     trained = {int(item) for sequence in split.sft for item in sequence}
     for examples in (split.rl, split.valid, split.test):
-        assert trained.isdisjoint(examples.targets.tolist())
+        assert trained.isdisjoint(examples.all_targets().ravel().tolist())
     assert len(split.valid) == len(split.test) == len(lengths)
     assert len(split.rl) == round(rl_share * sum(length >= 4 for length in lengths))
     assert all(len(sequence) >= 2 for sequence in split.sft)
@@ -251,20 +254,28 @@ def test_the_users_of_rl_are_drawn_by_the_seed() -> None:
     assert len(drawn[0]) == 20
 
 
-def split_by_lists(sequences: list[list[int]], max_history: int, rl_share: float, seed: int) -> dict[str, Any]:
-    """The same split in plain Python: lists of items, and (user, history, target) of every example."""
+def split_by_lists(
+    sequences: list[list[int]], max_history: int, rl_share: float, rl_targets: int, seed: int
+) -> dict[str, Any]:
+    """The same split in plain Python: lists of items, and (user, history, targets) of every example."""
     train = [sequence[:-2] for sequence in sequences]
     eligible = [user for user, sequence in enumerate(train) if len(sequence) >= 2]
     drawn = np.random.default_rng(seed).permutation(eligible)[: round(rl_share * len(eligible))]
     held_out = {int(user) for user in drawn}
-    sft = [sequence[:-1] if user in held_out else sequence for user, sequence in enumerate(train)]
+    sft, rl = [], []
+    for user, sequence in enumerate(train):
+        targets = sequence[1:][-rl_targets:] if user in held_out else []
+        before = sequence[: len(sequence) - len(targets)]
+        sft.append(before)
+        if targets:
+            rl.append((100 + user, before[-max_history:], targets))
 
-    def examples(users: Any, target: int) -> list[tuple[int, list[int], int]]:
-        return [(100 + user, sequences[user][:target][-max_history:], sequences[user][target]) for user in users]
+    def examples(users: Any, target: int) -> list[tuple[int, list[int], list[int]]]:
+        return [(100 + user, sequences[user][:target][-max_history:], [sequences[user][target]]) for user in users]
 
     return {
         "sft": [sequence for sequence in sft if len(sequence) >= 2],
-        "rl": examples(sorted(held_out), -3),
+        "rl": rl,
         "valid": examples(range(len(sequences)), -2),
         "test": examples(range(len(sequences)), -1),
     }
@@ -274,20 +285,33 @@ def split_by_lists(sequences: list[list[int]], max_history: int, rl_share: float
     sequences=st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=14), min_size=1, max_size=10),
     max_history=st.integers(1, 12),
     rl_share=st.floats(0, 1),
+    rl_targets=st.integers(1, 5),
     seed=st.integers(0, 2**31),
 )
 def test_a_split_is_that_of_a_loop_over_users(
-    sequences: list[list[int]], max_history: int, rl_share: float, seed: int
+    sequences: list[list[int]], max_history: int, rl_share: float, rl_targets: int, seed: int
 ) -> None:
-    split = split_leave_one_out(dataset_of(*sequences), max_history=max_history, rl_share=rl_share, seed=seed)
-    expected = split_by_lists(sequences, max_history, rl_share, seed)
+    split = split_leave_one_out(
+        dataset_of(*sequences), max_history=max_history, rl_share=rl_share, rl_targets=rl_targets, seed=seed
+    )
+    expected = split_by_lists(sequences, max_history, rl_share, rl_targets, seed)
     assert [sequence.tolist() for sequence in split.sft] == expected["sft"]
     for part in ("rl", "valid", "test"):
         examples = getattr(split, part)
         histories = [history.tolist() for history in examples.histories]
-        found = zip(examples.user_ids.tolist(), histories, examples.targets.tolist(), strict=True)
-        assert list(found) == expected[part]
-        assert examples.targets.dtype == np.int64
+        further = [[]] * len(examples) if examples.also is None else [items.tolist() for items in examples.also]
+        targets = [[target, *also] for target, also in zip(examples.targets.tolist(), further, strict=True)]
+        assert list(zip(examples.user_ids.tolist(), histories, targets, strict=True)) == expected[part]
+        assert examples.targets.dtype == examples.all_targets().dtype == np.int64
+        assert (examples.also is None) == (part != "rl" or rl_targets == 1)
+
+
+def test_the_last_training_items_are_the_targets_of_rl_as_far_as_one_is_left_for_the_history() -> None:
+    split = split_leave_one_out(dataset_of([0, 1, 2, 3, 4, 5, 6], [7, 8, 9, 10], [11, 12, 13]), rl_targets=3)
+    assert [sequence.tolist() for sequence in split.sft] == [[0, 1]]
+    assert [history.tolist() for history in split.rl.histories] == [[0, 1], [7]]
+    assert split.rl.targets.tolist() == [2, 8]
+    assert split.rl.all_targets().tolist() == [[2, 3, 4], [8, 8, 8]]
 
 
 def test_a_sequence_without_the_items_of_a_split_is_refused() -> None:
@@ -301,6 +325,7 @@ def test_a_sequence_without_the_items_of_a_split_is_refused() -> None:
         ({"max_history": 0}, r"max_history: expected at least 1, got 0"),
         ({"rl_share": 1.5}, r"rl_share: expected a share in \[0, 1\], got 1.5"),
         ({"rl_share": float("nan")}, r"rl_share"),
+        ({"rl_targets": 0}, r"rl_targets: expected at least 1, got 0"),
     ],
 )
 def test_a_split_refuses_arguments_out_of_range(arguments: dict[str, Any], message: str) -> None:
@@ -394,7 +419,16 @@ def test_taking_examples_follows_the_given_order() -> None:
     taken = examples.take([2, 0])
     assert taken.user_ids.tolist() == [2, 0]
     assert taken.targets.tolist() == [3, 1]
+    assert taken.also is None and taken.all_targets().tolist() == [[3], [1]]
     assert len(examples.take([])) == 0
+
+
+def test_the_further_targets_of_an_example_go_where_it_goes() -> None:
+    also = Ragged.of([np.array([10, 11]), np.array([], dtype=np.int64), np.array([12])])
+    examples = Examples(np.arange(3), [np.array([row]) for row in range(3)], np.arange(3) + 1, also)
+    assert examples.all_targets().tolist() == [[1, 10, 11], [2, 2, 2], [3, 12, 3]]
+    assert examples.take([2, 1]).all_targets().tolist() == [[3, 12], [2, 2]]
+    assert examples.take([]).all_targets().shape == (0, 1)
 
 
 @pytest.mark.parametrize("name", REAL_FOLDERS)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tawin_kernels import ItemTrie, tawin_grpo_loss
 from torch import nn
 
@@ -19,6 +23,7 @@ from tawin.objective import (
     group_loss,
     loss_denominator,
     may_share_prompts,
+    ranking_rewards,
     roll_out,
 )
 from tawin.packing import checkpoint_activations
@@ -35,7 +40,7 @@ def small_catalog() -> Catalog:
     return Catalog(np.arange(7), None, None, tokens, trie, trie.leaf_of_item, (1,), 0, None)
 
 
-def rolled_out(config: GRPOConfig, targets: list[int], *, seed: int = 0) -> tuple[nn.Module, Groups]:
+def rolled_out(config: GRPOConfig, targets: Any, *, seed: int = 0) -> tuple[nn.Module, Groups]:
     model = tiny_model("qwen2", seed=seed)
     input_ids, mask = ragged_prompts(len(targets), 5)
     generator = torch.Generator().manual_seed(0)
@@ -97,6 +102,126 @@ def test_ensure_positive_replaces_the_last_completion_only_where_the_target_is_m
     assert torch.equal(having.token_ids[:, :-1], without.token_ids[:, :-1])
     assert torch.equal(having.token_ids[without.hits], without.token_ids[without.hits])
     assert (having.rewards[~without.hits, -1] == 1).all()
+
+
+@pytest.mark.parametrize(("negatives", "normalizer"), WAYS)
+def test_a_completion_that_is_any_of_several_targets_has_the_reward(negatives: str, normalizer: str) -> None:
+    config = GRPOConfig(group_size=5, negatives=negatives, normalizer=normalizer, ensure_positive=negatives == "random")
+    targets = [[0, 1, 4], [1, 4, 1], [4, 2, 6], [2, 3, 5], [6, 6, 6], [3, 0, 2]]  # 1 and 4 share a sequence
+    _, groups = rolled_out(config, targets)
+    items = [[token for token in tokens if token >= 0] for tokens in small_catalog().token_ids.tolist()]
+    for row, several in enumerate(targets):
+        wanted = [items[target] for target in several]
+        found = [[token for token in tokens if token >= 0] in wanted for tokens in groups.token_ids[row].tolist()]
+        assert groups.rewards[row].tolist() == [float(is_wanted) for is_wanted in found]
+    assert int(groups.rewards.sum(1).max()) >= 2
+
+
+@pytest.mark.parametrize(("negatives", "normalizer"), WAYS)
+def test_one_target_may_stand_in_a_row_of_its_own_or_be_repeated(negatives: str, normalizer: str) -> None:
+    config = GRPOConfig(group_size=3, negatives=negatives, normalizer=normalizer, ensure_positive=True)
+    targets = torch.arange(7)
+    _, expected = rolled_out(config, targets.tolist())
+    for several in (targets[:, None], targets[:, None].expand(-1, 3)):
+        _, groups = rolled_out(config, several.tolist())
+        for name in ("token_ids", "rewards", "scores", "hits"):
+            assert torch.equal(getattr(groups, name), getattr(expected, name))
+
+
+def test_of_several_targets_the_first_missing_one_is_put_in_unless_the_last_completion_is_one() -> None:
+    plain, ensured = GRPOConfig(group_size=3), GRPOConfig(group_size=3, ensure_positive=True)
+    _, found = rolled_out(plain, [0])
+    catalog = small_catalog()
+    tokens = [[token if token >= 0 else -100 for token in item] for item in catalog.token_ids.tolist()]
+    inside = [tokens.index(completion) for completion in found.token_ids[0].tolist()]  # the items of the group
+    outside = [item for item in range(7) if tokens[item] not in found.token_ids[0].tolist()]
+    for targets, last in (
+        ([inside[0], outside[0], outside[1]], outside[0]),
+        ([outside[1], inside[0], outside[0]], outside[1]),
+        ([inside[1], inside[0], inside[1]], inside[2]),
+        ([outside[0], inside[2], outside[1]], inside[2]),
+    ):
+        _, groups = rolled_out(ensured, [targets])
+        assert groups.token_ids[0].tolist() == [tokens[inside[0]], tokens[inside[1]], tokens[last]]
+        assert groups.hits.tolist() == [any(target in inside for target in targets)]
+
+
+def ranking_rewards_by_loop(is_target: list[bool], scores: list[float], valid: list[bool]) -> list[float]:
+    """The rewards of one group, one completion after another, in fp64."""
+    order = sorted((i for i in range(len(scores)) if valid[i]), key=lambda i: (-scores[i], i))
+    if not any(is_target[i] for i in order):
+        return [0.0] * len(scores)
+    total = sum(1 / math.log2(place + 2) for place in range(len(order)))
+    rewards = [0.0] * len(scores)
+    for place, i in enumerate(order):
+        rewards[i] = 1.0 if is_target[i] else -1 / math.log2(place + 2) / total
+    return rewards
+
+
+completion = st.tuples(st.booleans(), st.integers(-4, 0), st.booleans())  # is a target, score (with ties), exists
+
+
+@given(groups=st.integers(1, 20).flatmap(lambda n: st.lists(st.lists(completion, min_size=n, max_size=n), min_size=1)))
+def test_ranking_rewards_are_those_of_a_loop(groups: list[list[tuple[bool, int, bool]]]) -> None:
+    table = torch.tensor(groups)  # [B, G, 3]
+    valid = table[..., 2].bool()
+    is_target, scores = table[..., 0].bool() & valid, table[..., 1].float()
+    found = ranking_rewards(is_target, scores, valid)
+    rows = zip(is_target.tolist(), scores.tolist(), valid.tolist(), strict=True)
+    expected = torch.tensor([ranking_rewards_by_loop(*row) for row in rows])
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)  # fp32 against fp64, values of at most 1
+    assert (found[~is_target] <= 0).all() and (found[is_target] == 1).all()
+
+
+@pytest.mark.parametrize("tawin", [True, False])
+def test_with_ranking_rewards_the_place_in_the_beam_is_what_a_negative_pays_for(tawin: bool) -> None:
+    config = GRPOConfig(group_size=4, reward="ranking", tawin=TAWinConfig(enabled=tawin))
+    targets = [0, 1, 2, 3, 4, 5, 6]
+    model, groups = rolled_out(config, targets)
+    _, binary = rolled_out(dataclasses.replace(config, reward="binary"), targets)
+    assert groups.live.tolist() == binary.live.tolist() == groups.hits.tolist() and not groups.hits.all()
+    discounts = 1 / torch.log2(torch.arange(4) + 2.0)
+    expected = torch.where(binary.rewards == 1, 1.0, -discounts / discounts.sum()) * groups.hits[:, None]
+    torch.testing.assert_close(groups.rewards, expected)
+    advantages = group_loss(model, None, groups, config, 7.0).advantages
+    assert (advantages[binary.rewards == 1] > 0).all() and not advantages[~groups.hits].any()
+    negatives = advantages[groups.hits[:, None] & (binary.rewards == 0)]
+    assert (negatives < 0).all() if not tawin else (negatives <= 0).all()
+
+
+def test_ranking_rewards_go_by_score_where_completions_are_not_in_its_order() -> None:
+    config = GRPOConfig(group_size=5, negatives="random", ensure_positive=True, reward="ranking")
+    _, groups = rolled_out(config, [0, 1, 2, 3])
+    for rewards, scores, valid in zip(groups.rewards, groups.scores, groups.valid, strict=True):
+        expected = ranking_rewards_by_loop((rewards == 1).tolist(), scores.tolist(), valid.tolist())
+        assert rewards.tolist() == pytest.approx(expected, abs=1e-6) and min(expected) < 0
+    assert any((scores.diff() > 0).any() for scores in groups.scores)  # the slots are in another order
+
+
+def window_weights_by_bisection(scores: list[float], anchor: float, window: float) -> list[float]:
+    """w of METHOD for the negatives of a group, identity ranks and temperature 1."""
+    order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
+    x = [-abs(order.index(i) - anchor) for i in range(len(scores))]
+    low, high = -100.0, 100.0
+    for _ in range(200):
+        level = (low + high) / 2
+        mass = sum(min(1.0, math.exp(min(0.0, value - level))) for value in x)
+        low, high = (level, high) if mass > window else (low, level)
+    masses = [min(1.0, math.exp(min(0.0, value - level))) for value in x]
+    return [mass * len(x) / sum(masses) for mass in masses]
+
+
+def test_two_positives_of_a_group_share_its_advantages_and_the_window_is_over_the_negatives() -> None:
+    config = GRPOConfig(group_size=6, tawin=TAWinConfig(anchor=1.0, window=1.5))
+    model, groups = rolled_out(config, [[0, 2], [1, 4], [6, 3]])
+    assert groups.rewards.sum(1).tolist() == [2, 1, 2]  # all six sequences are in each group; 1 and 4 share one
+    advantages = group_loss(model, None, groups, config, 18.0).advantages
+    for rewards, scores, found in zip(groups.rewards, groups.scores, advantages, strict=True):
+        plain = (rewards - rewards.mean()) / (rewards.std() + 1e-4)
+        negatives = (rewards == 0).nonzero()[:, 0]
+        expected = plain.clone()
+        expected[negatives] *= torch.tensor(window_weights_by_bisection(scores[negatives].tolist(), 1.0, 1.5))
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)  # fp32 against fp64
 
 
 def test_a_group_wider_than_the_catalogue_has_invalid_completions() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from tawin.backbone import backbone
 from tawin.config import PolicyConfig
+from tawin.policy import FAMILIES as BUILT
 from tawin.policy import add_lora, build_model, load_model, load_tokenizer, merged
 from tawin.tokenizer import make_semantic_tokenizer
 
@@ -28,6 +30,19 @@ def test_a_small_model_has_one_embedding_a_token_and_depends_on_the_seed_alone()
     assert weight is first.get_output_embeddings().weight
     assert torch.equal(weight, again.get_input_embeddings().weight)
     assert not torch.equal(weight, other.get_input_embeddings().weight)
+
+
+@pytest.mark.parametrize("family", BUILT)
+def test_every_family_is_built_as_asked_and_comes_back_from_its_folder(family: str, tmp_path: Path) -> None:
+    tokenizer = make_semantic_tokenizer(["<a_0>", "<a_1>"])
+    config = dataclasses.replace(SMALL, family=family, layers=2, attention_dropout=0.25)
+    model = build_model(config, tokenizer, seed=1).eval()
+    assert model.config.model_type == {"gemma3": "gemma3_text"}.get(family, family)
+    assert (model.config.num_hidden_layers, model.config.attention_dropout) == (2, 0.25)
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    model.save_pretrained(tmp_path)
+    input_ids = torch.tensor([[1, 3, 4, 2]])
+    assert torch.equal(load_model(tmp_path).eval()(input_ids=input_ids).logits, model(input_ids=input_ids).logits)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

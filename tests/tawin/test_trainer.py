@@ -12,15 +12,17 @@ import torch
 from accelerate import Accelerator
 
 from tawin.checkpoint import Progress
-from tawin.config import PRESETS, Config, GRPOConfig, PolicyConfig, SyntheticConfig
+from tawin.config import PRESETS, Config, GRPOConfig, PolicyConfig, SyntheticConfig, TAWinConfig
 from tawin.data import Examples, Split
+from tawin.distributed import Processes
 from tawin.objective import Groups, completion_log_probs
 from tawin.optimization import Stage
 from tawin.phases import phase_seconds
 from tawin.policy import add_lora
+from tawin.ragged import Ragged
 from tawin.run_folder import RunFolder
 from tawin.tokenizer import make_semantic_tokenizer
-from tawin.trainer import _epoch_batches, _prompt_rows, _reference, grpo_backward, grpo_step, train_grpo
+from tawin.trainer import _epoch_batches, _reference, _roll_out, grpo_backward, grpo_step, prompt_rows, train_grpo
 
 from .models import tiny_model
 from .test_objective import rolled_out, small_catalog
@@ -39,7 +41,7 @@ def test_an_epoch_holds_every_row_once_in_batches_of_like_length() -> None:
 
 
 def test_prompts_come_in_shuffled_epochs_without_a_gap() -> None:
-    rows = np.concatenate([_prompt_rows(10, 3, batch, 4) for batch in range(10)])
+    rows = np.concatenate([prompt_rows(10, 3, batch, 4) for batch in range(10)])
     for epoch in range(4):
         assert sorted(rows[10 * epoch : 10 * (epoch + 1)]) == list(range(10))
     assert not np.array_equal(rows[:10], rows[10:20])
@@ -130,7 +132,7 @@ def test_a_step_is_a_backward_pass_over_its_batch_and_an_update(tmp_path: Path) 
     stage, catalog = stage_of(tiny_model("qwen2", seed=1), tmp_path), small_catalog()
     prompts = Examples(np.arange(7), [np.array([item]) for item in range(7)], np.arange(7))
     config = Config(grpo=GRPOConfig(batch_size=2, gradient_accumulation=2, group_size=4))
-    chosen = prompts.take(_prompt_rows(7, config.seed, 0, 4))
+    chosen = prompts.take(prompt_rows(7, config.seed, 0, 4))
     with phase_seconds() as seconds:
         figures = grpo_backward(stage, catalog, chosen, config, None)
         assert any(p.grad is not None and bool(p.grad.any()) for p in stage.model.parameters())
@@ -142,9 +144,107 @@ def test_a_step_is_a_backward_pass_over_its_batch_and_an_update(tmp_path: Path) 
     assert all(seconds[name] > 0 for name in ("decode", "policy_forward", "loss", "backward", "optimizer"))
 
 
+def test_a_moving_anchor_is_that_of_the_step_in_the_loss_and_in_the_log(tmp_path: Path) -> None:
+    catalog = small_catalog()
+    prompts = Examples(np.arange(7), [np.array([item]) for item in range(7)], np.arange(7))
+    moving = TAWinConfig(anchor=0.0, anchor_start=2.0, window=1.0)
+    config = Config(grpo=GRPOConfig(batch_size=7, group_size=6, steps=3, evaluate_every=3, tawin=moving))
+    stage = stage_of(tiny_model("qwen2", seed=1), tmp_path)
+
+    def gradient(tawin: TAWinConfig) -> torch.Tensor:
+        stage.engine.zero_grad()
+        grpo_backward(stage, catalog, prompts, Config(grpo=dataclasses.replace(config.grpo, tawin=tawin)), None)
+        return torch.cat([p.grad.flatten() for p in stage.model.parameters() if p.grad is not None])
+
+    found = []
+    for step, anchor in enumerate([2.0, 1.0, 0.0]):
+        stage.progress = dataclasses.replace(stage.progress, step=step)
+        found.append(gradient(moving))
+        assert torch.equal(found[-1], gradient(TAWinConfig(anchor=anchor, window=1.0)))
+    assert not torch.equal(found[0], found[1]) and not torch.equal(found[1], found[2])
+
+    split = Split(sft=[], rl=prompts, valid=prompts, test=prompts)
+    run = RunFolder.create(tmp_path / "moving", config)
+    tokenizer = make_semantic_tokenizer([f"<a_{i}>" for i in range(37)])
+    train_grpo(Accelerator(cpu=True), tiny_model("qwen2", seed=1), None, tokenizer, catalog, split, config, run)
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["anchor"] for line in lines if "reward" in line] == [2.0, 1.0, 0.0]
+
+
+def test_processes_roll_out_groups_of_several_targets_as_one_does() -> None:
+    catalog, model = small_catalog(), tiny_model("qwen2", seed=1)
+    also = Ragged.of([np.array(items, dtype=np.int64) for items in ([5, 6], [], [], [0])])
+    examples = Examples(np.arange(4), [np.array([item]) for item in range(4)], np.arange(4), also)
+    config = GRPOConfig(group_size=6, reward="ranking")  # all six sequences of the catalogue
+
+    def groups(processes: Processes) -> Groups:
+        return _roll_out(model, catalog, examples, config, torch.Generator().manual_seed(0), processes, False)
+
+    parts = [groups(Processes(rank, 2, torch.device("cpu"))) for rank in range(2)]
+    whole = groups(Processes(0, 1, torch.device("cpu")))
+    assert (whole.rewards == 1).sum(1).tolist() == [3, 1, 1, 2]
+    assert torch.equal(torch.cat([part.token_ids for part in parts]), whole.token_ids)
+    assert torch.equal(torch.cat([part.hits for part in parts]), whole.hits)
+    torch.testing.assert_close(torch.cat([part.rewards for part in parts]), whole.rewards)
+
+
 def test_groups_stay_on_the_prompts_they_were_rolled_out_for() -> None:
     _, groups = rolled_out(GRPOConfig(group_size=4), [0, 1, 2])
     taken = groups.take(torch.tensor([2, 0]))
     assert isinstance(taken, Groups)
     assert torch.equal(taken.rewards, groups.rewards[[2, 0]])
     assert torch.equal(taken.token_ids, groups.token_ids[[2, 0]])
+
+
+def stepped(tmp_path: Path, **options: object) -> tuple[torch.nn.Module, dict[str, float], Stage]:
+    """A tiny policy after one GRPO step at a rate that moves it visibly, the step's figures, and its stage."""
+    catalog, config = (
+        small_catalog(),
+        Config(grpo=GRPOConfig(learning_rate=1e-2, batch_size=6, group_size=4, **options)),
+    )
+    model = tiny_model("qwen2")
+    stage = Stage.start(
+        "grpo",
+        Accelerator(cpu=True),
+        model,
+        make_semantic_tokenizer([f"<a_{i}>" for i in range(37)]),
+        dataclasses.replace(config.grpo, warmup_share=0.0),
+        10,
+        RunFolder.create(tmp_path / "run", config),
+    )
+    prompts = Examples(np.arange(6), [np.array([0]), np.array([1, 2])] * 3, np.array([0, 1, 2, 0, 1, 2]))
+    frozen = tiny_model("qwen2").eval().requires_grad_(False)
+    reference = (lambda groups: completion_log_probs(frozen, groups)) if config.grpo.beta else None
+    return model, grpo_step(stage, catalog, prompts, config, reference), stage
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_further_updates_on_a_rollout_move_the_policy_on_and_count_as_one_step(beta: float, tmp_path: Path) -> None:
+    start = dict(tiny_model("qwen2").named_parameters())
+    once, first, stage = stepped(tmp_path / "once", beta=beta)
+    thrice, last, stages = stepped(tmp_path / "thrice", beta=beta, updates=3)
+    assert stage.progress.step == stages.progress.step == 1
+    assert stage.scheduler.get_last_lr() == stages.scheduler.get_last_lr()
+
+    def moved(model: torch.nn.Module) -> float:
+        return sum((p - start[name]).detach().square().sum().item() for name, p in model.named_parameters())
+
+    assert moved(thrice) > 2 * moved(once)
+    assert {name: last[name] for name in ("reward", "hit_share", "live_share")} == {
+        name: first[name] for name in ("reward", "hit_share", "live_share")
+    }
+    # The ratio is 1 in the first update; at this rate the third leaves the clip range.
+    assert first["clip_fraction"] == 0.0 < last["clip_fraction"]
+
+
+def test_token_and_sequence_ratios_differ_from_the_second_update_on(tmp_path: Path) -> None:
+    weights = {
+        (loss_type, updates): next(
+            iter(stepped(tmp_path / f"{loss_type}{updates}", loss_type=loss_type, updates=updates)[0].parameters())
+        )
+        for loss_type in ("grpo", "gspo")
+        for updates in (1, 3)
+    }
+    # One update: the same gradient in another order of sums, a rounding or two of the fp32 weights apart.
+    torch.testing.assert_close(weights["gspo", 1], weights["grpo", 1], rtol=0, atol=1e-5)
+    assert not torch.allclose(weights["gspo", 3], weights["grpo", 3], rtol=0, atol=1e-4)

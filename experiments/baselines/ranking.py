@@ -1,0 +1,66 @@
+"""Ranks of the targets among all items of the catalogue, by a sequence model's scores."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from tawin.data import Examples
+from tawin.policy import evaluating
+from tawin.ragged import Ragged
+
+from .sequence_model import SequenceModel
+
+
+@torch.inference_mode()
+def ranks(
+    model: SequenceModel, examples: Examples, *, exclude_history: bool = False, batch_size: int = 256
+) -> np.ndarray:
+    """The zero-based rank of each example's target: items of a higher score, or of the same one and a lower index.
+
+    With `exclude_history` the items of a history are no recommendations after it (of all that the example holds, even
+    where the model sees fewer); a target among them has rank -1, not found. Otherwise every item counts.
+
+    Returns:
+        int32 [N]
+
+    Raises:
+        ValueError: an empty history, an item outside the model's catalogue.
+        FloatingPointError: scores that are not finite, which would rank every target first.
+    """
+    histories = Ragged.of(examples.histories)
+    check_items("histories", histories, model.num_items, at_least=1)
+    _check_range("targets", examples.targets, model.num_items)
+    found = np.empty(len(examples), dtype=np.int32)
+    with evaluating(model):
+        for first in range(0, len(examples), batch_size):
+            batch = slice(first, first + batch_size)
+            found[batch] = _ranks(model, histories[batch], examples.targets[batch], exclude_history)
+    return found
+
+
+def check_items(name: str, sequences: Ragged, num_items: int, *, at_least: int) -> None:
+    """ValueError unless every sequence holds `at_least` items and every item lies in [0, num_items)."""
+    shortest = int(sequences.lengths.min(initial=at_least))
+    if shortest < at_least:
+        raise ValueError(f"{name}: expected at least {at_least} items in each, got {shortest}")
+    _check_range(name, sequences.flat(), num_items)
+
+
+def _check_range(name: str, items: np.ndarray, num_items: int) -> None:
+    if len(items) and (items.min() < 0 or items.max() >= num_items):
+        raise ValueError(f"{name}: expected items in [0, {num_items}), got {items.min()} to {items.max()}")
+
+
+def _ranks(model: SequenceModel, histories: Ragged, targets: np.ndarray, exclude_history: bool) -> np.ndarray:
+    scores = model.scores(model.last_states(histories))  # [B, items]
+    if not torch.isfinite(scores).all():
+        raise FloatingPointError("scores: expected finite ones, got inf or NaN; did training diverge?")
+    target = torch.from_numpy(targets).to(scores.device)[:, None]  # [B, 1]
+    if exclude_history:
+        rows = np.repeat(np.arange(len(histories)), histories.lengths)
+        scores[rows, histories.flat()] = -torch.inf
+    target_score = scores.gather(1, target)
+    ahead = torch.arange(scores.shape[1], device=scores.device) < target  # [B, items]
+    rank = (scores > target_score).sum(1) + ((scores == target_score) & ahead).sum(1)
+    return torch.where(target_score[:, 0] == -torch.inf, -1, rank).int().cpu().numpy()

@@ -1,0 +1,241 @@
+"""What a cell does, by its row's method: train or compute, then a record of it.
+
+sft             the SFT start itself
+grpo            GRPO from the start, the trainer's own loop
+sdpo            S-DPO from the start
+sasrec, gru4rec sequential recommenders on all training items
+theory.NAME     experiments.theory.NAME.run
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import train
+from tawin import metrics
+from tawin.catalog import Catalog
+from tawin.config import Config
+from tawin.data import Examples, Split, training_sequences
+from tawin.enumerate import exact_metrics
+from tawin.evaluate import recommend, sampled, target_ranks
+from tawin.policy import load_model
+from tawin.ragged import Ragged
+from tawin.run_folder import RunFolder
+from tawin.trainer import train_grpo
+
+from .baselines import SequenceModelOptions, fit, ranks
+from .plan import Cell
+from .sdpo import SDPOOptions, train_sdpo
+from .store import PARTS, Record
+from .workspace import Workspace, accelerator, catalog_of, dataset_and_split, open_or_create
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a cell found; see store.Record."""
+
+    values: dict[str, float]
+    settings: dict[str, Any]
+    ranks: dict[str, np.ndarray] = field(default_factory=dict)
+    series: dict[str, list[float]] = field(default_factory=dict)
+
+
+def run_cell(cell: Cell, workspace: Workspace) -> Record:
+    """Run a cell, or go on with it where it was stopped."""
+    started = time.monotonic()
+    method = cell.row.method
+    if method.startswith("theory."):
+        outcome = _theory(cell)
+    elif method in METHODS:
+        outcome = METHODS[method](cell, workspace)
+    else:
+        raise ValueError(f"{cell.table}: {cell.row.name}: expected a method among {sorted(METHODS)}, got {method!r}")
+    return Record(
+        table=cell.table,
+        data=cell.data,
+        row=cell.row.name,
+        seed=cell.seed,
+        settings=outcome.settings,
+        values=outcome.values,
+        ranks=outcome.ranks,
+        series=outcome.series,
+        seconds=round(time.monotonic() - started, 2),
+        machine=machine(),
+        version=version(),
+        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _sft(cell: Cell, workspace: Workspace) -> Outcome:
+    config = workspace.config(cell)
+    start = workspace.start(config, cell.data)
+    _, catalog = catalog_of(start)
+    _, split = dataset_and_split(config)
+    return _evaluated(start, "sft", catalog, split, config, cell)
+
+
+def _grpo(cell: Cell, workspace: Workspace) -> Outcome:
+    config = workspace.config(cell)
+    start = workspace.start(config, cell.data)
+    tokenizer, catalog = catalog_of(start)
+    _, split = dataset_and_split(config)
+    run = open_or_create(workspace.cell_folder(cell), config)
+    torch.manual_seed(config.seed)
+    folder = start.checkpoints / "sft"
+    model = train.trainable(load_model(folder), catalog, config)
+    reference = load_model(folder) if config.grpo.beta > 0 and config.policy.lora_rank == 0 else None
+    train_grpo(accelerator(), model, reference, tokenizer, catalog, split, config, run)
+    accelerator().free_memory()
+    return _evaluated(run, "grpo", catalog, split, config, cell)
+
+
+def _sdpo(cell: Cell, workspace: Workspace) -> Outcome:
+    config = workspace.config(cell)
+    options = SDPOOptions(**cell.options.get("sdpo", {}))
+    start = workspace.start(config, cell.data)
+    tokenizer, catalog = catalog_of(start)
+    _, split = dataset_and_split(config)
+    run = open_or_create(workspace.cell_folder(cell), config)
+    torch.manual_seed(config.seed)
+    folder = start.checkpoints / "sft"
+    model = train.trainable(load_model(folder), catalog, config)
+    train_sdpo(accelerator(), model, load_model(folder), tokenizer, catalog, split, config, options, run)
+    accelerator().free_memory()
+    return _evaluated(run, "sdpo", catalog, split, config, cell)
+
+
+def _sequence_model(cell: Cell, workspace: Workspace) -> Outcome:
+    kind = cell.row.method
+    own = {name: value for name, value in cell.options.items() if name != "evaluation"}
+    options = SequenceModelOptions(**own)
+    config = workspace.config(replace(cell, options={"evaluation": cell.options.get("evaluation", {})}))
+    config = replace(config, split=replace(config.split, max_history=options.max_history))
+    dataset, split = dataset_and_split(config)
+    model = fit(
+        kind,  # type: ignore[arg-type]
+        training_sequences(dataset),
+        len(dataset.items),
+        options,
+        seed=cell.seed,
+        valid=split.valid,
+        device=accelerator().device,
+    )
+    evaluation = config.evaluation
+    found = {
+        part: ranks(
+            model,
+            sampled(getattr(split, part), evaluation.test_users, 0),
+            exclude_history=evaluation.exclude_history,
+        )
+        for part in PARTS
+    }
+    return Outcome(_values(found), {kind: dataclasses.asdict(options), "seed": cell.seed}, found)
+
+
+def _theory(cell: Cell) -> Outcome:
+    module = importlib.import_module(f"{__package__}.{cell.row.method}")
+    values, series = module.run(cell.row.options, cell.seed)
+    return Outcome(values, dict(cell.row.options), series=series)
+
+
+METHODS: dict[str, Callable[[Cell, Workspace], Outcome]] = {
+    "sft": _sft,
+    "grpo": _grpo,
+    "sdpo": _sdpo,
+    "sasrec": _sequence_model,
+    "gru4rec": _sequence_model,
+}
+
+
+def _evaluated(run: RunFolder, stage: str, catalog: Catalog, split: Split, config: Config, cell: Cell) -> Outcome:
+    """Ranks of the stage's best model on valid and test, its curves, and where `exact` asks for them exact figures."""
+    model = load_model(run.checkpoints / stage).to(accelerator().device)
+    found = {}
+    for part in PARTS:
+        examples: Examples = sampled(getattr(split, part), config.evaluation.test_users, 0)
+        recommended = recommend(model, catalog, examples.histories, config.evaluation, description=part)
+        found[part] = target_ranks(recommended, examples.targets).astype(np.int32)
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [line for line in lines if line["stage"] == stage]
+    values, series = _values(found), _curves(lines)
+    if "exact" in cell.options:
+        values |= _exact(model, catalog, split, config, **cell.options["exact"])
+    return Outcome(values, dataclasses.asdict(config), found, series)
+
+
+def _exact(model: nn.Module, catalog: Catalog, split: Split, config: Config, *, users: int) -> dict[str, float]:
+    """Exact figures of some users, by the score of every item: "test recall@3 exact", and with two positives a user.
+
+    The latter are the valid and the test item, both unseen in training, after the history of the valid one.
+    """
+    test = sampled(split.test, users, 0)
+    both = sampled(replace(split.valid, also=Ragged.of(split.test.targets[:, None])), users, 0)
+    found = {}
+    for name, examples in (("exact", test), ("exact, 2 positives", both)):
+        figures = exact_metrics(model, catalog, examples, normalizer=config.evaluation.normalizer)
+        found |= {f"test {figure} {name}": value for figure, value in figures.items()}
+    return found
+
+
+def _values(found: dict[str, np.ndarray]) -> dict[str, float]:
+    return {
+        f"{part} {name}": float(value)
+        for part, ranks_of_part in found.items()
+        for name, value in metrics.ranking_metrics(ranks_of_part).items()
+        if not name.startswith("wpauc")  # recall's, with one target a user
+    }
+
+
+def _curves(lines: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """What was logged, a list a figure: "valid recall@3" with "valid step", "hit_share" with "step", and so on."""
+    curves: dict[str, list[float]] = {}
+    for line in lines:
+        if "valid" in line:
+            curves.setdefault("valid step", []).append(float(line["step"]))
+            for name, value in line["valid"].items():
+                curves.setdefault(f"valid {name}", []).append(value)
+        else:
+            for name, value in line.items():
+                if isinstance(value, int | float):
+                    curves.setdefault(name, []).append(float(value))
+    return curves
+
+
+def machine() -> str:
+    """The device that ran it, in words."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} of {os.cpu_count()} cores"
+
+
+def version() -> str:
+    """The commit that ran it, "+" where the tree had changes; "unknown" outside a git checkout."""
+    folder = Path(__file__).parent
+    try:
+        commit, changes = (
+            subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+            for words in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit + ("+" if changes else "")

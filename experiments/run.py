@@ -1,0 +1,152 @@
+"""Run a table of experiments and write its report.
+
+    python -m experiments.run main --data ROOT --seeds 0 1 2 3 4 --jobs 2
+
+A finished cell is a file and is never run again; a cell that was stopped goes on from its last checkpoint. So the same
+command resumes a table, adds seeds to it, or just writes its report anew.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from .methods import run_cell
+from .plan import Cell, Table, cells, load_table, table_names
+from .report import write_report
+from .store import read_records, write_records
+from .workspace import Workspace
+
+RESULTS = Path(__file__).parent / "results"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "EXPERIMENTS.md"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Run a table of experiments and write its report."""
+
+    table: Annotated[str, tyro.conf.Positional]
+    """A file of experiments/tables by its name without .yaml, or any other by its path; "list" names them."""
+    data: Path | None = None
+    """Folder with a folder a data set (toys, yelp, industrial, office); not needed for synthetic and theory."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    only: tuple[str, ...] = ()
+    """Data sets to run; none named: all of the table's."""
+    rows: tuple[str, ...] = ()
+    """Rows to run, by the beginnings of their names; none named: all."""
+    out: Path = Path("runs/experiments")
+    """Working folder: starts, cells, their records. The same folder goes on where it stopped."""
+    results: Path = RESULTS
+    """Where the table's parquet file, markdown and figures are written."""
+    document: Path | None = DOCUMENT
+    """The document whose marked parts the report fills in; "None": none."""
+    jobs: int = 1
+    """Processes that work side by side, a CPU thread each where there are several."""
+    report_only: bool = False
+    """Run nothing; write the report of what --results holds already."""
+    no_report: bool = False
+    """Run cells and write no report, as each of several --jobs does."""
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit status: 0, or 1 where a cell failed."""
+    options = tyro.cli(Options, args=arguments, prog="python -m experiments.run")
+    if options.table == "list":
+        print("\n".join(f"{name}: {load_table(name).title}" for name in table_names()))
+        return 0
+    try:
+        table = load_table(options.table)
+        workspace, wanted = _plan(options, table)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    kept = options.results / f"{table.name}.parquet"
+    failed = 0
+    if not options.report_only:
+        failed = _run_side_by_side(arguments, options.jobs) if options.jobs > 1 else _run(wanted, workspace)
+        if options.no_report:
+            return int(failed > 0)
+        _keep(workspace.out / "records" / table.name, kept)
+    if not kept.exists():
+        print(f"{kept}: no finished cell yet")
+        return 1
+    for path in write_report(table, read_records(kept), options.results, document=options.document):
+        print(path)
+    return int(failed > 0)
+
+
+def _plan(options: Options, table: Table) -> tuple[Workspace, list[Cell]]:
+    """Where to work and the cells that are asked for; bad options are refused."""
+    if options.jobs < 1:
+        raise ValueError(f"--jobs: expected at least 1, got {options.jobs}")
+    if not options.seeds or min(options.seeds) < 0:
+        raise ValueError(f"--seeds: expected numbers from 0 on, got {options.seeds}")
+    unknown = set(options.only) - set(table.data)
+    if unknown:
+        raise ValueError(f"--only: expected data sets among {table.data}, got {sorted(unknown)}")
+    wanted = [
+        cell
+        for cell in cells(table, list(options.seeds), list(options.only) or None)
+        if not options.rows or cell.row.name.startswith(options.rows)
+    ]
+    if not wanted:
+        raise ValueError(f"--rows: expected beginnings of {[row.name for row in table.rows]}, got {options.rows}")
+    needed = sorted({cell.data for cell in wanted} - {"synthetic"})
+    if needed and not options.report_only:
+        if options.data is None:
+            raise ValueError(f"--data: expected the folder that holds {', '.join(needed)}, got none")
+        missing = [name for name in needed if not (options.data / name).is_dir()]
+        if missing:
+            raise ValueError(f"--data {options.data}: expected a folder {missing[0]!r} in it, found none")
+    data = options.data if options.data is not None else Path()
+    return Workspace(data.resolve(), options.out.resolve()), wanted
+
+
+def _run(wanted: list[Cell], workspace: Workspace) -> int:
+    """Run the cells that are not done and that no other process is at; returns how many failed."""
+    failed = 0
+    for number, cell in enumerate(wanted, 1):
+        path = workspace.record_path(cell)
+        with workspace.lock(path, wait=False) as mine:
+            if not mine or path.exists():
+                continue
+            name = f"[{number}/{len(wanted)}] {cell.data}, {cell.row.name}, seed {cell.seed}"
+            try:
+                record = run_cell(cell, workspace)
+            except Exception:  # the other cells are worth having all the same
+                failed += 1
+                print(f"{name}: FAILED\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+                continue
+            write_records([record], path)
+            shown = ", ".join(f"{key} {value:.4f}" for key, value in list(record.values.items())[:20] if "test" in key)
+            print(f"{name}: {record.seconds:.0f} s  {shown}", file=sys.stderr, flush=True)
+    return failed
+
+
+def _run_side_by_side(arguments: list[str], jobs: int) -> int:
+    """The same command in `jobs` processes, which share the cells out among themselves."""
+    command = [sys.executable, "-m", "experiments.run", *arguments, "--jobs", "1", "--no-report"]
+    environment = {**os.environ, "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    workers = [subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) for _ in range(jobs)]
+    return sum(worker.wait() != 0 for worker in workers)
+
+
+def _keep(records: Path, kept: Path) -> None:
+    """Merge the finished cells into the table's file; cells that only the file has stay there."""
+    new = {record.key: record for record in read_records(records)} if records.is_dir() else {}
+    old = {record.key: record for record in read_records(kept)} if kept.exists() else {}
+    if new:
+        write_records(list({**old, **new}.values()), kept)
+
+
+if __name__ == "__main__":
+    if "OMP_NUM_THREADS" in os.environ:
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,134 @@
+"""What the cells of all tables share: data sets, SFT starts, and the folders in which they are worked on.
+
+    OUT/records/<table>/*.parquet   finished cells
+    OUT/starts/<digest>/            run folders of SFT stages, one for each set of options that SFT sees
+    OUT/cells/<digest>/             run folders of cells under way, or done: their best model and their metrics
+
+A start is made by whoever needs it first; others wait for it. Several processes may work in one folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedTokenizerBase
+
+import train
+from tawin.catalog import Catalog
+from tawin.checkpoint import read_progress, replace_folder
+from tawin.cli import TrainingOptions, load_data
+from tawin.config import Config, GRPOConfig, with_options
+from tawin.data import Dataset, Split
+from tawin.distributed import make_accelerator
+from tawin.policy import load_tokenizer
+from tawin.run_folder import RunFolder
+from tawin.trainer import train_sft
+
+from .plan import Cell
+
+NOT_OF_SFT = ("grpo", "data", "data_cache")  # what an SFT start does not depend on; the data set counts by its name
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where experiments read and write."""
+
+    data: Path
+    """Folder with a folder a data set."""
+    out: Path
+
+    def config(self, cell: Cell) -> Config:
+        """The trainer's config of a cell."""
+        data = None if cell.data == "synthetic" else str(self.data / cell.data)
+        options = {name: value for name, value in cell.options.items() if name not in ("sdpo", "exact")}
+        where = f"{cell.table}: {cell.row.name}"
+        return with_options(dataclasses.replace(Config(), data=data, seed=cell.seed), options, where)
+
+    def record_path(self, cell: Cell) -> Path:
+        """Where the finished cell is kept."""
+        digest = _digest([cell.row.method, cell.row.name, cell.options])[:8]
+        name = "".join(letter if letter.isalnum() else "-" for letter in cell.row.name)
+        return self.out / "records" / cell.table / f"{cell.data}-{name}-{cell.seed}-{digest}.parquet"
+
+    def cell_folder(self, cell: Cell) -> Path:
+        """Where the cell is worked on. The same work in two tables has one folder."""
+        return self.out / "cells" / _digest([cell.row.method, cell.data, cell.seed, cell.options])
+
+    @contextlib.contextmanager
+    def lock(self, path: Path, *, wait: bool) -> Iterator[bool]:
+        """Hold the lock of a path; yields whether it was got. It goes with the process, however that ends."""
+        locks = self.out / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        with open(locks / _digest(str(path.relative_to(self.out))), "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+    def start(self, config: Config, data: str) -> RunFolder:
+        """The run folder of the SFT stage with these options, finished."""
+        sft_sees = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_OF_SFT}
+        folder = self.out / "starts" / f"{data}-{_digest([data, sft_sees])[:16]}"
+        with self.lock(folder, wait=True):
+            progress = read_progress(folder / "checkpoints" / "state")
+            if progress is None or not progress.finished:
+                _train_start(dataclasses.replace(config, grpo=GRPOConfig(steps=0)), folder)
+        return RunFolder.open(folder)
+
+
+@lru_cache(maxsize=1)
+def accelerator() -> Accelerator:
+    """This process's accelerator."""
+    return make_accelerator()
+
+
+@lru_cache(maxsize=2)  # the cells of a table go through one data set after another
+def _dataset(config: Config) -> tuple[Dataset, Split]:
+    return load_data(config)
+
+
+def dataset_and_split(config: Config) -> tuple[Dataset, Split]:
+    """The data of a config, loaded once."""
+    same = Config(
+        data=config.data, data_cache=config.data_cache, seed=config.seed, split=config.split, synthetic=config.synthetic
+    )
+    return _dataset(same)
+
+
+def open_or_create(folder: Path, config: Config) -> RunFolder:
+    """The run folder of a cell: new, or gone on with."""
+    return RunFolder.resume(folder, config) if (folder / "config.yaml").exists() else RunFolder.create(folder, config)
+
+
+def catalog_of(start: RunFolder) -> tuple[PreTrainedTokenizerBase, Catalog]:
+    """Tokenizer and catalogue of a start, the latter on the device."""
+    return load_tokenizer(str(start.catalog)), Catalog.load(start.catalog).to(accelerator().device)
+
+
+def _train_start(config: Config, folder: Path) -> None:
+    run = open_or_create(folder, config)
+    job = train.prepare(TrainingOptions(config, folder, resume=True), run)
+    if not run.catalog.exists():
+        replace_folder(run.catalog, lambda new: train.save_catalog(job, new))
+    torch.manual_seed(config.seed)
+    catalog = job.catalog.to(accelerator().device)
+    model = train.trainable(job.model, catalog, config)
+    train_sft(accelerator(), model, job.tokenizer, catalog, job.split, config, run)
+    accelerator().free_memory()
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,125 @@
+"""The runner, end to end on a small synthetic table: cells, resuming, adding seeds, several processes, refusals."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import methods, run
+from experiments.store import read_records
+
+ROOT = Path(__file__).parents[2]
+TABLE = """
+title: A small table
+data: [synthetic]
+options:
+  synthetic: {num_users: 120, num_items: 40, num_clusters: 5}
+  policy: {hidden_size: 16, layers: 1, heads: 2, intermediate_size: 32, hidden_dropout: 0.1}
+  sft: {epochs: 2, batch_size: 32}
+  grpo: {steps: 3, batch_size: 16, group_size: 4, evaluate_every: 2}
+  evaluation: {beam_width: 10}
+baseline: Beam
+rows:
+  - {name: SFT, method: sft}
+  - {name: Beam, method: grpo, options: {grpo: {tawin: {enabled: false}}}}
+  - {name: "Anchor {}", method: grpo, sweep: {grpo.tawin.anchor: [0.0, 1.0]}}
+  - {name: S-DPO, method: sdpo, options: {sdpo: {steps: 2, batch_size: 16}}}
+figures:
+  - {kind: sweep, option: grpo.tawin.anchor, metrics: [recall@3], reference: [SFT]}
+"""
+
+
+def arguments(folder: Path, *more: str) -> list[str]:
+    (folder / "small.yaml").write_text(TABLE)
+    places = ["--out", str(folder / "out"), "--results", str(folder / "results"), "--document", "None"]
+    return [str(folder / "small.yaml"), *places, *more]
+
+
+def test_a_table_is_run_resumed_and_grown_by_a_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run.main(arguments(tmp_path, "--seeds", "0", "--rows", "SFT", "Beam")) == 0
+    kept = tmp_path / "results" / "small.parquet"
+    first = {record.key: record for record in read_records(kept)}
+    assert [key[2:] for key in first] == [("Beam", 0), ("SFT", 0)]
+    for record in first.values():
+        assert record.ranks["test"].shape == record.ranks["valid"].shape == (120,)
+        found = record.ranks["test"]
+        assert record.values["test recall@10"] == pytest.approx(float(((found >= 0) & (found < 10)).mean()))
+    assert first["small", "synthetic", "Beam", 0].series["step"] == [1.0, 2.0, 3.0]
+    starts = list((tmp_path / "out" / "starts").iterdir())
+    assert len(starts) == 1  # both rows stand on one SFT
+
+    ran = []
+    monkeypatch.setattr(
+        run, "run_cell", lambda cell, work: (ran.append(cell.row.name), methods.run_cell(cell, work))[1]
+    )
+    assert run.main(arguments(tmp_path, "--seeds", "0", "1")) == 0
+    assert sorted(ran) == ["Anchor 0.0", "Anchor 0.0", "Anchor 1.0", "Anchor 1.0", "Beam", "S-DPO", "S-DPO", "SFT"]
+    records = {record.key: record for record in read_records(kept)}
+    assert len(records) == 10
+    assert records["small", "synthetic", "SFT", 0].finished_at == first["small", "synthetic", "SFT", 0].finished_at
+    assert "Anchor 1.0" in (tmp_path / "results" / "small.md").read_text()
+    assert list((tmp_path / "results").glob("small-*.png"))
+    # What a start learned does not depend on who needed it first.
+    assert list(records["small", "synthetic", "SFT", 0].ranks["test"]) != list(
+        records["small", "synthetic", "SFT", 1].ranks["test"]
+    )
+
+
+def test_two_processes_share_the_cells_and_find_what_one_finds(tmp_path: Path) -> None:
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    for folder, jobs in ((alone, "1"), (together, "2")):
+        folder.mkdir()
+        command = [sys.executable, "-m", "experiments.run", *arguments(folder, "--seeds", "0", "--jobs", jobs)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+        subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    one, two = (read_records(folder / "results" / "small.parquet") for folder in (alone, together))
+    assert [record.key for record in one] == [record.key for record in two]
+    assert len(one) == 5
+    for a, b in zip(one, two, strict=True):
+        assert a.values == b.values
+        assert a.ranks["test"].tolist() == b.ranks["test"].tolist()
+
+
+def test_a_cell_that_fails_leaves_the_others_and_shows_in_the_exit_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(cell: object, workspace: object) -> object:
+        raise FloatingPointError("the gradient norm is nan")
+
+    monkeypatch.setitem(methods.METHODS, "grpo", fails)
+    assert run.main(arguments(tmp_path, "--seeds", "0", "--rows", "SFT", "Beam")) == 1
+    assert [record.row for record in read_records(tmp_path / "results" / "small.parquet")] == ["SFT"]
+    assert "synthetic, Beam, seed 0: FAILED" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--jobs", "0"], "--jobs: expected at least 1, got 0"),
+        (["--seeds", "-1"], "--seeds: expected numbers from 0 on"),
+        (["--only", "toys"], r"--only: expected data sets among \('synthetic',\), got \['toys'\]"),
+        (["--rows", "Beams"], r"--rows: expected beginnings of \['SFT', 'Beam'.*\], got \('Beams',\)"),
+    ],
+)
+def test_options_that_name_nothing_are_refused(more: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=message):
+        run.main(arguments(tmp_path, *more))
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_that_is_not_there_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    places = ["--out", str(tmp_path / "out"), "--results", str(tmp_path / "results")]
+    with pytest.raises(
+        SystemExit, match="--data: expected the folder that holds industrial, office, toys, yelp, got none"
+    ):
+        run.main(["main", *places])
+    with pytest.raises(SystemExit, match=r"expected a folder 'industrial' in it, found none"):
+        run.main(["main", "--data", str(tmp_path), *places])
+
+
+def test_the_report_alone_needs_finished_cells(tmp_path: Path) -> None:
+    assert run.main(arguments(tmp_path, "--report-only")) == 1

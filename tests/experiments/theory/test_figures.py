@@ -1,0 +1,71 @@
+"""Figures of the theory: drawn from real records, the same bytes each time, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments.store import Record
+from experiments.theory import auc_gradient, beam_density, correlation, recall_bounds
+from experiments.theory.figures import FIGURES, draw, draw_correlation
+from tawin.figures import DARK, LIGHT
+
+from . import test_auc_gradient, test_beam_density, test_correlation, test_recall_bounds
+
+CHECKS: dict[str, tuple[ModuleType, dict[str, Any]]] = {
+    "auc_gradient": (auc_gradient, {**test_auc_gradient.SMALL, "groups": 8}),
+    "beam_density": (beam_density, test_beam_density.SMALL),
+    "recall_bounds": (recall_bounds, test_recall_bounds.SMALL),
+    "correlation": (correlation, test_correlation.SMALL),
+}
+
+
+def made_record(check: str, *, row: str | None = None, seed: int = 0) -> Record:
+    module, options = CHECKS[check]
+    values, series = module.run(options, seed)
+    return Record("theory", "synthetic", row or check, seed, options, values, series=series)
+
+
+def test_there_is_a_figure_for_every_check() -> None:
+    assert set(FIGURES) == set(CHECKS)
+
+
+@pytest.mark.parametrize("check", sorted(CHECKS))
+def test_a_row_is_drawn_from_its_own_records(check: str, tmp_path: Path) -> None:
+    row = f"{check}: small"
+    draw(
+        row, [made_record(check, row=row), Record("theory", "synthetic", "another row", 0, {}, {})], tmp_path / "a.png"
+    )
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_records_give_the_same_bytes_and_a_dark_page_others(tmp_path: Path) -> None:
+    records = [made_record("recall_bounds")]
+    for name, theme in (("a.svg", LIGHT), ("b.svg", LIGHT), ("dark.svg", DARK)):
+        draw("recall_bounds", records, tmp_path / name, theme)
+    first, again, dark = ((tmp_path / name).read_bytes() for name in ("a.svg", "b.svg", "dark.svg"))
+    assert b"<svg" in first
+    assert first == again != dark
+
+
+def test_a_line_is_the_mean_over_seeds() -> None:
+    records = [made_record("correlation", seed=seed) for seed in (0, 1)]
+    figure = draw_correlation(records, LIGHT)
+    line = next(line for line in figure.axes[0].lines if line.get_label() == "AUC")
+    expected = [sum(r.series["auc, pearson, users"][place] for r in records) / 2 for place in range(3)]
+    assert np.asarray(line.get_ydata()).tolist() == pytest.approx(expected)
+
+
+def test_what_cannot_be_drawn_is_refused_by_name(tmp_path: Path) -> None:
+    records = [made_record("correlation")]
+    with pytest.raises(ValueError, match="'auc'"):
+        draw("auc", records, tmp_path / "a.png")
+    with pytest.raises(ValueError, match="'recall_bounds'"):
+        draw("recall_bounds", records, tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"a\.pdf"):
+        draw("correlation", records, tmp_path / "a.pdf")
+    assert not list(tmp_path.iterdir())
