@@ -41,7 +41,7 @@ class Options:
     only: tuple[str, ...] = ()
     """Data sets to run; none named: all of the table's."""
     rows: tuple[str, ...] = ()
-    """Rows to run, by the beginnings of their names; none named: all."""
+    """Rows to run, by their names, or by their beginnings with a * behind them; none named: all."""
     out: Path = Path("runs/experiments")
     """Working folder: starts, cells, their records. The same folder goes on where it stopped."""
     results: Path = RESULTS
@@ -94,10 +94,10 @@ def _plan(options: Options, table: Table) -> tuple[Workspace, list[Cell]]:
     wanted = [
         cell
         for cell in cells(table, list(options.seeds), list(options.only) or None)
-        if not options.rows or cell.row.name.startswith(options.rows)
+        if not options.rows or any(_is_named(cell.row.name, wanted) for wanted in options.rows)
     ]
     if not wanted:
-        raise ValueError(f"--rows: expected beginnings of {[row.name for row in table.rows]}, got {options.rows}")
+        raise ValueError(f"--rows: expected some of {[row.name for row in table.rows]}, got {options.rows}")
     needed = sorted({cell.data for cell in wanted} - {"synthetic"})
     if needed and not options.report_only:
         if options.data is None:
@@ -107,6 +107,10 @@ def _plan(options: Options, table: Table) -> tuple[Workspace, list[Cell]]:
             raise ValueError(f"--data {options.data}: expected a folder {missing[0]!r} in it, found none")
     data = options.data if options.data is not None else Path()
     return Workspace(data.resolve(), options.out.resolve()), wanted
+
+
+def _is_named(name: str, wanted: str) -> bool:
+    return name.startswith(wanted[:-1]) if wanted.endswith("*") else name == wanted
 
 
 def _run(wanted: list[Cell], workspace: Workspace) -> int:

@@ -40,7 +40,7 @@ def arguments(folder: Path, *more: str) -> list[str]:
 
 
 def test_a_table_is_run_resumed_and_grown_by_a_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run.main(arguments(tmp_path, "--seeds", "0", "--rows", "SFT", "Beam")) == 0
+    assert run.main(arguments(tmp_path, "--seeds", "0", "--rows", "SFT", "Be*")) == 0
     kept = tmp_path / "results" / "small.parquet"
     first = {record.key: record for record in read_records(kept)}
     assert [key[2:] for key in first] == [("Beam", 0), ("SFT", 0)]
@@ -102,7 +102,7 @@ def test_a_cell_that_fails_leaves_the_others_and_shows_in_the_exit_status(
         (["--jobs", "0"], "--jobs: expected at least 1, got 0"),
         (["--seeds", "-1"], "--seeds: expected numbers from 0 on"),
         (["--only", "toys"], r"--only: expected data sets among \('synthetic',\), got \['toys'\]"),
-        (["--rows", "Beams"], r"--rows: expected beginnings of \['SFT', 'Beam'.*\], got \('Beams',\)"),
+        (["--rows", "Beams"], r"--rows: expected some of \['SFT', 'Beam'.*\], got \('Beams',\)"),
     ],
 )
 def test_options_that_name_nothing_are_refused(more: list[str], message: str, tmp_path: Path) -> None:
