@@ -115,7 +115,7 @@ def exact_ranks(
     walk = _walk(catalog.trie, chunk)
     ranks, above = np.full_like(positives, -1), np.full_like(positives, -1)
     starts = range(0, len(order), batch_size)
-    for start in tqdm(starts, desc="exact ranks", disable=not progress, leave=False):
+    for start in tqdm(starts, desc="exact ranks", disable=None if progress else True, leave=False):
         rows = order[start : start + batch_size]
         input_ids, attention_mask = catalog.encode_histories(histories.take(rows))
         bf16 = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")  # as in `evaluate`

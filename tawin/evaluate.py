@@ -50,7 +50,7 @@ def recommend(
     items = np.zeros((len(histories), config.beam_width), dtype=np.int64)
     scores = np.zeros((len(histories), config.beam_width), dtype=np.float32)
     batches = list(_batches(histories, config.batch_size))[processes.rank :: processes.count]
-    for rows in tqdm(batches, desc=description, disable=not progress, leave=False):
+    for rows in tqdm(batches, desc=description, disable=None if progress else True, leave=False):
         batch = histories.take(rows)
         input_ids, attention_mask = catalog.encode_histories(batch)
         bf16 = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")  # as in training

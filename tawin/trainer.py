@@ -393,10 +393,10 @@ def evaluate_valid(stage: Stage, catalog: Catalog, valid: Examples, config: Conf
 
 
 def progress_bar(stage: Stage, total: int) -> tqdm:
+    """Of the first process, on a terminal."""
     name, step = stage.progress.stage, stage.progress.step
-    return tqdm(
-        total=total, initial=step, desc=name, unit="step", mininterval=1.0, disable=not stage.processes.is_first
-    )
+    disable = None if stage.processes.is_first else True  # None: shown on a terminal, not in a log file
+    return tqdm(total=total, initial=step, desc=name, unit="step", mininterval=1.0, disable=disable)
 
 
 def say(stage: Stage, when: str, found: dict[str, float], loss: float | None = None) -> None:
