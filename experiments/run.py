@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,24 +115,35 @@ def _is_named(name: str, wanted: str) -> bool:
 
 
 def _run(wanted: list[Cell], workspace: Workspace) -> int:
-    """Run the cells that are not done and that no other process is at; returns how many failed."""
-    failed = 0
-    for number, cell in enumerate(wanted, 1):
-        path = workspace.record_path(cell)
-        with workspace.lock(path, wait=False) as mine:
-            if not mine or path.exists():
+    """Run the cells that are not done and that no other process is at; returns how many failed.
+
+    A cell whose start another process is training comes later, after those that need not wait.
+    """
+    failed, waiting = 0, dict(enumerate(wanted, 1))
+    while waiting:
+        for number, cell in list(waiting.items()):
+            if workspace.waits_for_start(cell):
                 continue
-            name = f"[{number}/{len(wanted)}] {cell.data}, {cell.row.name}, seed {cell.seed}"
-            try:
-                record = run_cell(cell, workspace)
-            except Exception:  # the other cells are worth having all the same
-                failed += 1
-                print(f"{name}: FAILED\n{traceback.format_exc()}", file=sys.stderr, flush=True)
-                continue
-            write_records([record], path)
-            shown = ", ".join(f"{key} {value:.4f}" for key, value in list(record.values.items())[:20] if "test" in key)
-            print(f"{name}: {record.seconds:.0f} s  {shown}", file=sys.stderr, flush=True)
+            del waiting[number]
+            with workspace.lock(workspace.record_path(cell), wait=False) as mine:
+                if mine and not workspace.record_path(cell).exists():
+                    failed += not _run_one(cell, workspace, f"[{number}/{len(wanted)}]")
+        time.sleep(1 if waiting else 0)
     return failed
+
+
+def _run_one(cell: Cell, workspace: Workspace, number: str) -> bool:
+    """Run a cell and keep its record; returns whether it did not fail."""
+    name = f"{number} {cell.data}, {cell.row.name}, seed {cell.seed}"
+    try:
+        record = run_cell(cell, workspace)
+    except Exception:  # the other cells are worth having all the same
+        print(f"{name}: FAILED\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        return False
+    write_records([record], workspace.record_path(cell))
+    shown = ", ".join(f"{figure} {value:.4f}" for figure, value in record.values.items() if "test recall" in figure)
+    print(f"{name}: {record.seconds:.0f} s  {shown}", file=sys.stderr, flush=True)
+    return True
 
 
 def _run_side_by_side(arguments: list[str], jobs: int) -> int:

@@ -35,7 +35,7 @@ from tawin.policy import load_tokenizer
 from tawin.run_folder import RunFolder
 from tawin.trainer import train_sft
 
-from .plan import Cell
+from .plan import TRAINED, Cell
 
 NOT_OF_SFT = ("grpo", "data", "data_cache")  # what an SFT start does not depend on; the data set counts by its name
 
@@ -78,10 +78,20 @@ class Workspace:
                 return
             yield True
 
+    def waits_for_start(self, cell: Cell) -> bool:
+        """Whether another process is training the start that the cell needs."""
+        if cell.row.method not in TRAINED:
+            return False
+        with self.lock(self._start_folder(self.config(cell), cell.data), wait=False) as is_free:
+            return not is_free
+
+    def _start_folder(self, config: Config, data: str) -> Path:
+        sft_sees = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_OF_SFT}
+        return self.out / "starts" / f"{data}-{_digest([data, sft_sees])[:16]}"
+
     def start(self, config: Config, data: str) -> RunFolder:
         """The run folder of the SFT stage with these options, finished."""
-        sft_sees = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_OF_SFT}
-        folder = self.out / "starts" / f"{data}-{_digest([data, sft_sees])[:16]}"
+        folder = self._start_folder(config, data)
         with self.lock(folder, wait=True):
             progress = read_progress(folder / "checkpoints" / "state")
             if progress is None or not progress.finished:
