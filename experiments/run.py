@@ -15,7 +15,7 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -23,7 +23,7 @@ import tyro
 from .methods import run_cell
 from .plan import Cell, Table, cells, load_table, table_names
 from .report import write_report
-from .store import read_records, write_records
+from .store import Record, read_records, write_records
 from .workspace import Workspace
 
 RESULTS = Path(__file__).parent / "results"
@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> int:
         failed = _run_side_by_side(arguments, options.jobs) if options.jobs > 1 else _run(wanted, workspace)
         if options.no_report:
             return int(failed > 0)
-        _keep(workspace.out / "records" / table.name, kept)
+        _keep(wanted, workspace, kept)
     if not kept.exists():
         print(f"{kept}: no finished cell yet")
         return 1
@@ -154,12 +154,29 @@ def _run_side_by_side(arguments: list[str], jobs: int) -> int:
     return sum(worker.wait() != 0 for worker in workers)
 
 
-def _keep(records: Path, kept: Path) -> None:
-    """Merge the finished cells into the table's file; cells that only the file has stay there."""
-    new = {record.key: record for record in read_records(records)} if records.is_dir() else {}
-    old = {record.key: record for record in read_records(kept)} if kept.exists() else {}
-    if new:
-        write_records(list({**old, **new}.values()), kept)
+def _keep(wanted: list[Cell], workspace: Workspace, kept: Path) -> None:
+    """Merge the finished ones of the cells into the table's file, which keeps its other seeds, rows and data sets.
+
+    Seeds of a row that were run with other options than these now are no seeds of it any more, and are left out.
+    """
+    paths = [workspace.record_path(cell) for cell in wanted]
+    new = {record.key: record for path in paths if path.exists() for record in read_records(path)}
+    if not new:
+        return
+    options = {(record.data, record.row): _options_of(record) for record in new.values()}
+    old = [record for record in (read_records(kept) if kept.exists() else []) if record.key not in new]
+    stay = [
+        record for record in old if options.get((record.data, record.row), _options_of(record)) == _options_of(record)
+    ]
+    for record in old:
+        if record not in stay:
+            print(f"left out, as its options were others: {record.data}, {record.row}, seed {record.seed}")
+    write_records([*new.values(), *stay], kept)
+
+
+def _options_of(record: Record) -> dict[str, Any]:
+    """A record's settings without what differs between its seeds and machines."""
+    return {name: value for name, value in record.settings.items() if name not in ("seed", "data", "data_cache")}
 
 
 if __name__ == "__main__":

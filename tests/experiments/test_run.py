@@ -123,3 +123,23 @@ def test_data_that_is_not_there_is_refused_before_anything_runs(tmp_path: Path) 
 
 def test_the_report_alone_needs_finished_cells(tmp_path: Path) -> None:
     assert run.main(arguments(tmp_path, "--report-only")) == 1
+
+
+def test_seeds_that_were_run_with_other_options_leave_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    only_sft = arguments(tmp_path, "--rows", "SFT")
+    assert run.main([*only_sft, "--seeds", "0", "1"]) == 0
+    first = {record.seed: record for record in read_records(tmp_path / "results" / "small.parquet")}
+    (tmp_path / "small.yaml").write_text(TABLE.replace("epochs: 2", "epochs: 1"))
+    assert run.main([*only_sft, "--seeds", "1"]) == 0
+    (found,) = read_records(tmp_path / "results" / "small.parquet")
+    assert found.seed == 1 and found.settings["sft"]["epochs"] == 1
+    assert "left out, as its options were others: synthetic, SFT, seed 0" in capsys.readouterr().out
+    # What was run is not lost: with the old options it comes back without being run again.
+    (tmp_path / "small.yaml").write_text(TABLE)
+    assert run.main([*only_sft, "--seeds", "0", "1"]) == 0
+    again = {record.seed: record for record in read_records(tmp_path / "results" / "small.parquet")}
+    assert {seed: record.finished_at for seed, record in again.items()} == {
+        seed: record.finished_at for seed, record in first.items()
+    }
