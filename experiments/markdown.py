@@ -19,7 +19,7 @@ from .statistics import Comparison, Spread, compare_rows, is_per_user, part_of, 
 from .store import Record
 
 NOT_RUN = "not run"
-_LONG = 16  # lines of a comparison above which it is folded
+_LONG = 16  # lines of a comparison, or of a list of figures, above which it is folded
 
 
 def number(value: float, digits: int = 4) -> str:
@@ -142,7 +142,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
     )
     text = markdown_table(header, lines)
     if len(lines) > _LONG:
-        text = f"<details><summary>{len(lines)} comparisons</summary>\n\n{text}\n\n</details>"
+        text = _folded(text, f"{len(lines)} comparisons")
     return f"{about}\n\n{text}"
 
 
@@ -159,7 +159,12 @@ def values_table(table: Table, records: Sequence[Record], data: str) -> str:
             figure = spread([record.values[name] for record in run if name in record.values])
             lines.append([row.name, name, _value(figure), str(figure.seeds)])
     about = f"Mean ± sample standard deviation over {_count(most, 'seed')}.\n\n" if most else ""
-    return about + markdown_table(["row", "figure", "value", "seeds"], lines)
+    text = markdown_table(["row", "figure", "value", "seeds"], lines)
+    return about + (_folded(text, f"{len(lines)} figures") if len(lines) > _LONG else text)
+
+
+def _folded(text: str, title: str) -> str:
+    return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
 
 
 def origin(table: Table, records: Sequence[Record]) -> str:

@@ -42,7 +42,7 @@ from .baselines import SequenceModelOptions, fit, ranks
 from .plan import Cell
 from .sdpo import SDPOOptions, train_sdpo
 from .store import PARTS, Record
-from .workspace import Workspace, accelerator, catalog_of, dataset_and_split, open_or_create
+from .workspace import NOT_TRAINERS, Workspace, accelerator, catalog_of, dataset_and_split, open_or_create
 
 
 @dataclass(frozen=True)
@@ -89,34 +89,25 @@ def _sft(cell: Cell, workspace: Workspace) -> Outcome:
     return _evaluated(start, "sft", catalog, split, config, cell)
 
 
-def _grpo(cell: Cell, workspace: Workspace) -> Outcome:
-    config = workspace.config(cell)
+def _from_start(cell: Cell, workspace: Workspace) -> Outcome:
+    """GRPO or S-DPO, in the cell's run folder; where another table has the same cell under way, after that."""
+    config, stage = workspace.config(cell), cell.row.method
     start = workspace.start(config, cell.data)
     tokenizer, catalog = catalog_of(start)
     _, split = dataset_and_split(config)
-    run = open_or_create(workspace.cell_folder(cell), config)
-    torch.manual_seed(config.seed)
-    folder = start.checkpoints / "sft"
-    model = train.trainable(load_model(folder), catalog, config)
-    reference = load_model(folder) if config.grpo.beta > 0 and config.policy.lora_rank == 0 else None
-    train_grpo(accelerator(), model, reference, tokenizer, catalog, split, config, run)
-    accelerator().free_memory()
-    return _evaluated(run, "grpo", catalog, split, config, cell)
-
-
-def _sdpo(cell: Cell, workspace: Workspace) -> Outcome:
-    config = workspace.config(cell)
-    options = SDPOOptions(**cell.options.get("sdpo", {}))
-    start = workspace.start(config, cell.data)
-    tokenizer, catalog = catalog_of(start)
-    _, split = dataset_and_split(config)
-    run = open_or_create(workspace.cell_folder(cell), config)
-    torch.manual_seed(config.seed)
-    folder = start.checkpoints / "sft"
-    model = train.trainable(load_model(folder), catalog, config)
-    train_sdpo(accelerator(), model, load_model(folder), tokenizer, catalog, split, config, options, run)
-    accelerator().free_memory()
-    return _evaluated(run, "sdpo", catalog, split, config, cell)
+    sft = start.checkpoints / "sft"
+    with workspace.lock(workspace.cell_folder(cell), wait=True):
+        run = open_or_create(workspace.cell_folder(cell), config)
+        torch.manual_seed(config.seed)
+        model = train.trainable(load_model(sft), catalog, config)
+        if stage == "grpo":
+            reference = load_model(sft) if config.grpo.beta > 0 and config.policy.lora_rank == 0 else None
+            train_grpo(accelerator(), model, reference, tokenizer, catalog, split, config, run)
+        else:
+            options = SDPOOptions(**cell.options.get("sdpo", {}))
+            train_sdpo(accelerator(), model, load_model(sft), tokenizer, catalog, split, config, options, run)
+        accelerator().free_memory()
+        return _evaluated(run, stage, catalog, split, config, cell)
 
 
 def _sequence_model(cell: Cell, workspace: Workspace) -> Outcome:
@@ -155,8 +146,8 @@ def _theory(cell: Cell) -> Outcome:
 
 METHODS: dict[str, Callable[[Cell, Workspace], Outcome]] = {
     "sft": _sft,
-    "grpo": _grpo,
-    "sdpo": _sdpo,
+    "grpo": _from_start,
+    "sdpo": _from_start,
     "sasrec": _sequence_model,
     "gru4rec": _sequence_model,
 }
@@ -175,7 +166,8 @@ def _evaluated(run: RunFolder, stage: str, catalog: Catalog, split: Split, confi
     values, series = _values(found), _curves(lines)
     if "exact" in cell.options:
         values |= _exact(model, catalog, split, config, **cell.options["exact"])
-    return Outcome(values, dataclasses.asdict(config), found, series)
+    others = {name: cell.options[name] for name in NOT_TRAINERS if name in cell.options}
+    return Outcome(values, {**dataclasses.asdict(config), **others}, found, series)
 
 
 def _exact(model: nn.Module, catalog: Catalog, split: Split, config: Config, *, users: int) -> dict[str, float]:

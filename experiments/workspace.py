@@ -37,6 +37,7 @@ from tawin.trainer import train_sft
 
 from .plan import TRAINED, Cell
 
+NOT_TRAINERS = ("sdpo", "exact")  # options of a row that are not fields of the trainer's config
 NOT_OF_SFT = ("grpo", "data", "data_cache")  # what an SFT start does not depend on; the data set counts by its name
 
 
@@ -51,7 +52,7 @@ class Workspace:
     def config(self, cell: Cell) -> Config:
         """The trainer's config of a cell."""
         data = None if cell.data == "synthetic" else str(self.data / cell.data)
-        options = {name: value for name, value in cell.options.items() if name not in ("sdpo", "exact")}
+        options = {name: value for name, value in cell.options.items() if name not in NOT_TRAINERS}
         where = f"{cell.table}: {cell.row.name}"
         return with_options(dataclasses.replace(Config(), data=data, seed=cell.seed), options, where)
 

@@ -1,7 +1,7 @@
 """The options of a sequence model and of its training: what a row of a table may set.
 
 The defaults were chosen on valid, for both models at once, on the toys and industrial catalogues with `negatives` at
-1024, which costs a tenth of the whole softmax on large catalogues.
+1024, which takes far less time than the whole softmax on large catalogues.
 """
 
 from __future__ import annotations
