@@ -42,7 +42,7 @@ from .baselines import SequenceModelOptions, fit, ranks
 from .plan import Cell
 from .sdpo import SDPOOptions, train_sdpo
 from .store import PARTS, Record
-from .workspace import NOT_TRAINERS, Workspace, accelerator, catalog_of, dataset_and_split, open_or_create
+from .workspace import Workspace, accelerator, catalog_of, dataset_and_split, open_or_create
 
 
 @dataclass(frozen=True)
@@ -104,10 +104,16 @@ def _from_start(cell: Cell, workspace: Workspace) -> Outcome:
             reference = load_model(sft) if config.grpo.beta > 0 and config.policy.lora_rank == 0 else None
             train_grpo(accelerator(), model, reference, tokenizer, catalog, split, config, run)
         else:
-            options = SDPOOptions(**cell.options.get("sdpo", {}))
+            options = sdpo_options(cell, config)
             train_sdpo(accelerator(), model, load_model(sft), tokenizer, catalog, split, config, options, run)
         accelerator().free_memory()
         return _evaluated(run, stage, catalog, split, config, cell)
+
+
+def sdpo_options(cell: Cell, config: Config) -> SDPOOptions:
+    """A cell's options of S-DPO; it has GRPO's steps, batches and evaluations where the row says nothing else."""
+    same = {name: getattr(config.grpo, name) for name in ("steps", "batch_size", "evaluate_every")}
+    return SDPOOptions(**{**same, **cell.options.get("sdpo", {})})
 
 
 def _sequence_model(cell: Cell, workspace: Workspace) -> Outcome:
@@ -117,16 +123,17 @@ def _sequence_model(cell: Cell, workspace: Workspace) -> Outcome:
     config = workspace.config(replace(cell, options={"evaluation": cell.options.get("evaluation", {})}))
     config = replace(config, split=replace(config.split, max_history=options.max_history))
     dataset, split = dataset_and_split(config)
+    evaluation = config.evaluation
     model = fit(
         kind,  # type: ignore[arg-type]
         training_sequences(dataset),
         len(dataset.items),
         options,
         seed=cell.seed,
-        valid=split.valid,
+        valid=sampled(split.valid, evaluation.valid_users, cell.seed),
+        exclude_history=evaluation.exclude_history,
         device=accelerator().device,
     )
-    evaluation = config.evaluation
     found = {
         part: ranks(
             model,
@@ -135,7 +142,8 @@ def _sequence_model(cell: Cell, workspace: Workspace) -> Outcome:
         )
         for part in PARTS
     }
-    return Outcome(_values(found), {kind: dataclasses.asdict(options), "seed": cell.seed}, found)
+    settings = {kind: dataclasses.asdict(options), "evaluation": dataclasses.asdict(evaluation), "seed": cell.seed}
+    return Outcome(_values(found), settings, found)
 
 
 def _theory(cell: Cell) -> Outcome:
@@ -166,8 +174,12 @@ def _evaluated(run: RunFolder, stage: str, catalog: Catalog, split: Split, confi
     values, series = _values(found), _curves(lines)
     if "exact" in cell.options:
         values |= _exact(model, catalog, split, config, **cell.options["exact"])
-    others = {name: cell.options[name] for name in NOT_TRAINERS if name in cell.options}
-    return Outcome(values, {**dataclasses.asdict(config), **others}, found, series)
+    settings = dataclasses.asdict(config)
+    if stage == "sdpo":
+        settings["sdpo"] = dataclasses.asdict(sdpo_options(cell, config))
+    if "exact" in cell.options:
+        settings["exact"] = cell.options["exact"]
+    return Outcome(values, settings, found, series)
 
 
 def _exact(model: nn.Module, catalog: Catalog, split: Split, config: Config, *, users: int) -> dict[str, float]:

@@ -57,6 +57,7 @@ def write_report(table: Table, records: Sequence[Record], folder: Path, *, docum
     if document is None:
         return [page, *drawn]
     images = _images(table, drawn, names, document.parent)
+    before, after = split_document(document, table.name)  # again: figures take a while, and others write here too
     write_atomically(document, f"{before}\n\n{text}{images}\n{after}")
     return [page, *drawn, document]
 

@@ -133,7 +133,7 @@ def train_sdpo(
 def sdpo_step(
     stage: Stage, reference: nn.Module, catalog: Catalog, prompts: Examples, seed: int, options: SDPOOptions
 ) -> dict[str, float]:
-    """One step on its batch of the prompts.
+    """One step on its batch of the prompts, without dropout.
 
     Returns:
         The loss, the margin (mean of r_+ less the mean r_j), the share of prompts with r_+ above every r_j, the norm
@@ -141,8 +141,7 @@ def sdpo_step(
     """
     step, size = stage.progress.step, options.batch_size
     rows = prompt_rows(len(prompts), seed, step, size * options.gradient_accumulation)
-    stage.seed(seed)
-    stage.model.train()
+    stage.model.eval()  # no dropout, as the reference has none: r starts at 0
     drawn = np.random.SeedSequence((seed, 2, step)).generate_state(1)[0]
     generator = torch.Generator(stage.processes.device).manual_seed(int(drawn))
     parts = [rows[start : start + size] for start in range(0, len(rows), size)]

@@ -12,6 +12,8 @@ from .backbone import backbone
 def add_dropout(model: nn.Module, share: float) -> None:
     """Dropout on the embeddings and on what each layer's attention and MLP add to them, as GPT-2 and SASRec have it.
 
+    In Gemma it comes before the norm that follows attention and MLP there.
+
     It is active in train mode, has no weights, and is not saved with the model: whoever trains it again adds it again.
 
     Args:

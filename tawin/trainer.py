@@ -198,6 +198,7 @@ def grpo_step(
     rollout = _roll_out_all(stage, catalog, prompts.take(rows), config)
     old_log_probs: list[Tensor] | None = None
     for update in range(grpo.updates):
+        stage.seed(config.seed)  # the same dropout in every update: the ratio is the policies', not the masks'
         figures, log_probs = _backward(stage, rollout, reference, old_log_probs)
         if update == 0:
             old_log_probs = log_probs

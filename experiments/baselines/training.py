@@ -49,6 +49,7 @@ def fit(
     *,
     seed: int,
     valid: Examples,
+    exclude_history: bool = False,
     device: str | torch.device = "cpu",
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> SequenceModel:
@@ -60,7 +61,7 @@ def fit(
         num_items: size of the catalogue, that is, of what is ranked.
         seed: of weights, order, dropout and negatives. The same seed, machine and number of threads give the same bits
             on a CPU; the caller's random state stays as it is.
-        valid: chooses the epoch, by `options.selection`.
+        valid: chooses the epoch, by `options.selection`; exclude_history as in `ranks`.
         on_epoch: called after every epoch, the first to be given up included.
 
     Raises:
@@ -87,7 +88,7 @@ def fit(
         for number in range(1, options.epochs + 1):
             batches = _batches(windows, first_targets, options.batch_size, order)
             loss = _train_epoch(model, optimizer, batches, targets_a_step, options)
-            epoch = Epoch(number, loss, ranking_metrics(ranks(model, valid)))
+            epoch = Epoch(number, loss, ranking_metrics(ranks(model, valid, exclude_history=exclude_history)))
             if on_epoch is not None:
                 on_epoch(epoch)
             if epoch.valid[options.selection] > best:

@@ -167,7 +167,7 @@ def test_a_run_that_was_stopped_and_resumed_ends_as_one_that_never_was(forwards:
     done: list[int] = []
 
     def stop(module: nn.Module, _inputs: object) -> None:
-        done.append(int(module.training))
+        done.append(int(torch.is_grad_enabled()))  # the policy's forwards, and no evaluation's
         if sum(done) > forwards:
             raise KeyboardInterrupt
 
@@ -183,6 +183,14 @@ def test_a_run_that_was_stopped_and_resumed_ends_as_one_that_never_was(forwards:
         ours, theirs = (load_file(tmp_path / run / "checkpoints" / name) for run in ("stopped", "whole"))
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[tensor], theirs[tensor]) for tensor in theirs)
+
+
+def test_the_policy_starts_at_its_reference_whatever_its_dropout(tmp_path: Path) -> None:
+    options = dataclasses.replace(OPTIONS, steps=1, negatives=4)
+    _, lines = trained(tmp_path / "run", options, start(attention_dropout=0.3), start())
+    (first,) = (line for line in lines if "loss" in line)
+    assert first["loss"] == pytest.approx(np.log(1 + 4), abs=1e-5)  # fp32 log-probs of a few nats
+    assert first["margin"] == pytest.approx(0.0, abs=1e-5)
 
 
 def test_a_batch_in_two_forwards_gives_the_step_of_one(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from tawin.checkpoint import Progress
 from tawin.config import PRESETS, Config, GRPOConfig, PolicyConfig, SyntheticConfig, TAWinConfig
 from tawin.data import Examples, Split
 from tawin.distributed import Processes
+from tawin.dropout import add_dropout
 from tawin.objective import Groups, completion_log_probs
 from tawin.optimization import Stage
 from tawin.phases import phase_seconds
@@ -196,13 +198,15 @@ def test_groups_stay_on_the_prompts_they_were_rolled_out_for() -> None:
     assert torch.equal(taken.token_ids, groups.token_ids[[2, 0]])
 
 
-def stepped(tmp_path: Path, **options: object) -> tuple[torch.nn.Module, dict[str, float], Stage]:
+def stepped(
+    tmp_path: Path, *, learning_rate: float = 1e-2, dropout: float = 0.0, **options: Any
+) -> tuple[torch.nn.Module, dict[str, float], Stage]:
     """A tiny policy after one GRPO step at a rate that moves it visibly, the step's figures, and its stage."""
-    catalog, config = (
-        small_catalog(),
-        Config(grpo=GRPOConfig(learning_rate=1e-2, batch_size=6, group_size=4, **options)),
-    )
+    catalog = small_catalog()
+    config = Config(grpo=GRPOConfig(learning_rate=learning_rate, batch_size=6, group_size=4, **options))
     model = tiny_model("qwen2")
+    if dropout:
+        add_dropout(model, dropout)
     stage = Stage.start(
         "grpo",
         Accelerator(cpu=True),
@@ -235,6 +239,12 @@ def test_further_updates_on_a_rollout_move_the_policy_on_and_count_as_one_step(b
     }
     # The ratio is 1 in the first update; at this rate the third leaves the clip range.
     assert first["clip_fraction"] == 0.0 < last["clip_fraction"]
+
+
+def test_further_updates_drop_what_the_first_one_dropped(tmp_path: Path) -> None:
+    # The weights do not move: any ratio other than 1 would be another dropout's.
+    _, figures, _ = stepped(tmp_path, learning_rate=1e-12, dropout=0.3, updates=2)
+    assert figures["clip_fraction"] == 0.0
 
 
 def test_token_and_sequence_ratios_differ_from_the_second_update_on(tmp_path: Path) -> None:
