@@ -137,8 +137,8 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
     rival = f"Against {_text(comparisons[0].baseline)}: the" if len(rivals) == 1 else "The"
     about = (
         f"{rival} same users and {_count(most, 'seed')}. Interval (bootstrap) and p (sign flips) are over users, each "
-        "averaged over the seeds; Holm: corrected for the rows of this table; p over seeds: paired t-test; gained / "
-        "lost: summed over the seeds."
+        "averaged over the seeds; Holm: corrected for the rows of this table, metric by metric; p over seeds: paired "
+        "t-test; gained / lost: summed over the seeds."
     )
     text = markdown_table(header, lines)
     if len(lines) > _LONG:

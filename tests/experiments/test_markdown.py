@@ -35,8 +35,8 @@ Mean ± sample standard deviation over 2 seeds; test: 4 users.
 | S\\|DPO | not run | not run |
 
 Against beam: the same users and 1 seed. Interval (bootstrap) and p (sign flips) are over users, each averaged \
-over the seeds; Holm: corrected for the rows of this table; p over seeds: paired t-test; gained / lost: summed \
-over the seeds.
+over the seeds; Holm: corrected for the rows of this table, metric by metric; p over seeds: paired \
+t-test; gained / lost: summed over the seeds.
 
 | row | metric | difference | 95 % interval | p | p (Holm) | p over seeds | users gained / lost |
 | --- | --- | --- | --- | --- | --- | --- | --- |
