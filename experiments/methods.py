@@ -39,7 +39,7 @@ from tawin.run_folder import RunFolder
 from tawin.trainer import train_grpo
 
 from .baselines import SequenceModelOptions, fit, ranks
-from .plan import Cell
+from .plan import TRAINED, Cell
 from .sdpo import SDPOOptions, train_sdpo
 from .store import PARTS, Record
 from .workspace import Workspace, accelerator, catalog_of, dataset_and_split, open_or_create
@@ -59,12 +59,7 @@ def run_cell(cell: Cell, workspace: Workspace) -> Record:
     """Run a cell, or go on with it where it was stopped."""
     started = time.monotonic()
     method = cell.row.method
-    if method.startswith("theory."):
-        outcome = _theory(cell)
-    elif method in METHODS:
-        outcome = METHODS[method](cell, workspace)
-    else:
-        raise ValueError(f"{cell.table}: {cell.row.name}: expected a method among {sorted(METHODS)}, got {method!r}")
+    outcome = _theory(cell) if method.startswith("theory.") else METHODS[method](cell, workspace)
     return Record(
         table=cell.table,
         data=cell.data,
@@ -79,6 +74,24 @@ def run_cell(cell: Cell, workspace: Workspace) -> Record:
         version=version(),
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def check(cell: Cell, workspace: Workspace) -> None:
+    """Refuse, by table and row, a method or options that cannot be run; ValueError."""
+    method, where = cell.row.method, f"{cell.table}: {cell.row.name}"
+    if method not in METHODS and not method.startswith("theory."):
+        raise ValueError(f"{where}: expected a method among {sorted(METHODS)} or theory.NAME, got {method!r}")
+    if method in TRAINED:
+        config = workspace.config(cell)
+    try:
+        if method == "sdpo":
+            sdpo_options(cell, config)
+        elif method in ("sasrec", "gru4rec"):
+            _sequence_model_options(cell)
+        elif method.startswith("theory."):
+            importlib.import_module(f"{__package__}.{method}")
+    except (TypeError, ValueError, ImportError) as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _sft(cell: Cell, workspace: Workspace) -> Outcome:
@@ -116,10 +129,13 @@ def sdpo_options(cell: Cell, config: Config) -> SDPOOptions:
     return SDPOOptions(**{**same, **cell.options.get("sdpo", {})})
 
 
+def _sequence_model_options(cell: Cell) -> SequenceModelOptions:
+    return SequenceModelOptions(**{name: value for name, value in cell.options.items() if name != "evaluation"})
+
+
 def _sequence_model(cell: Cell, workspace: Workspace) -> Outcome:
     kind = cell.row.method
-    own = {name: value for name, value in cell.options.items() if name != "evaluation"}
-    options = SequenceModelOptions(**own)
+    options = _sequence_model_options(cell)
     config = workspace.config(replace(cell, options={"evaluation": cell.options.get("evaluation", {})}))
     config = replace(config, split=replace(config.split, max_history=options.max_history))
     dataset, split = dataset_and_split(config)
@@ -130,7 +146,7 @@ def _sequence_model(cell: Cell, workspace: Workspace) -> Outcome:
         len(dataset.items),
         options,
         seed=cell.seed,
-        valid=sampled(split.valid, evaluation.valid_users, cell.seed),
+        valid=split.valid,
         exclude_history=evaluation.exclude_history,
         device=accelerator().device,
     )

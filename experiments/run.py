@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from .methods import run_cell
+from .methods import check, run_cell
 from .plan import Cell, Table, cells, load_table, table_names
 from .report import write_report
 from .store import Record, read_records, write_records
@@ -74,7 +74,8 @@ def main(arguments: list[str]) -> int:
         failed = _run_side_by_side(arguments, options.jobs) if options.jobs > 1 else _run(wanted, workspace)
         if options.no_report:
             return int(failed > 0)
-        _keep(wanted, workspace, kept)
+        with workspace.lock(workspace.out / "records" / table.name, wait=True):
+            _keep(wanted, workspace, kept)
     if not kept.exists():
         print(f"{kept}: no finished cell yet")
         return 1
@@ -107,7 +108,10 @@ def _plan(options: Options, table: Table) -> tuple[Workspace, list[Cell]]:
         if missing:
             raise ValueError(f"--data {options.data}: expected a folder {missing[0]!r} in it, found none")
     data = options.data if options.data is not None else Path()
-    return Workspace(data.resolve(), options.out.resolve()), wanted
+    workspace = Workspace(data.resolve(), options.out.resolve())
+    for cell in wanted:
+        check(cell, workspace)
+    return workspace, wanted
 
 
 def _is_named(name: str, wanted: str) -> bool:

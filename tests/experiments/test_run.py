@@ -111,6 +111,25 @@ def test_options_that_name_nothing_are_refused(more: list[str], message: str, tm
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("sdpo: {steps: 2", "sdpo: {stepps: 2", "small: S-DPO: .*stepps"),
+        ("grpo: {steps: 3", "grpo: {stepps: 3", "small: SFT: unknown option 'grpo.stepps'"),
+        ("method: sft", "method: theory.nothing", r"small: SFT: No module named 'experiments.theory.nothing'"),
+        ("method: sft", "method: nothing", r"small: SFT: expected a method among .*, got 'nothing'"),
+    ],
+)
+def test_a_row_that_cannot_be_run_is_refused_before_anything_runs(
+    old: str, new: str, message: str, tmp_path: Path
+) -> None:
+    given = arguments(tmp_path)
+    (tmp_path / "small.yaml").write_text(TABLE.replace(old, new))
+    with pytest.raises(SystemExit, match=message):
+        run.main(given)
+    assert not (tmp_path / "out").exists()
+
+
 def test_data_that_is_not_there_is_refused_before_anything_runs(tmp_path: Path) -> None:
     places = ["--out", str(tmp_path / "out"), "--results", str(tmp_path / "results")]
     with pytest.raises(
