@@ -78,11 +78,11 @@ def run_until(updates: int, arguments: list[str]) -> None:
     """A run that is stopped before update number `updates`."""
     update, done = Stage.update, []
 
-    def update_or_stop(stage: Stage) -> float:
+    def update_or_stop(stage: Stage, **ends_step: bool) -> float:
         if len(done) == updates:
             raise StoppedError
         done.append(stage.progress.step)
-        return update(stage)
+        return update(stage, **ends_step)
 
     with patch.object(Stage, "update", update_or_stop):
         try:
@@ -210,10 +210,10 @@ def dies(_: Path, out: Path) -> None:
     """The second process fails in the middle of training, the first one waits for it in a collective."""
     update = Stage.update
 
-    def fail(stage: Stage) -> float:
+    def fail(stage: Stage, **ends_step: bool) -> float:
         if stage.processes.rank == 1 and stage.progress.step == 2:
             raise RuntimeError("the second process has failed")
-        return update(stage)
+        return update(stage, **ends_step)
 
     with patch.object(Stage, "update", fail):
         train.main([*OPTIONS, "--out", str(out / "died")])
