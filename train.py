@@ -209,9 +209,7 @@ def train(job: Job, config: Config, run: RunFolder, accelerator: Accelerator) ->
 
     if progress.stage == "sft" or not progress.finished:
         torch.manual_seed(config.seed)
-        start = run.checkpoints / "sft"
-        model = trainable(load_model(start), catalog, config)
-        reference = load_model(start) if config.grpo.beta > 0 and config.policy.lora_rank == 0 else None
+        model, reference = policy_and_reference(run.checkpoints / "sft", catalog, config)
         progress = train_grpo(accelerator, model, reference, job.tokenizer, catalog, job.split, config, run)
     _add_seconds(run, grpo=progress.seconds)
     _evaluate_stage("grpo", job, catalog, config, run, processes)
@@ -220,6 +218,12 @@ def train(job: Job, config: Config, run: RunFolder, accelerator: Accelerator) ->
         report = write_report([run.path], run.path)
         print_results(run)
         print(f"run: {run.path}   report: {report}")
+
+
+def policy_and_reference(start: Path, catalog: Catalog, config: Config) -> tuple[nn.Module, nn.Module | None]:
+    """What GRPO begins with; no reference where there is no KL term, or adapters can be switched off for it."""
+    model = trainable(load_model(start), catalog, config)
+    return model, load_model(start) if config.grpo.beta > 0 and config.policy.lora_rank == 0 else None
 
 
 def trainable(model: nn.Module, catalog: Catalog, config: Config) -> nn.Module:

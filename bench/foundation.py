@@ -27,7 +27,7 @@ import torch
 import transformers
 
 from .cases import Case, foundation_cases
-from .measure import seconds_of, write_results
+from .measure import cpu_model, seconds_of, write_results
 
 RESULTS = Path(__file__).parent / "results"
 OURS_PER_ROUND = 3
@@ -66,7 +66,7 @@ def measure(case: Case, rounds: int) -> Measurement:
 
 def machine_facts(device: torch.device) -> dict[str, Any]:
     """What the figures depend on. The load is that before the run: other work makes both ways slower."""
-    cpu = _cpu_model()
+    cpu = cpu_model()
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         "cpu": cpu,
@@ -82,13 +82,6 @@ def machine_facts(device: torch.device) -> dict[str, Any]:
             if name.startswith(("OMP_", "GOMP_", "MKL_", "MALLOC_")) or name == "LD_PRELOAD"
         },
     }
-
-
-def _cpu_model() -> str:
-    """The model's name as Linux gives it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    names = re.findall(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else []
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def table(measurements: list[Measurement]) -> str:

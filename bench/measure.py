@@ -1,4 +1,4 @@
-"""What benchmarks share: a clock that waits for the device, peak memory, how many rounds, files of results."""
+"""What benchmarks share: a clock that waits for the device, peak memory, the CPU's name, rounds, files of results."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ctypes
 import datetime
 import gc
 import json
+import platform
 import re
 import time
 from collections.abc import Callable
@@ -61,6 +62,13 @@ def memory_bytes(name: str) -> int:
     found = re.search(rf"^{name}:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
     assert found is not None, f"/proc/self/status has no {name}"
     return int(found[1]) * 1024
+
+
+def cpu_model() -> str:
+    """The model's name as Linux gives it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def write_results(figures: dict[str, Any], folder: Path, name: str) -> Path:

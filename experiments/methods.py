@@ -13,7 +13,6 @@ import dataclasses
 import importlib
 import json
 import os
-import platform
 import subprocess
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ import torch
 from torch import nn
 
 import train
+from bench.measure import cpu_model
 from tawin import metrics
 from tawin.catalog import Catalog
 from tawin.config import Config
@@ -112,12 +112,11 @@ def _from_start(cell: Cell, workspace: Workspace) -> Outcome:
     with workspace.lock(workspace.cell_folder(cell), wait=True):
         run = open_or_create(workspace.cell_folder(cell), config)
         torch.manual_seed(config.seed)
-        model = train.trainable(load_model(sft), catalog, config)
         if stage == "grpo":
-            reference = load_model(sft) if config.grpo.beta > 0 and config.policy.lora_rank == 0 else None
+            model, reference = train.policy_and_reference(sft, catalog, config)
             train_grpo(accelerator(), model, reference, tokenizer, catalog, split, config, run)
         else:
-            options = sdpo_options(cell, config)
+            model, options = train.trainable(load_model(sft), catalog, config), sdpo_options(cell, config)
             train_sdpo(accelerator(), model, load_model(sft), tokenizer, catalog, split, config, options, run)
         accelerator().free_memory()
         return _evaluated(run, stage, catalog, split, config, cell)
@@ -240,12 +239,7 @@ def machine() -> str:
     """The device that ran it, in words."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} of {os.cpu_count()} cores"
+    return f"{cpu_model()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
 
 
 def version() -> str:

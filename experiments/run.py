@@ -168,14 +168,14 @@ def _keep(wanted: list[Cell], workspace: Workspace, kept: Path) -> None:
     if not new:
         return
     options = {(record.data, record.row): _options_of(record) for record in new.values()}
-    old = [record for record in (read_records(kept) if kept.exists() else []) if record.key not in new]
-    stay = [
-        record for record in old if options.get((record.data, record.row), _options_of(record)) == _options_of(record)
-    ]
-    for record in old:
-        if record not in stay:
+    merged = dict(new)
+    for record in read_records(kept) if kept.exists() else []:
+        own = _options_of(record)
+        if options.get((record.data, record.row), own) == own:
+            merged.setdefault(record.key, record)
+        elif record.key not in new:
             print(f"left out, as its options were others: {record.data}, {record.row}, seed {record.seed}")
-    write_records([*new.values(), *stay], kept)
+    write_records(list(merged.values()), kept)
 
 
 def _options_of(record: Record) -> dict[str, Any]:

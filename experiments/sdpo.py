@@ -30,13 +30,12 @@ from tawin.catalog import Catalog
 from tawin.checkpoint import Progress
 from tawin.config import Config, OptimizerConfig
 from tawin.data import Examples, Split
-from tawin.evaluate import sampled
 from tawin.optimization import Stage
 from tawin.phases import phase
 from tawin.rollout import random_sequences, score_sequences
 from tawin.run_folder import RunFolder
 from tawin.token_tree import completion_states
-from tawin.trainer import evaluate_valid, progress_bar, prompt_rows, say
+from tawin.trainer import prompt_rows, train_steps
 
 
 @dataclass(frozen=True)
@@ -108,26 +107,17 @@ def train_sdpo(
         raise ValueError("reference: expected a copy of the start, which stays as it is, got the model itself")
     _require_sequences(catalog, options.negatives)
     stage = Stage.start("sdpo", accelerator, model, tokenizer, options, options.steps, run)
-    valid = sampled(split.valid, config.evaluation.valid_users, config.seed)
     frozen = reference.to(accelerator.device).eval().requires_grad_(False)
-
-    def check() -> dict[str, float]:
-        found = evaluate_valid(stage, catalog, valid, config)
-        stage.save(finished=stage.progress.step >= options.steps)
-        return found
-
-    if stage.progress.best_step < 0:
-        say(stage, "start", check())
-    with progress_bar(stage, options.steps) as bar:
-        while stage.progress.step < options.steps:
-            figures = sdpo_step(stage, frozen, catalog, split.rl, config.seed, options)
-            stage.log(**figures)
-            bar.update()
-            bar.set_postfix(loss=f"{figures['loss']:.3f}", margin=f"{figures['margin']:.2f}", refresh=False)
-            step = stage.progress.step
-            if step % options.evaluate_every == 0 or step == options.steps:
-                say(stage, f"step {step}", check())
-    return stage.progress
+    return train_steps(
+        stage,
+        catalog,
+        split.valid,
+        config,
+        lambda: sdpo_step(stage, frozen, catalog, split.rl, config.seed, options),
+        options.steps,
+        options.evaluate_every,
+        shown=("loss", "margin"),
+    )
 
 
 def sdpo_step(

@@ -63,7 +63,7 @@ def train_sft(
     valid = sampled(split.valid, config.evaluation.valid_users, config.seed)
     lengths = windows.lengths
 
-    with progress_bar(stage, total) as bar:
+    with _bar(stage, total) as bar:
         first_epoch = stage.progress.step // steps_an_epoch if steps_an_epoch else sft.epochs
         for epoch in range(first_epoch, sft.epochs):
             if stage.progress.step >= total or stage.progress.stale >= sft.patience:
@@ -80,11 +80,11 @@ def train_sft(
                 if stage.progress.step == total:
                     break
             if (epoch + 1) % sft.evaluate_every == 0 or stage.progress.step == total:
-                found = evaluate_valid(stage, catalog, valid, config)
+                found = _evaluate(stage, catalog, valid, config)
                 stage.save(finished=stage.progress.step == total or stage.progress.stale >= sft.patience)
-                say(stage, f"epoch {epoch + 1}", found, loss)
+                _say(stage, f"epoch {epoch + 1}", found, loss)
     if stage.progress.best_step < 0:  # no epochs at all: the start itself
-        evaluate_valid(stage, catalog, valid, config)
+        _evaluate(stage, catalog, valid, config)
         stage.save(finished=True)
     return stage.progress
 
@@ -161,26 +161,53 @@ def train_grpo(
     """
     grpo = config.grpo
     stage = Stage.start("grpo", accelerator, model, tokenizer, grpo, grpo.steps, run)
-    valid = sampled(split.valid, config.evaluation.valid_users, config.seed)
     reference_log_probs = _reference(stage, reference) if grpo.beta > 0 else None
 
-    def check() -> dict[str, float]:
-        found = evaluate_valid(stage, catalog, valid, config)
-        stage.save(finished=stage.progress.step >= grpo.steps)
-        return found
+    def step() -> dict[str, float]:
+        now = grpo.at_step(stage.progress.step).tawin
+        figures = grpo_step(stage, catalog, split.rl, config, reference_log_probs)
+        return {**figures, **({"anchor": now.anchor} if grpo.tawin.moves else {})}
+
+    return train_steps(
+        stage, catalog, split.valid, config, step, grpo.steps, grpo.evaluate_every, shown=("reward", "live_share")
+    )
+
+
+def train_steps(
+    stage: Stage,
+    catalog: Catalog,
+    valid: Examples,
+    config: Config,
+    step: Callable[[], dict[str, float]],
+    steps: int,
+    evaluate_every: int,
+    *,
+    shown: tuple[str, ...],
+) -> Progress:
+    """Take the stage to `steps` steps; evaluates at its start, every so many steps and at the end, and saves there.
+
+    Args:
+        valid: evaluated as `config.evaluation` says, which also chooses the best model.
+        step: one step, its update included; the figures that it gives are logged.
+        shown: the figures that stand beside the progress bar.
+    """
+    valid = sampled(valid, config.evaluation.valid_users, config.seed)
+
+    def check(when: str) -> None:
+        found = _evaluate(stage, catalog, valid, config)
+        stage.save(finished=stage.progress.step >= steps)
+        _say(stage, when, found)
 
     if stage.progress.best_step < 0:
-        say(stage, "start", check())
-    with progress_bar(stage, grpo.steps) as bar:
-        while stage.progress.step < grpo.steps:
-            now = grpo.at_step(stage.progress.step).tawin
-            figures = grpo_step(stage, catalog, split.rl, config, reference_log_probs)
-            stage.log(**figures, **({"anchor": now.anchor} if grpo.tawin.moves else {}))
+        check("start")
+    with _bar(stage, steps) as bar:
+        while stage.progress.step < steps:
+            figures = step()
+            stage.log(**figures)
             bar.update()
-            bar.set_postfix(reward=f"{figures['reward']:.3f}", live=f"{figures['live_share']:.2f}", refresh=False)
-            step = stage.progress.step
-            if step % grpo.evaluate_every == 0 or step == grpo.steps:
-                say(stage, f"step {step}", check())
+            bar.set_postfix({name: f"{figures[name]:.3f}" for name in shown}, refresh=False)
+            if stage.progress.step % evaluate_every == 0 or stage.progress.step == steps:
+                check(f"step {stage.progress.step}")
     return stage.progress
 
 
@@ -198,8 +225,7 @@ def grpo_step(
     rollout = _roll_out_all(stage, catalog, prompts.take(rows), config)
     old_log_probs: list[Tensor] | None = None
     for update in range(grpo.updates):
-        stage.seed(config.seed)  # the same dropout in every update: the ratio is the policies', not the masks'
-        figures, log_probs = _backward(stage, rollout, reference, old_log_probs)
+        figures, log_probs = _backward(stage, rollout, config.seed, reference, old_log_probs)
         if update == 0:
             old_log_probs = log_probs
         norm = stage.update(ends_step=update == grpo.updates - 1)
@@ -219,7 +245,7 @@ def grpo_backward(
         The step's figures, over all processes: reward, hit_share, live_share, loss, kl, clip_fraction.
     """
     rollout = _roll_out_all(stage, catalog, chosen, config)
-    return {**rollout.figures, **_backward(stage, rollout, reference, None)[0]}
+    return {**rollout.figures, **_backward(stage, rollout, config.seed, reference, None)[0]}
 
 
 @dataclass(frozen=True)
@@ -242,7 +268,6 @@ def _roll_out_all(stage: Stage, catalog: Catalog, chosen: Examples, config: Conf
     own without its rewards, whose gradient is zero: engines want all processes in a forward or none.
     """
     grpo, processes, device = config.grpo.at_step(stage.progress.step), stage.processes, stage.processes.device
-    stage.seed(config.seed)
     stage.model.train()
     seed = np.random.SeedSequence((config.seed, 2, stage.progress.step)).generate_state(1)[0]
     generator = torch.Generator(device).manual_seed(int(seed))
@@ -280,15 +305,22 @@ def _roll_out_all(stage: Stage, catalog: Catalog, chosen: Examples, config: Conf
 
 
 def _backward(
-    stage: Stage, rollout: _Rollout, reference: Reference | None, old_log_probs: list[Tensor] | None
+    stage: Stage,
+    rollout: _Rollout,
+    seed: int,
+    reference: Reference | None,
+    old_log_probs: list[Tensor] | None,
 ) -> tuple[dict[str, float], list[Tensor]]:
     """Loss and backward of an update; also gives back the log-probs of each part, [B, G, L].
 
-    old_log_probs: those of the step's first update; None in that one, whose ratios are 1.
+    All updates of a step drop the same: the ratio is that of the policies, not of the dropout's masks.
+
+    Args:
+        old_log_probs: those of the step's first update; None in that one, whose ratios are 1.
     """
-    totals = torch.zeros(
-        4, dtype=torch.float64, device=stage.processes.device
-    )  # loss; over tokens: kl, clipped, tokens
+    stage.seed(seed)
+    # The loss, and over tokens: kl, clipped, tokens.
+    totals = torch.zeros(4, dtype=torch.float64, device=stage.processes.device)
     log_probs = []
     for index, (groups, tokens) in enumerate(zip(rollout.parts, rollout.tokens, strict=True)):
         old = None if old_log_probs is None else old_log_probs[index]
@@ -376,7 +408,7 @@ def _reference(stage: Stage, reference: nn.Module | None) -> Reference:
     return without_adapters
 
 
-def evaluate_valid(stage: Stage, catalog: Catalog, valid: Examples, config: Config) -> dict[str, float]:
+def _evaluate(stage: Stage, catalog: Catalog, valid: Examples, config: Config) -> dict[str, float]:
     """Figures on valid, recorded."""
     found = stage.infer(
         lambda model: evaluate(
@@ -393,14 +425,14 @@ def evaluate_valid(stage: Stage, catalog: Catalog, valid: Examples, config: Conf
     return found
 
 
-def progress_bar(stage: Stage, total: int) -> tqdm:
+def _bar(stage: Stage, total: int) -> tqdm:
     """Of the first process, on a terminal."""
     name, step = stage.progress.stage, stage.progress.step
     disable = None if stage.processes.is_first else True  # None: shown on a terminal, not in a log file
     return tqdm(total=total, initial=step, desc=name, unit="step", mininterval=1.0, disable=disable)
 
 
-def say(stage: Stage, when: str, found: dict[str, float], loss: float | None = None) -> None:
+def _say(stage: Stage, when: str, found: dict[str, float], loss: float | None = None) -> None:
     """A line on the terminal for an evaluation."""
     recalls = "  ".join(f"R@{k} {found[f'recall@{k}']:.4f}" for k in KS)
     line = f"{stage.progress.stage} {when}: valid {recalls}" + (f"  loss {loss:.3f}" if loss is not None else "")
