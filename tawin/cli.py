@@ -1,30 +1,27 @@
-"""Command lines: the options of train.py, and the console script `tawin` (evaluate, recommend, report)."""
+"""Command lines: the options of train.py, and the console script `tawin`, whose commands are in `commands/`."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-import numpy as np
-import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
-from .catalog import Catalog
+from .commands import evaluate, recommend, report
 from .config import KS, PRESETS, Config, load_yaml
-from .data import Dataset, Split, load_dataset, split_leave_one_out
-from .evaluate import evaluate, recommend, sampled
-from .policy import load_model
-from .report import write_report
+from .load import load_data
 from .run_folder import RunFolder
-from .synthetic import make_synthetic
+
+__all__ = ["COMMANDS", "TrainingOptions", "load_data", "main", "parse_training", "print_results"]
+
+COMMANDS = (evaluate, recommend, report)
+"""Modules with the `add_command` of one command each, as `tawin --help` lists them."""
 
 _TRAINING_HELP = """Train a generative recommender: SFT, then GRPO with TAWin.
 
@@ -71,21 +68,6 @@ def parse_training(arguments: Sequence[str]) -> TrainingOptions:
     return TrainingOptions(config, first.out or Path("runs") / name, first.resume)
 
 
-def load_data(config: Config) -> tuple[Dataset, Split]:
-    """The data of a run, or the synthetic catalogue, and its split."""
-    if config.data:
-        dataset = load_dataset(config.data, memory_map=config.data_cache)
-    else:
-        dataset = make_synthetic(config.synthetic, config.seed)
-    return dataset, split_leave_one_out(
-        dataset,
-        max_history=config.split.max_history,
-        rl_share=config.split.rl_share,
-        rl_targets=config.split.rl_targets,
-        seed=config.seed,
-    )
-
-
 def print_results(run: RunFolder) -> None:
     """The results table of a run, on the terminal."""
     results = run.results
@@ -110,98 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The console script. `arguments`: the command line without the program's name; None: the process's own."""
     parser = argparse.ArgumentParser(prog="tawin", description="Look at and use the runs that train.py made.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    command = commands.add_parser("evaluate", help="valid and test figures of a run's best model, anew")
-    command.add_argument("run", type=Path)
-    command.add_argument("--stage", choices=("sft", "grpo"), default="grpo")
-    command.add_argument("--data", help="data folder, where it is no longer the one that the run was trained on")
-    command.add_argument(
-        "--users", type=_positive, help="users to evaluate, sampled with the run's seed (default: all)"
-    )
-    command.add_argument("--beam-width", type=_positive, help="beams (default: the run's)")
-    command.add_argument("--exclude-history", action="store_true", help="never recommend an item of the history")
-    command.set_defaults(act=_evaluate)
-
-    command = commands.add_parser("recommend", help="ranked items for one history")
-    command.add_argument("run", type=Path)
-    command.add_argument("--history", required=True, help="item ids, oldest first: 12,55,83")
-    command.add_argument("--top", type=int, default=10, help="items to print (default: 10)")
-    command.add_argument("--stage", choices=("sft", "grpo"), default="grpo")
-    command.add_argument("--exclude-history", action="store_true", help="never recommend an item of the history")
-    command.set_defaults(act=_recommend)
-
-    command = commands.add_parser("report", help="one HTML page and PNGs, several runs side by side")
-    command.add_argument("run", type=Path, nargs="+")
-    command.add_argument("--out", type=Path, help="folder of the report (default: the first run's)")
-    command.set_defaults(act=_report)
-
+    for command in COMMANDS:
+        command.add_command(commands)
     options = parser.parse_args(arguments)
     try:
         options.act(options)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text!r}")
-    return int(text)
-
-
-def _evaluate(options: argparse.Namespace) -> None:
-    run = RunFolder.open(options.run)
-    config = run.config
-    evaluation = dataclasses.replace(
-        config.evaluation,
-        beam_width=options.beam_width or config.evaluation.beam_width,
-        exclude_history=options.exclude_history or config.evaluation.exclude_history,
-    )
-    model, catalog = _load_run(run, options.stage)
-    folder = options.data or config.data
-    dataset, split = load_data(dataclasses.replace(config, data=folder))
-    if not np.array_equal(dataset.items.item_ids, catalog.item_ids):
-        raise ValueError(f"--data {folder}: expected the items that the run was trained on, got others")
-    for part in ("valid", "test"):
-        examples = sampled(getattr(split, part), options.users, config.seed)
-        figures = evaluate(model, catalog, examples, evaluation, description=part, progress=True)
-        print(
-            f"{part} ({len(examples):,} users): " + "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
-        )
-
-
-def _recommend(options: argparse.Namespace) -> None:
-    try:
-        item_ids = [int(part) for part in options.history.split(",")]
-    except ValueError:
-        raise ValueError(f"--history: expected item ids like 12,55,83, got {options.history!r}") from None
-    if options.top < 1:
-        raise ValueError(f"--top: expected at least 1, got {options.top}")
-    run = RunFolder.open(options.run)
-    model, catalog = _load_run(run, options.stage)
-    history = np.array([catalog.index_of(item_id) for item_id in item_ids])[-run.config.split.max_history :]
-    evaluation = dataclasses.replace(
-        run.config.evaluation,
-        beam_width=max(run.config.evaluation.beam_width, options.top),
-        exclude_history=options.exclude_history or run.config.evaluation.exclude_history,
-    )
-    found = recommend(model, catalog, [history], evaluation)
-    table = Table(title="history: " + " | ".join(catalog.title(int(item)) for item in history))
-    for name in ("rank", "item", "title", "log p"):
-        table.add_column(name, justify="left" if name == "title" else "right")
-    for rank, (item, score) in enumerate(zip(found.items[0], found.scores[0], strict=True), 1):
-        if item < 0 or rank > options.top:
-            break
-        table.add_row(str(rank), str(catalog.item_ids[item]), catalog.title(int(item)), f"{score:.4f}")
-    Console(markup=False).print(table)
-
-
-def _report(options: argparse.Namespace) -> None:
-    print(write_report(options.run, options.out or options.run[0]))
-
-
-def _load_run(run: RunFolder, stage: str) -> tuple[nn.Module, Catalog]:
-    folder = run.checkpoints / stage
-    if not (folder / "config.json").exists():
-        raise ValueError(f"{run.path}: expected a finished {stage} stage (checkpoints/{stage}), found none yet")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return load_model(folder).to(device).eval(), Catalog.load(run.catalog).to(device)

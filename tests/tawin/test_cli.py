@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tawin.cli import load_data, parse_training
-from tawin.config import PRESETS, Config, SplitConfig
-from tawin.data import save_dataset
+from tawin.cli import parse_training
+from tawin.config import PRESETS
 from tawin.run_folder import RunFolder
-from tawin.synthetic import make_synthetic
 
 
 def test_without_options_the_demo_runs_into_a_folder_of_its_own() -> None:
@@ -56,15 +54,3 @@ def test_what_cannot_be_parsed_is_refused_by_name(
         parse_training(arguments)
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
-
-
-def test_a_data_cache_holds_the_data_and_changes_nothing_of_it(tmp_path: Path) -> None:
-    synthetic = dataclasses.replace(PRESETS["demo"].synthetic, num_users=30)
-    save_dataset(make_synthetic(synthetic, 0), tmp_path / "data")
-    plain = Config(data=str(tmp_path / "data"), split=SplitConfig(rl_targets=2))
-    cached = dataclasses.replace(plain, data_cache=str(tmp_path / "cache"))
-    (loaded, split), (mapped, mapped_split) = load_data(plain), load_data(cached)
-    assert len(list((tmp_path / "cache").iterdir())) == 4
-    assert [items.tolist() for items in mapped.sequences] == [items.tolist() for items in loaded.sequences]
-    assert mapped_split.rl.all_targets().tolist() == split.rl.all_targets().tolist()
-    assert split.rl.all_targets().shape == (30, 2)

@@ -1,0 +1,46 @@
+"""`tawin evaluate`: valid and test figures of a run's best model, anew."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from ..evaluate import evaluate, sampled
+from ..load import load_data, load_run
+from ..run_folder import RunFolder
+from .arguments import Commands, add_exclude_history, add_stage, positive
+
+
+def add_command(commands: Commands) -> None:
+    command = commands.add_parser("evaluate", help="valid and test figures of a run's best model, anew")
+    command.add_argument("run", type=Path)
+    add_stage(command)
+    command.add_argument("--data", help="data folder, where it is no longer the one that the run was trained on")
+    command.add_argument("--users", type=positive, help="users to evaluate, sampled with the run's seed (default: all)")
+    command.add_argument("--beam-width", type=positive, help="beams (default: the run's)")
+    add_exclude_history(command)
+    command.set_defaults(act=_evaluate)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    run = RunFolder.open(options.run)
+    config = run.config
+    evaluation = dataclasses.replace(
+        config.evaluation,
+        beam_width=options.beam_width or config.evaluation.beam_width,
+        exclude_history=options.exclude_history or config.evaluation.exclude_history,
+    )
+    model, catalog = load_run(run, options.stage)
+    folder = options.data or config.data
+    dataset, split = load_data(dataclasses.replace(config, data=folder))
+    if not np.array_equal(dataset.items.item_ids, catalog.item_ids):
+        raise ValueError(f"--data {folder}: expected the items that the run was trained on, got others")
+    for part in ("valid", "test"):
+        examples = sampled(getattr(split, part), options.users, config.seed)
+        figures = evaluate(model, catalog, examples, evaluation, description=part, progress=True)
+        print(
+            f"{part} ({len(examples):,} users): " + "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        )
