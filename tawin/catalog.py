@@ -60,25 +60,30 @@ class Catalog:
     item_ids: np.ndarray
     """int64 [items], the original ids."""
     titles: list[str | None] | None
+    """One an item, None where an item has none; None: no item has one."""
     semantic_ids: list[tuple[int, ...]] | None
     """The codes behind the tokens, the one that tells shared ids apart included; None in title mode."""
     token_ids: torch.Tensor
     """int64 [items, longest item], -1 behind an item's last token."""
     trie: ItemTrie
+    """The trie over token_ids."""
     item_nodes: torch.Tensor
     """int64 [items], the leaf at which each item ends."""
     prefix: tuple[int, ...]
     """The tokens before every history: <bos> and/or the instruction; never empty."""
     pad_token: int
+    """What fills prompts; it is masked everywhere."""
     end_token: int | None
     """The last token of every item in title mode."""
 
     @property
     def num_items(self) -> int:
+        """Items of the catalogue."""
         return len(self.item_ids)
 
     @property
     def max_item_length(self) -> int:
+        """Tokens of the longest item."""
         return self.token_ids.shape[1]
 
     def to(self, device: torch.device | str) -> Catalog:
@@ -325,6 +330,12 @@ def load_catalog(
 
     Ids that have to be built see every user's items but the last two, as training does. Without a tokenizer a small
     one is made (as the training run does without a model); with one, new tokens are added to it: see `build_catalog`.
+
+    Args:
+        folder: a data folder, or one of a saved catalogue (a run's `catalog`).
+        tokenizer: of the model that will read the tokens; None: a small one.
+        item_tokens, separate_shared_ids, levels, codes, vectors: the options of `catalog` in the config.
+        seed: of the clustering that builds ids.
 
     Raises:
         DataError: a folder that cannot be used.

@@ -62,10 +62,15 @@ class SyntheticConfig:
     """The catalogue that is made when no --data is given."""
 
     num_users: int = 4000
+    """Users, each with one sequence of items."""
     num_items: int = 500
+    """Items of the catalogue."""
     num_clusters: int = 25
+    """Groups of like items; what comes next depends on the groups of the last items."""
     min_length: int = 5
+    """Items of the shortest sequence."""
     max_length: int = 8
+    """Items of the longest sequence."""
 
     def __post_init__(self) -> None:
         _require(self.num_users >= 1, "synthetic.num_users", "at least 1", self.num_users)
@@ -109,9 +114,13 @@ class PolicyConfig:
     family: Literal["qwen2", "qwen3", "llama", "gemma3"] = "qwen2"
     """The architecture that is built; a --model brings its own."""
     hidden_size: int = 128
+    """Size of a hidden state."""
     layers: int = 3
+    """Decoder layers."""
     heads: int = 4
+    """Attention heads of a layer, which share the hidden size; hidden_size / heads has to be even."""
     intermediate_size: int = 384
+    """Inner size of a layer's MLP."""
     attention_dropout: float = 0.0
     """Of the attention's weights, in the decoder that is built."""
     hidden_dropout: float = 0.0
@@ -119,6 +128,7 @@ class PolicyConfig:
     lora_rank: int = 0
     """0: train all weights."""
     lora_alpha: float = 32.0
+    """An adapter adds lora_alpha / lora_rank times its product."""
     checkpoint_activations: bool = False
     """Keep only the layers' inputs for the backward pass and run each layer again there: less memory, a third more
     FLOPs."""
@@ -144,13 +154,17 @@ class OptimizerConfig:
     """What SFT and GRPO share."""
 
     learning_rate: float
+    """The highest learning rate, after the warm-up."""
     batch_size: int
     """Sequences (SFT) or prompts (GRPO) of one forward, of all processes together."""
     gradient_accumulation: int = 1
     """Forwards of one optimizer step."""
     weight_decay: float = 0.01
+    """AdamW's, a share of the learning rate."""
     max_grad_norm: float = 1.0
+    """Gradients of a larger norm are scaled down to it."""
     schedule: Literal["cosine", "constant"] = "cosine"
+    """How the learning rate goes on after the warm-up: down to 0 along a cosine, or not at all."""
     warmup_share: float = 0.05
     """Share of the steps over which the learning rate rises from 0."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
@@ -178,6 +192,7 @@ class SFTConfig(OptimizerConfig):
     learning_rate: float = 2e-3
     batch_size: int = 64
     epochs: int = 10
+    """Passes over the training sequences; 0: no SFT, GRPO starts from the model as it is."""
     max_steps: int | None = None
     """Optimizer steps after which SFT ends even within its epochs; the schedule is laid over what is left."""
     patience: int = 3
@@ -197,13 +212,18 @@ class SFTConfig(OptimizerConfig):
 
 @dataclass(frozen=True)
 class TAWinConfig:
-    """The window of METHOD: negatives are weighted around the anchor rank."""
+    """TAWin: negatives are weighted around the anchor rank (docs/METHOD.md)."""
 
     enabled: bool = True
+    """False: all negatives alike, plain GRPO."""
     anchor: float = 2.0
+    """Zero-based rank among a group's negatives around which the weight lies; K - 1 for Top-K."""
     window: float = 3.0
+    """How many negatives the weights are worth together; from the number of negatives on, all weights are 1."""
     temperature: float = 1.0
+    """How softly the weights fall off with the distance to the anchor, in units of the transformed rank."""
     rank_transform: Literal["identity", "log2", "fraction"] = "identity"
+    """What distances are measured in: the rank, log2(1 + rank), or rank / number of negatives."""
     anchor_start: float | None = None
     """The anchor of the first step, from which it goes to `anchor` in equal steps; None: `anchor` from the start."""
     anchor_steps_share: float = 1.0
@@ -250,9 +270,11 @@ class GRPOConfig(OptimizerConfig):
     learning_rate: float = 1e-4
     batch_size: int = 64
     steps: int = 100
+    """Rollouts; 0: no RL."""
     updates: int = 1
     """Optimizer updates on each step's rollout, at the step's learning rate (TRL's num_iterations)."""
     group_size: int = 16
+    """G, completions a prompt; with beam negatives the width of the search too."""
     negatives: Literal["beam", "random", "sample"] = "beam"
     """Where the completions come from: constrained beam search, uniform over the catalogue, sampled from the policy."""
     normalizer: Literal["auto", "vocab", "trie"] = "auto"
@@ -271,9 +293,11 @@ class GRPOConfig(OptimizerConfig):
     epsilon_low: float = 0.2
     """Clip range of the ratio. With one update a rollout the ratio is 1: nothing is clipped, and gspo is grpo."""
     epsilon_high: float = 0.2
+    """Its upper end, 1 + epsilon_high."""
     beta: float = 0.0
     """Weight of the KL to the reference model; 0 keeps no reference model and skips groups without gradient."""
     normalize_std: bool = True
+    """Divide a group's advantages by the standard deviation of its rewards."""
     evaluate_every: int = 20
     """Steps between evaluations on valid; the best checkpoint is kept, the SFT start included."""
     tawin: TAWinConfig = field(default_factory=TAWinConfig)
@@ -326,7 +350,9 @@ class EvaluationConfig:
     """Constrained beam search over the whole catalogue."""
 
     beam_width: int = 50
+    """W, beams of the search; a target that is not among the W best items counts as not found."""
     batch_size: int = 64
+    """Prompts of one search."""
     valid_users: int | None = 1000
     """Users that are evaluated on valid while training (sampled once); None: all."""
     test_users: int | None = None
@@ -358,6 +384,7 @@ class Config:
     model: str | None = None
     """Folder or hub name of a causal LM with its tokenizer; None: a small Qwen2 from scratch."""
     seed: int = 0
+    """Of everything drawn at random: data, weights, batches, dropout, samples."""
     deterministic: bool = False
     """Only kernels that give the same bits every time, on a GPU too (slower there; an error where there is none)."""
     split: SplitConfig = field(default_factory=SplitConfig)

@@ -103,6 +103,7 @@ def exact_ranks(
         examples: at least one. All its targets are positives; an item that comes twice is one.
         batch_size: users a forward.
         normalizer, chunk: as in `score_catalog`.
+        progress: show a progress bar.
 
     Returns:
         `ranks[:, 0]` is that of the first target; further ones follow in order.
@@ -137,7 +138,15 @@ def exact_metrics(
     chunk: int = CHUNK,
     progress: bool = False,
 ) -> dict[str, float]:
-    """`full_metrics` of `exact_ranks`; arguments as there."""
+    """Means over the users of what a ranking of the whole catalogue says, by running the model on all of its trie.
+
+    Args:
+        model, catalog, examples, batch_size, normalizer, chunk, progress: as in `exact_ranks`.
+        opauc_beta: the highest false-positive rate that counts in "opauc", in (0, 1].
+
+    Returns:
+        "recall@K", "ndcg@K", "wpauc@K" for K = 1, 3, 5, 10, "auc" and "opauc"; what each is: `full_metrics`.
+    """
     found = exact_ranks(
         model, catalog, examples, batch_size=batch_size, normalizer=normalizer, chunk=chunk, progress=progress
     )

@@ -28,7 +28,7 @@ class BeamOutput:
 
     item_ids: Tensor  # int64 [B, W], row of the item in the trie's catalogue, -1 = missing
     token_ids: Tensor  # int64 [B, W, L], -100 = padding or missing
-    mask: Tensor  # bool [B, W, L]
+    mask: Tensor  # bool [B, W, L], the tokens that exist
     scores: Tensor  # fp32 [B, W], -inf = missing
 
 

@@ -43,7 +43,10 @@ class TAWin:
     def for_top_k(
         cls, k: int, *, window: float = 1.0, temperature: float = 1.0, rank_transform: RankTransform = "identity"
     ) -> TAWin:
-        """The window around the K-th negative: anchor k - 1."""
+        """The window around the K-th negative: anchor k - 1.
+
+        k: length of the list that counts, at least 1. window, temperature, rank_transform: as in `TAWin`.
+        """
         require_int("k", k, minimum=1)
         return cls(anchor=float(k - 1), window=window, temperature=temperature, rank_transform=rank_transform)
 

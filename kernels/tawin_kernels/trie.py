@@ -38,7 +38,9 @@ class ItemTrie:
     leaf_depths: tuple[int, ...]
     """The depths at which some item ends, ascending: the lengths that items have."""
     max_children: int
+    """The most children that a node has."""
     max_token: int
+    """The largest token of an edge."""
 
     @classmethod
     def from_sequences(
@@ -126,10 +128,12 @@ class ItemTrie:
 
     @property
     def num_items(self) -> int:
+        """Items, those that share a sequence each for itself."""
         return len(self.item_ids)
 
     @property
     def num_nodes(self) -> int:
+        """Nodes, the root included."""
         return len(self.child_offsets) - 1
 
     @property
@@ -139,6 +143,7 @@ class ItemTrie:
 
     @property
     def device(self) -> torch.device:
+        """Where its tensors lie."""
         return self.child_offsets.device
 
     @cached_property
@@ -169,6 +174,7 @@ class ItemTrie:
         _ = self.token_slots
 
     def to(self, device: torch.device | str) -> ItemTrie:
+        """The same trie with its tensors on `device`; what is made on first use is made there anew."""
         return replace(self, **{name: getattr(self, name).to(device) for name in ARRAYS})
 
     def is_leaf(self, nodes: torch.Tensor) -> torch.Tensor:
