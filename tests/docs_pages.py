@@ -1,0 +1,62 @@
+"""README and the pages of docs/, and what is code in them. Knows nothing of whether the code runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+}
+
+
+@dataclass(frozen=True)
+class Snippet:
+    """A fenced block of Python."""
+
+    page: str
+    line: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of a fenced block of bash, its words as a shell would have them."""
+
+    page: str
+    words: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.page}: {shlex.join(self.words)}"
+
+
+def blocks(page: str, language: str) -> list[tuple[int, str]]:
+    """(line, text) of each fenced block of a language."""
+    text = PAGES[page]
+    found = re.finditer(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [(text.count("\n", 0, block.start()) + 2, block.group(1)) for block in found]
+
+
+def snippets() -> list[Snippet]:
+    return [Snippet(page, line, text) for page in PAGES for line, text in blocks(page, "python")]
+
+
+def commands(page: str) -> list[Command]:
+    """In the order of the page; what stands behind && is a command of its own, comments are none."""
+    found = []
+    for _, text in blocks(page, "bash"):
+        for line in re.sub(r"\\\n\s*", " ", text).splitlines():
+            words = shlex.split(line, comments=True)
+            while "&&" in words:
+                found.append(Command(page, tuple(words[: words.index("&&")])))
+                words = words[words.index("&&") + 1 :]
+            if words:
+                found.append(Command(page, tuple(words)))
+    return found

@@ -1,0 +1,187 @@
+"""Every command of README and docs/ runs here, at a tiny size, or stands in a list with the reason why it cannot; its
+options are checked all the same.
+
+Commands of a page run in their order, in this process, in a folder that holds what the page takes for granted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import re
+import shutil
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import tyro
+from accelerate.commands.launch import launch_command_parser
+from torch.distributed.run import get_args_parser
+
+import experiments.run
+import train
+from experiments.plan import table_names
+from tawin import cli
+from tawin.config import SyntheticConfig
+from tawin.data import save_dataset
+from tawin.synthetic import make_synthetic
+
+from .docs_pages import PAGES, ROOT, Command, commands
+
+NOT_RUN = {
+    r"pip install ": "installs; .ci/run does README's two",
+    r"pytest( bench/\S+)?$": "this suite itself, or a benchmark of minutes",
+    r"python train\.py$": "the demo takes minutes; .ci/run runs it",
+    r"torchrun ": "several processes on GPUs; tests/test_distributed.py runs two on a CPU",
+    r"accelerate launch ": "several processes on GPUs; tests/test_distributed.py runs two on a CPU",
+    r"python -m bench\.": "benchmarks take minutes; tests/bench has tests of each",
+    r"python -m experiments\.run (?!list)": "tables take hours; tests/experiments runs small ones",
+}
+
+SMALL = (
+    *("--catalog.codes=8", "--policy.hidden-size=16", "--policy.layers=1", "--policy.heads=2"),
+    *("--policy.intermediate-size=24", "--sft.epochs=1", "--sft.batch-size=32"),
+    *("--grpo.steps=2", "--grpo.batch-size=16", "--grpo.group-size=6"),
+    *("--evaluation.beam-width=12", "--evaluation.valid-users=20", "--evaluation.test-users=40"),
+)
+
+
+def is_run(command: Command) -> bool:
+    return not any(re.match(pattern, " ".join(command.words)) for pattern in NOT_RUN)
+
+
+ALL = [command for page in PAGES for command in commands(page)]
+PAGES_WITH_RUNS = [page for page in PAGES if any(is_run(command) for command in commands(page))]
+
+
+@pytest.fixture(scope="module")
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("docs") / "DATA"
+    save_dataset(make_synthetic(SyntheticConfig(num_users=120, num_items=60, num_clusters=6), seed=0), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished_run(data_folder: Path) -> Path:
+    run = data_folder.parent / "RUN"
+    train.main(["--preset", "cpu-small", "--data", str(data_folder), "--out", str(run), *SMALL])
+    return run
+
+
+@pytest.fixture
+def world(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[str, Path]]:
+    """(page, folder): a working folder with what the page's commands take for granted."""
+    page = request.param
+    text = "\n".join(" ".join(command.words) for command in commands(page) if is_run(command))
+    monkeypatch.chdir(tmp_path)
+    if "tawin prepare" in text:
+        write_log(tmp_path)
+    elif "DATA" in text:
+        shutil.copytree(request.getfixturevalue("data_folder"), tmp_path / "DATA")
+    if "RUN" in text and "--out RUN" not in text:
+        shutil.copytree(request.getfixturevalue("finished_run"), tmp_path / "RUN")
+    yield page, tmp_path
+
+
+def write_log(folder: Path) -> None:
+    """log.csv and items.csv, as a reader would have them: users with their own names, items with titles."""
+    data = make_synthetic(SyntheticConfig(num_users=120, num_items=60, num_clusters=6, min_length=6), seed=0)
+    rows = ["user,item,timestamp"]
+    for user, sequence in enumerate(data.sequences):
+        rows += [f"{user},{item},{1_700_000_000 + 60 * place}" for place, item in enumerate(sequence)]
+    (folder / "log.csv").write_text("\n".join(rows) + "\n")
+    titles = data.items.titles or [f"item {item}" for item in data.items.item_ids]
+    (folder / "items.csv").write_text("\n".join(["item,title", *(f"{i},{t}" for i, t in enumerate(titles))]) + "\n")
+
+
+@pytest.mark.parametrize("world", PAGES_WITH_RUNS, indirect=True)
+def test_the_commands_of_a_page_run_in_their_order(world: tuple[str, Path]) -> None:
+    page, _ = world
+    for command in filter(is_run, commands(page)):
+        run(command)
+
+
+def run(command: Command) -> None:
+    match command.words:
+        case ("python", "train.py", *arguments):
+            is_new = "--resume" not in arguments
+            train.main([*arguments, *(SMALL if is_new else ())])
+        case ("tawin", *arguments):
+            cli.main(arguments)
+        case ("python", "-m", "experiments.run", *arguments):
+            assert experiments.run.main(arguments) == 0
+        case _:
+            raise AssertionError(f"{command}: neither run nor listed in NOT_RUN with a reason")
+
+
+def require_valid(words: Sequence[str]) -> None:
+    """Whether a command that is not run is one that could be: its module, file, options and extras exist."""
+    match words:
+        case ("python", "train.py", *arguments):
+            cli.parse_training([argument for argument in arguments if argument != "--resume"])
+        case ("torchrun", *arguments):
+            launched = get_args_parser().parse_args(arguments)
+            require_valid(["python", launched.training_script, *launched.training_script_args])
+        case ("accelerate", "launch", *arguments):
+            launched = launch_command_parser().parse_args(arguments)
+            require_valid(["python", launched.training_script, *launched.training_script_args])
+        case ("python", "-m", "experiments.run", tables, *arguments):
+            for table in tables.split("|"):
+                assert table in (*table_names(), "theory", "list"), f"no table {table}"
+                tyro.cli(experiments.run.Options, args=[table, *arguments])
+        case ("python", "-m", module, *arguments):
+            spec = importlib.util.find_spec(module)
+            assert spec is not None and spec.origin is not None, f"no module {module}"
+            require_options(Path(spec.origin).parent, arguments)
+        case ("tawin", *arguments):
+            parser = argparse.ArgumentParser(exit_on_error=False)
+            subcommands = parser.add_subparsers(required=True)
+            for each in cli.COMMANDS:
+                each.add_command(subcommands)
+            parser.parse_args(arguments)
+        case ("pip", "install", "-e", target):
+            project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+            assert set(re.findall(r"[\w-]+", target)) <= project["optional-dependencies"].keys(), target
+        case ("pytest", *files):
+            assert all((ROOT / file).exists() for file in files)
+        case _:
+            raise AssertionError(f"no way to check {words}")
+
+
+def require_options(package: Path, arguments: Sequence[str]) -> None:
+    sources = "".join(file.read_text(encoding="utf-8") for file in package.glob("*.py"))
+    for option in (argument for argument in arguments if argument.startswith("--")):
+        assert f'"{option}"' in sources, f"{package.name} has no option {option}"
+
+
+@pytest.mark.parametrize("command", [command for command in ALL if not is_run(command)], ids=str)
+def test_a_command_that_is_not_run_here_is_one_that_could_be(command: Command) -> None:
+    require_valid(command.words)
+
+
+def test_every_reason_not_to_run_is_still_needed() -> None:
+    lines = [" ".join(command.words) for command in ALL]
+    for pattern in NOT_RUN:
+        assert any(re.match(pattern, line) for line in lines), f"no command begins as {pattern!r}"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("python", "train.py", "--grpo.no-such-option", "1"),
+        ("python", "-m", "bench.foundation", "--no-such-option"),
+        ("python", "-m", "bench.no_such_module"),
+        ("python", "-m", "experiments.run", "no-such-table"),
+        ("torchrun", "--no-such-option", "train.py"),
+        ("tawin", "recommend", "RUN", "--no-such-option"),
+        ("pip", "install", "-e", ".[no-such-extra]"),
+        ("make", "all"),
+    ],
+    ids=" ".join,
+)
+def test_a_command_that_could_not_run_is_refused(words: tuple[str, ...]) -> None:
+    with pytest.raises((AssertionError, SystemExit, argparse.ArgumentError, ModuleNotFoundError)):
+        require_valid(words)
