@@ -12,15 +12,16 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 from rich.table import Table
+from transformers.utils import logging as transformers_logging
 
-from .commands import evaluate, recommend, report
+from .commands import evaluate, export, recommend, report
 from .config import KS, PRESETS, Config, load_yaml
 from .load import load_data
 from .run_folder import RunFolder
 
 __all__ = ["COMMANDS", "TrainingOptions", "load_data", "main", "parse_training", "print_results"]
 
-COMMANDS = (evaluate, recommend, report)
+COMMANDS = (evaluate, recommend, export, report)
 """Modules with the `add_command` of one command each, as `tawin --help` lists them."""
 
 _TRAINING_HELP = """Train a generative recommender: SFT, then GRPO with TAWin.
@@ -95,6 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for command in COMMANDS:
         command.add_command(commands)
     options = parser.parse_args(arguments)
+    transformers_logging.disable_progress_bar()
     try:
         options.act(options)
     except (ValueError, OSError) as error:

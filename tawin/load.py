@@ -1,16 +1,25 @@
-"""What a config or a run folder stands for, loaded: the data and its split; a stage's model and its catalogue."""
+"""What a config or a folder stands for, loaded: the data and its split; a model to serve and its catalogue."""
 
 from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from .catalog import Catalog
-from .config import Config
+from .config import Config, EvaluationConfig
 from .data import Dataset, Split, load_dataset, split_leave_one_out
 from .policy import load_model
 from .run_folder import RunFolder
 from .synthetic import make_synthetic
+
+SERVING_FILE = "serving.json"
+SERVING_FORMAT = 1
+DEFAULT_STAGE = "grpo"
 
 
 def load_data(config: Config) -> tuple[Dataset, Split]:
@@ -28,14 +37,67 @@ def load_data(config: Config) -> tuple[Dataset, Split]:
     )
 
 
-def load_run(run: RunFolder, stage: str) -> tuple[nn.Module, Catalog]:
-    """The best model of a stage in eval mode and the catalogue, on the GPU where there is one.
+@dataclass(frozen=True)
+class ServingOptions:
+    """How a model is to be asked, as it was trained and evaluated."""
+
+    stage: str
+    max_history: int
+    """Items of history in a prompt, the most recent ones."""
+    evaluation: EvaluationConfig
+    """Beam width, batch size, normalizer, and whether items of the history are left out."""
+
+    def to_json(self) -> str:
+        search = {name: getattr(self.evaluation, name) for name in ("beam_width", "normalizer", "exclude_history")}
+        values = {"format": SERVING_FORMAT, "stage": self.stage, "max_history": self.max_history, **search}
+        return json.dumps(values, indent=2) + "\n"
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A model in eval mode with its catalogue, on the GPU where there is one."""
+
+    model: nn.Module
+    catalog: Catalog
+    options: ServingOptions
+
+
+def load_serving(folder: Path, stage: str | None = None) -> Serving:
+    """The best model of a run's stage, or the model of a folder that `tawin export` wrote, and its catalogue.
+
+    stage: "sft" or "grpo"; None: grpo, or the one that was exported.
 
     Raises:
-        ValueError: the stage has no model yet.
+        ValueError: a folder that is neither, or a stage that has no model yet or is not the one that was exported.
     """
+    if (folder / SERVING_FILE).exists():
+        options = _read_options(folder / SERVING_FILE)
+        if stage not in (None, options.stage):
+            raise ValueError(f"--stage {stage}: expected {options.stage}, the stage that {folder} was exported from")
+        model_folder = catalog_folder = folder
+    else:
+        run = RunFolder.open(folder)
+        options = ServingOptions(stage or DEFAULT_STAGE, run.config.split.max_history, run.config.evaluation)
+        model_folder, catalog_folder = best_model(run, options.stage), run.catalog
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_model(model_folder).to(device).eval()
+    return Serving(model, Catalog.load(catalog_folder).to(device), options)
+
+
+def best_model(run: RunFolder, stage: str) -> Path:
+    """The folder of a stage's best model; ValueError where there is none yet."""
     folder = run.checkpoints / stage
     if not (folder / "config.json").exists():
         raise ValueError(f"{run.path}: expected a finished {stage} stage (checkpoints/{stage}), found none yet")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return load_model(folder).to(device).eval(), Catalog.load(run.catalog).to(device)
+    return folder
+
+
+def _read_options(path: Path) -> ServingOptions:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values.pop("format") != SERVING_FORMAT:
+            raise ValueError("another format")
+        stage, max_history = values.pop("stage"), values.pop("max_history")
+        return ServingOptions(stage, max_history, dataclasses.replace(EvaluationConfig(), **values))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: expected the file that `tawin export` writes, cannot read it: {error}") from None

@@ -17,7 +17,7 @@ def positive(text: str) -> int:
 
 
 def add_stage(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--stage", choices=("sft", "grpo"), default="grpo", help="whose best model (default: grpo)")
+    command.add_argument("--stage", choices=("sft", "grpo"), help="whose best model (default: grpo)")
 
 
 def add_exclude_history(command: argparse.ArgumentParser) -> None:

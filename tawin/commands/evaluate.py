@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..evaluate import evaluate, sampled
-from ..load import load_data, load_run
+from ..load import load_data, load_serving
 from ..run_folder import RunFolder
 from .arguments import Commands, add_exclude_history, add_stage, positive
 
@@ -33,7 +33,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         beam_width=options.beam_width or config.evaluation.beam_width,
         exclude_history=options.exclude_history or config.evaluation.exclude_history,
     )
-    model, catalog = load_run(run, options.stage)
+    serving = load_serving(run.path, options.stage)
+    model, catalog = serving.model, serving.catalog
     folder = options.data or config.data
     dataset, split = load_data(dataclasses.replace(config, data=folder))
     if not np.array_equal(dataset.items.item_ids, catalog.item_ids):

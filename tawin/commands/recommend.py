@@ -1,4 +1,4 @@
-"""`tawin recommend`: ranked items for a history."""
+"""`tawin recommend`: ranked items for one history on the terminal, or for a parquet file of histories into another."""
 
 from __future__ import annotations
 
@@ -11,42 +11,87 @@ from rich.console import Console
 from rich.table import Table
 
 from ..evaluate import recommend
-from ..load import load_run
-from ..run_folder import RunFolder
-from .arguments import Commands, add_exclude_history, add_stage
+from ..load import Serving, load_serving
+from ..recommend_file import recommend_file
+from .arguments import Commands, add_exclude_history, add_stage, positive
 
 
 def add_command(commands: Commands) -> None:
-    command = commands.add_parser("recommend", help="ranked items for one history")
-    command.add_argument("run", type=Path)
-    command.add_argument("--history", required=True, help="item ids, oldest first: 12,55,83")
-    command.add_argument("--top", type=int, default=10, help="items to print (default: 10)")
+    command = commands.add_parser("recommend", help="ranked items for one history, or for a parquet file of histories")
+    command.add_argument("run", type=Path, help="a run folder, or one that `tawin export` wrote")
+    asked = command.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--history", help="item ids, oldest first: 12,55,83")
+    asked.add_argument(
+        "--histories", type=Path, metavar="FILE", help="parquet: item_ids (list, oldest first), user_id (optional)"
+    )
+    command.add_argument(
+        "--out", type=Path, metavar="FILE", help="with --histories: the new parquet file, with item_ids and scores"
+    )
+    command.add_argument("--top", type=int, default=10, help="items a history (default: 10)")
+    command.add_argument("--batch-size", type=positive, help="with --histories: of one search (default: the run's)")
+    command.add_argument("--titles", action="store_true", help="with --histories: write the items' titles too")
     add_stage(command)
     add_exclude_history(command)
     command.set_defaults(act=_recommend)
 
 
 def _recommend(options: argparse.Namespace) -> None:
+    if options.top < 1:
+        raise ValueError(f"--top: expected at least 1, got {options.top}")
+    if options.histories is None:
+        for name in ("out", "batch_size", "titles"):
+            if getattr(options, name):
+                raise ValueError(f"--{name.replace('_', '-')}: expected it with --histories, not with --history")
+        _print_one(options)
+        return
+    if options.out is None:
+        raise ValueError("--out: expected the parquet file to write to, with --histories")
+    if options.out.exists():  # before the model is loaded
+        raise ValueError(f"--out {options.out}: exists already; choose another file or remove it first")
+    served = recommend_file(
+        load_serving(options.run, options.stage),
+        options.histories,
+        options.out,
+        top=options.top,
+        batch_size=options.batch_size,
+        exclude_history=options.exclude_history,
+        titles=options.titles,
+        progress=True,
+    )
+    print(
+        f"{options.out}: {served.users:,} users in {served.seconds:.1f} s, "
+        f"{served.users / max(served.seconds, 1e-9):,.0f} users/s"
+    )
+    if served.unknown_items:
+        print(f"{served.unknown_items:,} items of histories are not in the catalogue and were left out")
+    if served.empty_histories:
+        print(f"{served.empty_histories:,} users have no known item in their history and got empty lists")
+
+
+def _print_one(options: argparse.Namespace) -> None:
     try:
         item_ids = [int(part) for part in options.history.split(",")]
     except ValueError:
         raise ValueError(f"--history: expected item ids like 12,55,83, got {options.history!r}") from None
-    if options.top < 1:
-        raise ValueError(f"--top: expected at least 1, got {options.top}")
-    run = RunFolder.open(options.run)
-    model, catalog = load_run(run, options.stage)
-    history = np.array([catalog.index_of(item_id) for item_id in item_ids])[-run.config.split.max_history :]
-    evaluation = dataclasses.replace(
-        run.config.evaluation,
-        beam_width=max(run.config.evaluation.beam_width, options.top),
-        exclude_history=options.exclude_history or run.config.evaluation.exclude_history,
-    )
-    found = recommend(model, catalog, [history], evaluation)
+    serving = load_serving(options.run, options.stage)
+    catalog = serving.catalog
+    history = np.array([catalog.index_of(item_id) for item_id in item_ids])[-serving.options.max_history :]
     table = Table(title="history: " + " | ".join(catalog.title(int(item)) for item in history))
     for name in ("rank", "item", "title", "log p"):
         table.add_column(name, justify="left" if name == "title" else "right")
-    for rank, (item, score) in enumerate(zip(found.items[0], found.scores[0], strict=True), 1):
-        if item < 0 or rank > options.top:
-            break
-        table.add_row(str(rank), str(catalog.item_ids[item]), catalog.title(int(item)), f"{score:.4f}")
+    for rank, (item, score) in enumerate(_ranked(serving, history, options), 1):
+        table.add_row(str(rank), str(catalog.item_ids[item]), catalog.title(item), f"{score:.4f}")
     Console(markup=False).print(table)
+
+
+def _ranked(serving: Serving, history: np.ndarray, options: argparse.Namespace) -> list[tuple[int, float]]:
+    """At most `--top` items and their log p, best first."""
+    evaluation = serving.options.evaluation
+    evaluation = dataclasses.replace(
+        evaluation,
+        beam_width=max(evaluation.beam_width, options.top),
+        exclude_history=options.exclude_history or evaluation.exclude_history,
+    )
+    found = recommend(serving.model, serving.catalog, [history], evaluation)
+    pairs = zip(found.items[0].tolist(), found.scores[0].tolist(), strict=True)
+    return [(item, score) for item, score in pairs if item >= 0][: options.top]

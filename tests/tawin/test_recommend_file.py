@@ -1,0 +1,158 @@
+"""A file of histories becomes a file of recommendations: the ones that single histories get, whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tawin import cli, recommend_file
+from tawin.columns import DataError
+from tawin.evaluate import recommend
+from tawin.load import Serving, load_serving
+
+from .runs import make_run
+
+UNKNOWN = 999_999
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "run").path
+
+
+@pytest.fixture(scope="module")
+def serving(run: Path) -> Serving:
+    return load_serving(run)
+
+
+def random_histories(serving: Serving, users: int) -> list[list[int]]:
+    draw = np.random.default_rng(0)
+    return [draw.choice(serving.catalog.item_ids, draw.integers(1, 8)).tolist() for _ in range(users)]
+
+
+def write(path: Path, histories: list[Any], **columns: Any) -> Path:
+    table = pa.table({**columns, "item_ids": pa.array(histories, pa.list_(pa.int64()))})
+    pq.write_table(table, path, row_group_size=7)
+    return path
+
+
+def test_every_user_gets_what_the_history_alone_gets(serving: Serving, tmp_path: Path) -> None:
+    histories = random_histories(serving, 70)  # chunks of 64, row groups of 7
+    users = [f"user {number}" for number in range(70)]
+    path = write(tmp_path / "histories.parquet", histories, user_id=users)
+    served = recommend_file.recommend_file(serving, path, tmp_path / "new" / "out.parquet", top=5, titles=True)
+    assert (served.users, served.unknown_items, served.empty_histories) == (70, 0, 0) and served.seconds > 0
+    out = pq.read_table(tmp_path / "new" / "out.parquet")
+    assert out.column_names == ["user_id", "item_ids", "scores", "titles"]
+    assert out["user_id"].to_pylist() == users
+    catalog = serving.catalog
+    for history, items, scores, titles in zip(
+        histories, *(out[name].to_pylist() for name in ("item_ids", "scores", "titles")), strict=True
+    ):
+        recent = np.array([catalog.index_of(item) for item in history[-4:]])
+        alone = recommend(serving.model, catalog, [recent], serving.options.evaluation)
+        assert items == catalog.item_ids[alone.items[0, :5]].tolist()
+        assert scores == pytest.approx(alone.scores[0, :5].tolist(), abs=2e-4)  # batches pad differently
+        assert titles == [catalog.title(int(item)) for item in alone.items[0, :5]]
+
+
+def test_unknown_items_are_left_out_and_counted_and_who_has_no_other_gets_an_empty_list(
+    serving: Serving, tmp_path: Path
+) -> None:
+    known = serving.catalog.item_ids[[5, 2]].tolist()
+    histories = [known, [UNKNOWN, known[0], -1, known[1]], [UNKNOWN, UNKNOWN], []]
+    served = recommend_file.recommend_file(
+        serving, write(tmp_path / "in.parquet", histories), tmp_path / "out.parquet", top=3
+    )
+    assert dataclasses.replace(served, seconds=0.0) == recommend_file.Served(4, 4, 2)
+    out = pq.read_table(tmp_path / "out.parquet")
+    assert out.column_names == ["item_ids", "scores"]
+    first, second, third, fourth = out["item_ids"].to_pylist()
+    assert first == second and len(first) == 3
+    assert third == fourth == [] == out["scores"].to_pylist()[2]
+
+
+def test_more_items_than_the_catalogue_has_give_all_of_it(serving: Serving, tmp_path: Path) -> None:
+    ids = serving.catalog.item_ids
+    histories = write(tmp_path / "in.parquet", [ids[[0, 1]].tolist()])
+    recommend_file.recommend_file(serving, histories, tmp_path / "out.parquet", top=60, exclude_history=True)
+    (items,) = pq.read_table(tmp_path / "out.parquet")["item_ids"].to_pylist()
+    assert sorted(items) == sorted(set(ids.tolist()) - set(ids[[0, 1]].tolist()))
+
+
+def test_an_empty_file_gives_an_empty_file(serving: Serving, tmp_path: Path) -> None:
+    histories = write(tmp_path / "in.parquet", [])
+    assert recommend_file.recommend_file(serving, histories, tmp_path / "out.parquet").users == 0
+    assert pq.read_table(tmp_path / "out.parquet").num_rows == 0
+
+
+def test_a_failure_leaves_no_file(serving: Serving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = []
+
+    def fail_at_the_second(*arguments: Any) -> Any:
+        done.append(1)
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        return recommend(*arguments)
+
+    monkeypatch.setattr(recommend_file, "recommend", fail_at_the_second)
+    histories = write(tmp_path / "in.parquet", random_histories(serving, 100))
+    with pytest.raises(KeyboardInterrupt):
+        recommend_file.recommend_file(serving, histories, tmp_path / "out.parquet")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"user_id": [1]}, "column 'item_ids': expected"),
+        ({"item_ids": [["a"]]}, "column 'item_ids': expected integers"),
+        ({"item_ids": pa.array([[1], None])}, "column 'item_ids': expected a list in every row"),
+        ({"item_ids": pa.array([[1, None]])}, "column 'item_ids': expected no nulls"),
+    ],
+)
+def test_columns_that_do_not_fit_are_refused_by_name(
+    serving: Serving, tmp_path: Path, table: dict[str, Any], message: str
+) -> None:
+    pq.write_table(pa.table(table), tmp_path / "in.parquet")
+    with pytest.raises(DataError, match=message):
+        recommend_file.recommend_file(serving, tmp_path / "in.parquet", tmp_path / "out.parquet")
+    assert not (tmp_path / "out.parquet").exists()
+
+
+def test_the_command_prints_the_throughput_and_takes_an_exported_folder_too(
+    run: Path, serving: Serving, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    histories = write(tmp_path / "in.parquet", [*random_histories(serving, 3), [UNKNOWN]])
+    cli.main(["export", str(run), str(tmp_path / "served")])
+    for folder, name in ((run, "a"), (tmp_path / "served", "b")):
+        cli.main(["recommend", str(folder), "--histories", str(histories), "--out", str(tmp_path / name)])
+        printed = capsys.readouterr().out
+        assert "4 users in" in printed and "users/s" in printed
+        assert "1 items of histories are not in the catalogue" in printed and "1 users have no known item" in printed
+    assert pq.read_table(tmp_path / "a").equals(pq.read_table(tmp_path / "b"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--histories", "{in}"], "--out: expected the parquet file"),
+        (["--histories", "{in}", "--out", "{in}"], "exists already"),
+        (["--history", "1", "--out", "x.parquet"], "--out: expected it with --histories"),
+        (["--history", "1", "--batch-size", "4"], "--batch-size: expected it with --histories"),
+        (["--histories", "absent.parquet", "--out", "{out}"], "absent.parquet: expected a parquet file"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    run: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    places = {"in": write(tmp_path / "in.parquet", [[1]]), "out": tmp_path / "out.parquet"}
+    with pytest.raises(SystemExit, match=message):
+        cli.main(["recommend", str(run), *(argument.format(**places) for argument in arguments)])
+    assert not places["out"].exists()
