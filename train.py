@@ -34,6 +34,7 @@ from tawin.data import Dataset, Split, training_sequences
 from tawin.distributed import Processes, make_accelerator
 from tawin.dropout import add_dropout
 from tawin.evaluate import evaluate, sampled
+from tawin.guards import TrainingStoppedError
 from tawin.optimization import require_optimizer
 from tawin.packing import checkpoint_activations
 from tawin.policy import add_lora, build_model, load_model, load_tokenizer
@@ -66,7 +67,10 @@ def main(arguments: Sequence[str]) -> None:
         run, job = processes.in_turn(lambda: open_run(options, accelerator))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    train(job, options.config, run, accelerator)
+    try:
+        train(job, options.config, run, accelerator)
+    except TrainingStoppedError as stopped:
+        processes.end(str(stopped))
 
 
 def open_run(options: TrainingOptions, accelerator: Accelerator) -> tuple[RunFolder, Job]:

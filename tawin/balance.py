@@ -29,7 +29,7 @@ def balanced(batches: list[Groups], processes: Processes) -> list[Groups]:
     live = [groups.take(groups.live.nonzero()[:, 0]) for groups in batches]
     if processes.count == 1:
         return live
-    sent = [{name: getattr(groups, name).cpu() for name in _TENSORS} for groups in live]
+    sent = [_tensors(groups) for groups in live]
     received = processes.gather(sent)  # [processes][batches]
     dealt = []
     for number, groups in enumerate(live):
@@ -40,6 +40,11 @@ def balanced(batches: list[Groups], processes: Processes) -> list[Groups]:
         on_device: dict[str, Any] = {name: tensor.to(processes.device) for name, tensor in whole.items()}
         dealt.append(replace(groups, **on_device).take(mine.to(processes.device)))
     return dealt
+
+
+def _tensors(groups: Groups) -> dict[str, Tensor]:
+    tensors = {name: getattr(groups, name) for name in _TENSORS}
+    return {name: tensor.cpu() for name, tensor in tensors.items() if tensor is not None}
 
 
 def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

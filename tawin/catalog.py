@@ -81,6 +81,11 @@ class Catalog:
         """Items of the catalogue."""
         return len(self.item_ids)
 
+    @cached_property
+    def num_sequences(self) -> int:
+        """Distinct token sequences: items may share one. Waits for the device once."""
+        return int((self.trie.child_offsets.diff() == 0).sum())
+
     @property
     def max_item_length(self) -> int:
         """Tokens of the longest item."""

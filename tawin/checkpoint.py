@@ -41,6 +41,8 @@ class Progress:
     finished: bool = False
     seconds: float = 0.0
     metrics_size: int = 0  # bytes of metrics.jsonl that belong to the steps so far
+    skipped_steps: int = 0  # steps without an update, as something was not finite (guards)
+    skipped_in_a_row: int = 0
 
 
 def save_model(

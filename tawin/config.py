@@ -374,6 +374,46 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class GuardConfig:
+    """What is done where a loss, reward, score or gradient is not finite (`tawin.guards`)."""
+
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """stop: the run ends with a report. skip: the step updates nothing, is counted and logged, and the next one begins.
+    Weights that are not finite stop the run either way."""
+    max_skips: int = 10
+    """Steps in a row that may be skipped; one more stops the run."""
+
+    def __post_init__(self) -> None:
+        _require_choices(self, "guards")
+        _require_type("guards.max_skips", self.max_skips, int)
+        _require(self.max_skips >= 1, "guards.max_skips", "at least 1", self.max_skips)
+
+
+@dataclass(frozen=True)
+class WatchdogConfig:
+    """When RL is taken to have gone wrong: hits that collapse, a KL that explodes (`tawin.watchdog`)."""
+
+    action: Literal["warn", "stop", "off"] = "warn"
+    """warn: a message and a line in metrics.jsonl, once until it is over. stop: these, and the run ends."""
+    window: int = 20
+    """Steps over which hits are summed up."""
+    hit_share: float = 0.2
+    """Hits of a window below this share of the best window's are a collapse,"""
+    patience: int = 10
+    """if they stay there for so many steps."""
+    max_kl: float = 10.0
+    """KL to the reference, nats a token, that is an explosion where three steps in a row are above it."""
+
+    def __post_init__(self) -> None:
+        _require_choices(self, "watchdog")
+        for name in ("window", "patience"):
+            _require_type(f"watchdog.{name}", getattr(self, name), int)
+            _require(getattr(self, name) >= 1, f"watchdog.{name}", "at least 1", getattr(self, name))
+        _require(0.0 < self.hit_share < 1.0, "watchdog.hit_share", "a share in (0, 1)", self.hit_share)
+        _require(0.0 < self.max_kl < math.inf, "watchdog.max_kl", "above 0 and finite", self.max_kl)
+
+
+@dataclass(frozen=True)
 class Config:
     """Train a generative recommender: SFT, then GRPO with TAWin."""
 
@@ -394,6 +434,8 @@ class Config:
     sft: SFTConfig = field(default_factory=SFTConfig)
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    guards: GuardConfig = field(default_factory=GuardConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
 
     def __post_init__(self) -> None:
         _require_type("seed", self.seed, int)

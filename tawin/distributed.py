@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -152,6 +152,13 @@ class Processes:
                 time.sleep(_LAST_WORDS)
             sys.exit(answer[0])
         return answer[0]
+
+    def end(self, message: str) -> NoReturn:
+        """End all processes with exit status 1 and one message. All of them call it, for the same reason."""
+        if self.is_first:
+            print(f"error: {message}", file=sys.stderr, flush=True)
+        self.wait()
+        sys.exit(1)
 
     def in_turn(self, function: Callable[[], T]) -> T:
         """`function` on the first process, then on the others, which find what it wrote; all end where it fails."""

@@ -47,6 +47,7 @@ class Groups:
     hits: Tensor  # bool [B], the rollout itself found a target
     trie: ItemTrie | None = None  # log p of a completion is a softmax over its children; None: over the vocabulary
     prompt: Prompt | None = None  # the rollout's prefill, where the policy's forward goes on from it
+    users: Tensor | None = None  # int64 [B], whose prompts they are: for reports
 
     @property
     def mask(self) -> Tensor:
@@ -91,6 +92,7 @@ class Groups:
             self.scores[index],
             self.hits[index],
             self.trie,
+            users=None if self.users is None else self.users[index],
         )
 
 

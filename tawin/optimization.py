@@ -6,7 +6,7 @@ import dataclasses
 import importlib.util
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +18,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, get_scheduler
 
 from .backbone import backbone
 from .checkpoint import Progress, finish_replacing, load_state, read_progress, save_model, save_state
-from .config import OptimizerConfig
+from .config import GuardConfig, OptimizerConfig
 from .distributed import EngineModule, Processes, is_sharded, on_whole_weights
+from .guards import Look, NonFiniteError, describe, gathered, nonfinite, require_finite_weights, write_report
 from .packing import packs
 from .phases import phase
 from .run_folder import RunFolder
@@ -50,6 +52,7 @@ class Stage:
     progress: Progress
     max_grad_norm: float
     _started: float
+    guards: GuardConfig
 
     @classmethod
     def start(
@@ -61,6 +64,7 @@ class Stage:
         config: OptimizerConfig,
         total_steps: int,
         run: RunFolder,
+        guards: GuardConfig = GuardConfig(),  # noqa: B008 (frozen)
     ) -> Stage:
         """Prepare a stage; where the run folder holds a state of this stage, go on from it."""
         processes = Processes.of(accelerator)
@@ -99,6 +103,7 @@ class Stage:
             progress,
             config.max_grad_norm,
             started,
+            guards,
         )
 
     @property
@@ -137,10 +142,14 @@ class Stage:
                 self.accelerator.backward(found[0] * self.processes.count)
         return tuple(tensor.detach() for tensor in found)
 
-    def update(self, *, ends_step: bool = True) -> float:
+    def update(
+        self, *, ends_step: bool = True, figures: Mapping[str, float] | None = None, look: Look | None = None
+    ) -> float:
         """Clip the gradients, step the optimizer and the schedule; returns the norm before clipping.
 
         ends_step: False for updates that others of the same training step follow; step and schedule stay.
+        figures: of the step, the same on all processes. Where one of them or the norm is not finite, nothing is
+            updated: see `refuse`, which `look` is for. The result is NaN then.
 
         A parameter without a gradient counts as one with gradient zero, so that a batch whose groups are all dead moves
         the weights exactly as if it had been run.
@@ -150,22 +159,69 @@ class Stage:
             for parameter in parameters:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-            found: Any = nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+            # Not clipped before it is known to be finite: a norm of infinity or NaN would make NaN of all gradients.
+            found: Any = nn.utils.get_total_norm([p.grad for p in parameters])
             norm = float(found.full_tensor() if isinstance(found, DTensor) else found)
-            if not math.isfinite(norm):
-                raise FloatingPointError(
-                    f"{self.progress.stage}: the gradient norm is {norm} at step {self.progress.step + 1}; "
-                    "nothing was updated. The last checkpoint is intact: lower the learning rate and start again"
-                )
+            wrong = nonfinite({**(figures or {}), "gradient norm": norm})
+            if wrong:
+                self.refuse(wrong, look)
+                return math.nan
+            nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, found)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             if ends_step:
-                self.scheduler.step()
-                self.progress = dataclasses.replace(self.progress, step=self.progress.step + 1)
+                self._end_step()
         return norm
 
+    def refuse(self, wrong: Mapping[str, float], look: Look | None = None) -> None:
+        """Report a step in which something was not finite; stop, or end the step without an update (`guards`).
+
+        All processes call it, with the same figures. `look` finds out where in the batch it is.
+
+        Raises:
+            NonFiniteError: guards.nonfinite is "stop", or too many steps in a row were skipped.
+        """
+        stage, step = self.progress.stage, self.progress.step + 1
+        in_a_row = self.progress.skipped_in_a_row + 1
+        stops = self.guards.nonfinite == "stop" or in_a_row > self.guards.max_skips
+        found, note = gathered(
+            lambda: self.infer(look) if look is not None else [],
+            self.processes,
+            is_sharded=is_sharded(self.engine),
+            model=self.model,
+        )
+        path = write_report(self.run, stage, step, wrong, "stopped" if stops else "skipped", found, note)
+        message = describe(stage, step, wrong, found)
+        if stops:
+            why = f"; the {self.guards.max_skips} steps before it were skipped" if in_a_row > 1 else ""
+            raise NonFiniteError(
+                f"{message}{why}; nothing was updated. The last checkpoint is intact: lower the learning rate and "
+                f"start again, or go on with --resume --guards.nonfinite skip. Report: {path}"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        self._end_step(skipped_in_a_row=in_a_row)
+        if self.processes.is_first:
+            tqdm.write(f"{message}; the step was skipped. Report: {path}")
+
+    def _end_step(self, *, skipped_in_a_row: int = 0) -> None:
+        self.scheduler.step()
+        self.progress = dataclasses.replace(
+            self.progress,
+            step=self.progress.step + 1,
+            skipped_steps=self.progress.skipped_steps + (skipped_in_a_row > 0),
+            skipped_in_a_row=skipped_in_a_row,
+        )
+
+    def require_finite_weights(self) -> None:
+        """Stop where a weight is not finite: what is not is never evaluated or saved."""
+        require_finite_weights(self.model, self.processes, self.progress.stage, self.progress.step)
+
     def log(self, **values: Any) -> None:
-        """A line in metrics.jsonl."""
+        """A line in metrics.jsonl, without numbers that are not finite, which JSON has not."""
+        wrong = nonfinite({name: value for name, value in values.items() if isinstance(value, float)})
+        values = {name: value for name, value in values.items() if name not in wrong}
+        if self.progress.skipped_steps:
+            values["skipped_steps"] = self.progress.skipped_steps
         self.run.log(
             {"stage": self.progress.stage, "step": self.progress.step, "seconds": round(self.seconds, 3), **values}
         )

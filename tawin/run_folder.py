@@ -73,9 +73,13 @@ class RunFolder:
 
     @classmethod
     def resume(cls, path: Path, config: Config) -> RunFolder:
-        """An existing run that is to go on with the same config; the first field that differs is named."""
+        """An existing run that is to go on with the same config; the fields that differ are named.
+
+        Guards and watchdog may differ: what they stopped may go on with others.
+        """
         run = cls.open(path)
-        changed = differences(run.config, config)
+        found = differences(run.config, config)
+        changed = [one for one in found if not one[0].startswith(("guards.", "watchdog."))]
         if changed:
             raise RunFolderError(
                 f"--resume {path}: the run was started with another config: "

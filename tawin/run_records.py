@@ -71,11 +71,11 @@ def read_runs(folders: list[Path]) -> list[Group]:
         # A folder's name may hold line breaks, and bytes that are not UTF-8.
         name = " ".join(name.encode("utf-8", "backslashreplace").decode("utf-8").split())
         alike = members.setdefault(dataclasses.replace(run.config, seed=0), [])
-        alike.append(Run(name, run.config, _read_metrics(folder / "metrics.jsonl"), run.results))
+        alike.append(Run(name, run.config, read_metrics(folder / "metrics.jsonl"), run.results))
     return [Group(runs) for runs in members.values()]
 
 
-def _read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; a last one that is only half written yet is left out."""
     raw = path.read_bytes().splitlines() if path.exists() else []
     lines = []

@@ -11,9 +11,10 @@ of the whole batch. Only dropout differs: it has a seed a process.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -32,11 +33,13 @@ from .config import KS, Config, GRPOConfig
 from .data import Examples, Split, training_windows
 from .distributed import Processes, is_sharded
 from .evaluate import evaluate, sampled
+from .findings import count_wrong, look_into_groups, look_into_windows
 from .objective import Groups, completion_log_probs, group_loss, loss_denominator, may_share_prompts, roll_out
 from .optimization import Stage
 from .policy import evaluating
 from .ragged import Ragged
 from .run_folder import RunFolder
+from .watchdog import Watchdog
 
 Reference = Callable[[Groups], Tensor]
 
@@ -59,7 +62,7 @@ def train_sft(
     per_step = sft.batch_size * sft.gradient_accumulation
     steps_an_epoch = -(-len(windows) // per_step)
     total = min(steps_an_epoch * sft.epochs, sft.max_steps or steps_an_epoch * sft.epochs)
-    stage = Stage.start("sft", accelerator, model, tokenizer, sft, total, run)
+    stage = Stage.start("sft", accelerator, model, tokenizer, sft, total, run, config.guards)
     valid = sampled(split.valid, config.evaluation.valid_users, config.seed)
     lengths = windows.lengths
 
@@ -73,7 +76,16 @@ def train_sft(
                 rate = stage.scheduler.get_last_lr()[0]
                 stage.seed(config.seed)
                 loss = _sft_backward(stage, catalog, windows, first_targets, rows, sft.batch_size)
-                norm = stage.update()
+                own = rows[stage.processes.share(len(rows))]
+                look = partial(
+                    look_into_windows,
+                    catalog=catalog,
+                    windows=windows,
+                    first_targets=first_targets,
+                    rows=own,
+                    size=sft.batch_size,
+                )
+                norm = stage.update(figures={"loss": loss}, look=look)
                 stage.log(loss=loss, learning_rate=rate, grad_norm=norm, epoch=epoch + 1)
                 bar.update()
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
@@ -160,7 +172,7 @@ def train_grpo(
     `reference` is the frozen model of the KL term. None with beta > 0: the peft model with its adapters switched off.
     """
     grpo = config.grpo
-    stage = Stage.start("grpo", accelerator, model, tokenizer, grpo, grpo.steps, run)
+    stage = Stage.start("grpo", accelerator, model, tokenizer, grpo, grpo.steps, run, config.guards)
     reference_log_probs = _reference(stage, reference) if grpo.beta > 0 else None
 
     def step() -> dict[str, float]:
@@ -198,6 +210,7 @@ def train_steps(
         stage.save(finished=stage.progress.step >= steps)
         _say(stage, when, found)
 
+    watchdog = Watchdog.of(stage, config)
     if stage.progress.best_step < 0:
         check("start")
     with _bar(stage, steps) as bar:
@@ -205,7 +218,8 @@ def train_steps(
             figures = step()
             stage.log(**figures)
             bar.update()
-            bar.set_postfix({name: f"{figures[name]:.3f}" for name in shown}, refresh=False)
+            bar.set_postfix({name: f"{figures[name]:.3f}" for name in shown if name in figures}, refresh=False)
+            watchdog.watch(stage, figures)
             if stage.progress.step % evaluate_every == 0 or stage.progress.step == steps:
                 check(f"step {stage.progress.step}")
     return stage.progress
@@ -223,12 +237,19 @@ def grpo_step(
     rows = prompt_rows(len(prompts), config.seed, stage.progress.step, size)
     rate = stage.scheduler.get_last_lr()[0]
     rollout = _roll_out_all(stage, catalog, prompts.take(rows), config)
+    look = partial(look_into_groups, parts=rollout.parts, reference=reference, config=grpo)
+    if rollout.wrong:
+        stage.refuse(rollout.wrong, partial(look, parts=rollout.all_groups))
+        return rollout.figures
     old_log_probs: list[Tensor] | None = None
     for update in range(grpo.updates):
         figures, log_probs = _backward(stage, rollout, config.seed, reference, old_log_probs)
         if update == 0:
             old_log_probs = log_probs
-        norm = stage.update(ends_step=update == grpo.updates - 1)
+        checked = {"loss": figures["loss"], "KL": figures["kl"]}
+        norm = stage.update(ends_step=update == grpo.updates - 1, figures=checked, look=look)
+        if math.isnan(norm):  # skipped, and with it what is left of the step
+            break
     return {**rollout.figures, **figures, "grad_norm": norm, "learning_rate": rate}
 
 
@@ -259,6 +280,9 @@ class _Rollout:
     denominator: float
     config: GRPOConfig
     figures: dict[str, float]
+    wrong: dict[str, float]
+    """What of the rollout is not finite, the same on all processes; it lies in some of `all_groups`."""
+    all_groups: list[Groups]
 
 
 def _roll_out_all(stage: Stage, catalog: Catalog, chosen: Examples, config: Config) -> _Rollout:
@@ -282,7 +306,9 @@ def _roll_out_all(stage: Stage, catalog: Catalog, chosen: Examples, config: Conf
             ]
         )
 
-    denominator, reward, hits, prompts, *live = processes.sums(
+    sequences = min(grpo.group_size, catalog.num_sequences)
+    wrong, denominator, reward, hits, prompts, *live = processes.sums(
+        count_wrong(batches, sequences),
         loss_denominator(batches, grpo.loss_type),
         sum(groups.rewards.sum(dtype=torch.float64) for groups in batches),
         sum(groups.hits.sum() for groups in batches),
@@ -301,7 +327,9 @@ def _roll_out_all(stage: Stage, catalog: Catalog, chosen: Examples, config: Conf
         "hit_share": hits / prompts,
         "live_share": sum(live) / prompts,
     }
-    return _Rollout(parts, [dealt[index].mask.sum() for index in runs], denominator, grpo, figures)
+    tokens = [dealt[index].mask.sum() for index in runs]
+    nonfinite = {"sum of rewards and scores": math.nan} if wrong else {}
+    return _Rollout(parts, tokens, denominator, grpo, figures, nonfinite, batches)
 
 
 def _backward(
@@ -350,7 +378,7 @@ def _roll_out(
     part = processes.share(len(examples))
     own = examples.take(np.arange(len(examples))[part])
     input_ids, attention_mask = catalog.encode_histories(own.histories)
-    return roll_out(
+    groups = roll_out(
         model,
         catalog,
         input_ids.to(processes.device),
@@ -362,6 +390,7 @@ def _roll_out(
         part=part,
         whole=len(examples),
     )
+    return replace(groups, users=torch.as_tensor(own.user_ids, device=processes.device))
 
 
 def _loss_of(
@@ -410,6 +439,7 @@ def _reference(stage: Stage, reference: nn.Module | None) -> Reference:
 
 def _evaluate(stage: Stage, catalog: Catalog, valid: Examples, config: Config) -> dict[str, float]:
     """Figures on valid, recorded."""
+    stage.require_finite_weights()
     found = stage.infer(
         lambda model: evaluate(
             model,

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch.distributed.fsdp import FSDPModule
 
 import train
+from tawin import trainer
 from tawin.balance import balanced
 from tawin.config import Config, EvaluationConfig, GRPOConfig, PolicyConfig, SFTConfig
 from tawin.data import Examples
@@ -67,6 +68,7 @@ ENGINE_OPTIONS = {
         "--grpo.ensure-positive",
     ],
 }
+GUARDED = ["--guards.nonfinite=skip", "--guards.max-skips=1", "--grpo.steps=6", "--sft.epochs=1"]
 HISTORIES = [np.array(h) for h in ([0], [1, 2, 3], [5, 6], [4], [2, 0, 1, 3])]
 
 
@@ -129,6 +131,29 @@ def step_with_dead_groups(stage: Stage, config: Config) -> tuple[dict[str, float
     chosen = Examples(np.arange(8), [HISTORIES[user] for user in users], np.array(targets))
     figures = grpo_backward(stage, catalog, chosen, config, None)
     return figures, gradients_of(stage)
+
+
+def guarded(out: Path, processes: Processes) -> list[int]:
+    """Exit statuses of a run in which the last process alone has a loss of NaN, in steps 2 and 4 and 5 of GRPO."""
+    group_loss, seed = trainer.group_loss, Stage.seed
+    at = [0]
+
+    def noted(stage: Stage, number: int) -> None:
+        at[0] = stage.progress.step + 1
+        seed(stage, number)
+
+    def wrong(*arguments: Any) -> Any:
+        found = group_loss(*arguments)
+        is_wrong = processes.rank == processes.count - 1 and at[0] in (2, 4, 5)
+        return found._replace(loss=found.loss * torch.nan) if is_wrong else found
+
+    status = 0
+    with patch.object(Stage, "seed", noted), patch.object(trainer, "group_loss", wrong):
+        try:
+            train.main([*OPTIONS, *GUARDED, "--out", str(out)])
+        except SystemExit as ended:
+            status = ended.code if isinstance(ended.code, int) else -1
+    return processes.gather(status)
 
 
 def dealt_out(processes: Processes) -> list[int]:
@@ -199,10 +224,12 @@ def checks(start: Path, out: Path) -> None:
     items, scores = recommendations(processes)
     np.savez(out / f"recommendations.{processes.rank}.npz", items=items, scores=scores)
     dealt = processes.gather(dealt_out(processes))
+    statuses = guarded(out / "guarded", processes)
     figures, gradients, sharded = steps(accelerator, out / "steps")
     if processes.is_first:
         save_file(gradients, out / "gradients.safetensors")
         record = {"figures": figures, "sharded": sharded, "dealt": dealt, "refusals": refusals(accelerator)}
+        record["statuses"] = statuses
         (out / "record.json").write_text(json.dumps(record))
 
 

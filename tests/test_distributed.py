@@ -194,6 +194,26 @@ def test_a_refusal_ends_all_processes_with_one_message(commands: dict[str, Ended
     assert commands["fsdp2"].output.count("holds another run; pass --resume") == 1
 
 
+def test_processes_skip_and_stop_alike_where_one_of_them_has_a_loss_that_is_not_finite(
+    two: Path, commands: dict[str, Ended]
+) -> None:
+    assert json.loads((two / "record.json").read_text())["statuses"] == [1, 1]
+    lines = [line for line in metrics(two / "guarded") if line["stage"] == "grpo" and "valid" not in line]
+    assert [(line["step"], line.get("skipped_steps"), "loss" in line) for line in lines] == [
+        (1, None, True),
+        (2, 1, False),
+        (3, 1, True),
+        (4, 2, False),
+    ]
+    reports = [json.loads((two / "guarded" / f"nonfinite-grpo-step-{step}.json").read_text()) for step in (2, 4, 5)]
+    assert [report["action"] for report in reports] == ["skipped", "skipped", "stopped"]
+    assert all(report["figures"] == {"loss": "nan", "gradient norm": "nan"} for report in reports)
+    assert all(one["tensor"].startswith("gradient of") for report in reports for one in report["found"])
+    assert commands[two.name].output.count("error: grpo: the loss is nan") == 1
+    state = load_file(two / "guarded" / "checkpoints" / "state" / "weights.safetensors")
+    assert all(bool(tensor.isfinite().all()) for tensor in state.values())
+
+
 def test_a_process_that_fails_ends_the_command(commands: dict[str, Ended], folder: Path) -> None:
     assert commands["ddp"].status != 0
     assert commands["ddp"].output.count("RuntimeError: the second process has failed") == 1

@@ -125,6 +125,8 @@ def test_every_option_is_documented_in_yaml_order() -> None:
         "sft",
         "grpo",
         "evaluation",
+        "guards",
+        "watchdog",
     ]
 
 
