@@ -31,8 +31,8 @@ from .config import PolicyConfig
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
-    """A tokenizer as transformers loads it; remote code is never run."""
-    return AutoTokenizer.from_pretrained(name_or_path)
+    """A tokenizer as transformers loads it; code that a folder brings is never run."""
+    return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
 
 
 FAMILIES: dict[str, tuple[Any, Any]] = {
@@ -81,7 +81,10 @@ def load_model(name_or_path: str | Path, *, tokens: int | None = None, seed: int
     Raises:
         ValueError: where shared-prefix attention or a plain softmax head would be wrong for this model.
     """
-    model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=torch.float32, attn_implementation="sdpa")
+    # Said outright: left open, transformers would ask on a terminal whether to run the code that a folder brings.
+    model = AutoModelForCausalLM.from_pretrained(
+        name_or_path, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
+    )
     if tokens is not None and tokens > model.get_input_embeddings().weight.shape[0]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
