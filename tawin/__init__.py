@@ -1,9 +1,19 @@
-"""tawin: train LLM-based recommenders by reinforcement learning, aimed at the Top-K that users see."""
+"""tawin: train LLM-based recommenders by reinforcement learning, aimed at the Top-K that users see.
 
-from . import metrics
-from .catalog import Catalog, load_catalog
-from .enumerate import exact_metrics, exact_ranks, score_catalog
-from .rollout import BeamOutput, beam_search
+The names below are imported when they are first used: `tawin.integrations.verl` needs torch and triton alone, and
+verl pins a transformers that is older than the trainer's.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import metrics
+    from .catalog import Catalog, load_catalog
+    from .enumerate import exact_metrics, exact_ranks, score_catalog
+    from .rollout import BeamOutput, beam_search
 
 __all__ = [
     "BeamOutput",
@@ -16,3 +26,31 @@ __all__ = [
     "score_catalog",
 ]
 __version__ = "0.1.0"
+
+_MODULES = {
+    "BeamOutput": "rollout",
+    "Catalog": "catalog",
+    "beam_search": "rollout",
+    "exact_metrics": "enumerate",
+    "exact_ranks": "enumerate",
+    "load_catalog": "catalog",
+    "metrics": "metrics",
+    "score_catalog": "enumerate",
+}
+
+
+def _imported(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(f".{_MODULES[name]}", __name__)
+    value = module if name == "metrics" else getattr(module, name)
+    globals()[name] = value  # from now on found without a detour
+    return value
+
+
+if not TYPE_CHECKING:  # a type checker is to go on refusing names that do not exist
+    __getattr__ = _imported
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
