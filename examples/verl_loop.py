@@ -1,7 +1,7 @@
 """The part of verl's trainer that TAWin plugs into, on a toy: no GPU, no Ray, no vLLM. python examples/verl_loop.py
 
 64 users, 32 items, a response of one token. As in verl responses are sampled, rows lose their order, the estimator is
-found by its name, and verl's own loss trains the policy, here a table of logits. examples/verl_grpo.sh starts a real run.
+found by its name, and verl's own loss trains the policy: here a table of logits. verl_grpo.sh starts a real run.
 """
 
 import os
@@ -26,7 +26,7 @@ wanted = torch.randint(ITEMS, (USERS,))
 logits = torch.nn.Parameter(torch.zeros(USERS, ITEMS))
 optimizer = torch.optim.Adam([logits], lr=0.1)
 
-for update in range(61):
+for update in range(41):
     if update % 20 == 0:
         chance = logits.softmax(-1)[torch.arange(USERS), wanted].mean()
         print(f"update {update:2d}: the wanted item comes with probability {chance:.0%}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import re
 import shutil
 import tomllib
@@ -37,6 +38,8 @@ NOT_RUN = {
     r"python train\.py$": "the demo takes minutes; .ci/run runs it",
     r"torchrun ": "several processes on GPUs; tests/test_distributed.py runs two on a CPU",
     r"accelerate launch ": "several processes on GPUs; tests/test_distributed.py runs two on a CPU",
+    r"python examples/": "tests/test_examples.py runs them",
+    r"examples/\S+\.sh": "trains on GPUs; tests/tawin/integrations checks its options",
     r"python -m bench\.": "benchmarks take minutes; tests/bench has tests of each",
     r"python -m sglang\.|curl ": "another project's server, on a GPU",
     r"python -m experiments\.run (?!list)": "tables take hours; tests/experiments runs small ones",
@@ -152,6 +155,10 @@ def require_valid(words: Sequence[str]) -> None:
         case ("pip", "install", "-e", target):
             project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
             assert set(re.findall(r"[\w-]+", target)) <= project["optional-dependencies"].keys(), target
+        case ("python", script):
+            assert (ROOT / script).is_file(), f"no file {script}"
+        case (script, *_) if script.endswith(".sh"):
+            assert os.access(ROOT / script, os.X_OK), f"no script {script}"
         case ("pytest", *files):
             assert all((ROOT / file).exists() for file in files)
         case _:

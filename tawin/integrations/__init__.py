@@ -1,1 +1,1 @@
-"""tawin inside other trainers. Each module imports its framework when it is used, never before."""
+"""The parts of tawin inside other people's trainers. Each module needs its own framework, which the others do not."""

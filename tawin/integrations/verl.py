@@ -1,4 +1,4 @@
-"""TAWin as an advantage estimator of verl (0.9): algorithm.adv_estimator=tawin.
+"""TAWin as an advantage estimator of verl, algorithm.adv_estimator=tawin; written for verl 0.9.
 
 verl finds it when VERL_USE_EXTERNAL_MODULES=tawin.integrations.verl is set: importing this module where verl is
 installed registers it. verl hands a registered estimator rewards, mask, config and the rows' uids, but neither

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,13 +25,17 @@ if getattr(find_spec("verl"), "origin", None) is None:
     pytest.skip("verl is not installed: pip install -e '.[verl]'", allow_module_level=True)
 
 from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
 from verl import DataProto
 from verl.trainer.ppo import core_algos, ray_trainer
+from verl.trainer.ppo.utils import need_critic
 from verl.trainer.ppo.v1 import utils as v1_utils
+from verl.utils.config import validate_config
 from verl.workers.config import FSDPActorConfig
 
 from tawin.integrations import verl as integration
 
+ROOT = Path(__file__).parents[3]
 CLOSE = {"rtol": 1e-6, "atol": 1e-7}  # fp32: the sums of a padded group may be added in another order
 
 
@@ -139,6 +144,30 @@ def test_its_loss_of_these_advantages_is_ours(loss_agg_mode, loss_type):
     torch.testing.assert_close(loss, ours.loss, rtol=1e-5, atol=1e-6)  # fp32 sums in another order
 
 
+def test_the_options_of_the_launch_script_are_options_of_verl(tmp_path):
+    """A `python` that only says what it was called with stands in for the one that would train."""
+    python = tmp_path / "python"
+    python.write_text('#!/usr/bin/env bash\nprintenv VERL_USE_EXTERNAL_MODULES\nprintf "%s\\n" "$@"\n')
+    python.chmod(0o755)
+    variable = "ray_kwargs.ray_init.runtime_env.env_vars.VERL_USE_EXTERNAL_MODULES"
+    more = f"+{variable}=tawin.integrations.verl"  # docs/VERL.md
+    printed = subprocess.run(
+        [ROOT / "examples" / "verl_grpo.sh", "train.parquet", "valid.parquet", "model", more],
+        env={**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    assert printed[:3] == ["tawin.integrations.verl", "-m", "verl.trainer.main_ppo"]
+    config = config_of(*printed[3:])
+    assert OmegaConf.select(config, variable) == "tawin.integrations.verl"
+    assert integration.tawin_from_config(config.algorithm) == TAWin(anchor=2)
+    assert need_critic(config) is False
+    validate_config(config, use_reference_policy=False, use_critic=False)
+    path = Path(config.reward.custom_reward_function.path)
+    assert path.samefile(ROOT / "examples" / "verl_reward.py")
+
+
 def test_the_environment_variable_registers_it_in_each_process_and_each_ray_worker():
     script = """
 import ray, verl
@@ -153,7 +182,7 @@ assert state()
 ray.init(num_cpus=1, include_dashboard=False)
 assert ray.get(ray.remote(state).remote())
 """
-    environment = {**os.environ, "VERL_USE_EXTERNAL_MODULES": "tawin.integrations.verl"}
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "VERL_USE_EXTERNAL_MODULES": "tawin.integrations.verl"}
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     completed = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert completed.returncode == 0, completed.stderr

@@ -9,7 +9,7 @@ from tawin_kernels import group_advantages
 
 
 def responses(sizes: list[int], *, seed: int, padding: int = 0, T: int = 5) -> tuple[dict[str, torch.Tensor], list]:
-    """The tensors [N, T] of a shuffled batch of groups of these sizes and of `padding` rows without a token, and its uids.
+    """The tensors [N, T] and uids of a shuffled batch of groups of these sizes and `padding` rows without a token.
 
     The reward of a response, 1 for three in ten, stands at its last token.
     """
