@@ -182,7 +182,13 @@ def make_catalog(dataset: Dataset, config: Config) -> tuple[PreTrainedTokenizerB
         semantic_ids = build_semantic_ids(dataset, config.catalog, training_sequences=training, seed=config.seed)
     tokenizer = load_tokenizer(config.model) if config.model else make_tokenizer(dataset, config.catalog, semantic_ids)
     catalog = build_catalog(
-        dataset, tokenizer, config.catalog, training_sequences=training, seed=config.seed, semantic_ids=semantic_ids
+        dataset,
+        tokenizer,
+        config.catalog,
+        training_sequences=training,
+        seed=config.seed,
+        semantic_ids=semantic_ids,
+        prompt=config.prompt,
     )
     return tokenizer, catalog
 

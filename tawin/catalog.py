@@ -1,16 +1,15 @@
 """The catalogue: items <-> tokens. Which tokens an item is, the trie over them, and prompts and labels built from them.
 
-A sequence is the prefix, then the tokens of one item after another; the completion of a prompt is the next item's
-tokens. An item is its semantic id (a token a level, and one more where items share an id) or its title (the
-tokenizer's own tokens and the end token). Items are dense indexes here; this module knows nothing of users, splits or
-models.
+A sequence is the prefix, then the tokens of one item after another, where a prompt's template has it with text between
+them and behind the last one; the completion of a prompt is the next item's tokens. An item is its semantic id (a token
+a level, and one more where items share an id) or its title (the tokenizer's own tokens and the end token). Items are
+dense indexes here; this module knows nothing of users, splits or models.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -24,22 +23,25 @@ import torch
 from tawin_kernels import ItemTrie
 
 from . import data
+from .catalog_header import HEADER, read_header, write_header
 from .columns import (
     DataError,
     optional_array,
+    optional_column,
     read_integer_lists,
     read_integers,
     read_table,
     read_titles,
     require_distinct,
 )
-from .config import CatalogConfig
+from .config import CatalogConfig, PromptConfig
 from .data import Dataset
-from .ragged import Ragged, count_within
+from .encoding import Encoder
+from .prompt import prompt_tokens
+from .ragged import Ragged
 from .semantic_ids import build_semantic_ids
 from .tokenizer import (
     make_semantic_tokenizer,
-    prefix_tokens,
     semantic_token_names,
     semantic_tokens,
     title_tokens,
@@ -48,8 +50,6 @@ from .tokenizer import (
 
 CATALOG_FILE = "catalog.json"
 ITEMS_FILE = "items.parquet"
-FORMAT = 1
-IGNORED = -100  # the label of a token without a loss
 PADDING = -1  # fills token_ids behind an item's last token
 
 
@@ -75,6 +75,19 @@ class Catalog:
     """What fills prompts; it is masked everywhere."""
     end_token: int | None
     """The last token of every item in title mode."""
+    separator: tuple[int, ...] = ()
+    """The tokens between two items of a history."""
+    suffix: tuple[int, ...] = ()
+    """The tokens behind the last item of a history."""
+    empty: tuple[int, ...] | None = None
+    """The prompt of a history without items; None: the prefix and the suffix."""
+    history_tokens: torch.Tensor | None = None
+    """As token_ids, on the CPU, of items within a history; None: as token_ids."""
+
+    @property
+    def one_target(self) -> bool:
+        """Whether a training sequence has one target, its last item: text stands between or behind the items."""
+        return bool(self.separator or self.suffix) or self.history_tokens is not None
 
     @property
     def num_items(self) -> int:
@@ -109,35 +122,24 @@ class Catalog:
             raise ValueError(f"item_id: expected an item of the catalogue ({known}), got {item_id!r}") from None
 
     def encode_histories(self, histories: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Prompts of histories (dense item indexes, oldest first; may be empty): the prefix, then the items' tokens.
+        """Prompts of histories (dense item indexes, oldest first; may be empty).
 
-        Returns input_ids and attention_mask, int64 [B, P], left-padded.
+        They are the prefix, the items' tokens and the suffix. Returns input_ids and attention_mask, int64 [B, P],
+        left-padded.
         """
-        tokens, sequence, position, _ = self._tokens_of("histories", histories)
-        lengths = np.bincount(sequence)
-        columns = position + (lengths.max() - lengths)[sequence]
-        return self._pad(tokens, sequence, columns)
+        return self._encoder.prompts(histories)
 
     def encode_windows(
-        self, windows: Sequence[np.ndarray], first_targets: Sequence[int]
+        self, windows: Sequence[np.ndarray], first_targets: Sequence[int] | np.ndarray
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Training sequences of windows (dense item indexes, oldest first): the prefix, then the items' tokens.
+        """Training sequences of windows (dense item indexes, oldest first).
 
-        Returns input_ids, attention_mask and labels, int64 [B, S], right-padded. Labels are input_ids at the tokens of
-        items whose index in the window is at least first_targets of the window, else -100; they are not shifted.
+        Returns input_ids, attention_mask and labels, int64 [B, S], right-padded. They are the prefix, then the items'
+        tokens; labels are input_ids at the tokens of items whose index in the window is at least first_targets of the
+        window, else -100; they are not shifted. With `one_target`, first_targets must be that of the last item: they
+        are the prompt of the items before it, then its tokens as it completes a prompt, which alone have labels.
         """
-        if len(first_targets) != len(windows):
-            raise ValueError(f"first_targets: expected one a window, {len(windows)}, got {len(first_targets)}")
-        first = np.asarray(first_targets, dtype=np.int64)  # [B]
-        if (first < 0).any():
-            raise ValueError(f"first_targets: expected indexes into the windows, 0 or more, got {first.min()}")
-        tokens, sequence, position, place = self._tokens_of("windows", windows)
-        input_ids, attention_mask = self._pad(tokens, sequence, position)
-        labels = torch.full_like(input_ids, IGNORED)
-        is_target = place >= first[sequence]
-        rows, columns = torch.from_numpy(sequence[is_target]), torch.from_numpy(position[is_target])
-        labels[rows, columns] = torch.from_numpy(tokens[is_target])
-        return input_ids, attention_mask, labels
+        return self._encoder.windows(windows, first_targets, one_target=self.one_target)
 
     def save(self, folder: str | Path) -> None:
         """Writes items.parquet (item_id, title, semantic_id, token_ids) and catalog.json.
@@ -149,33 +151,28 @@ class Catalog:
             self._require_same_as(folder)
             return
         folder.mkdir(parents=True, exist_ok=True)
-        tokens = [row[row != PADDING] for row in self.token_ids.cpu().numpy()]
+        history = None if self.history_tokens is None else list(_rows(self.history_tokens))
         table = pa.table(
             {
                 "item_id": pa.array(self.item_ids, type=pa.int64()),
                 "title": optional_array(self.titles, self.num_items, pa.string()),
                 "semantic_id": optional_array(self.semantic_ids, self.num_items, pa.list_(pa.int64())),
-                "token_ids": pa.array(tokens, type=pa.list_(pa.int64())),
+                "token_ids": pa.array(list(_rows(self.token_ids)), type=pa.list_(pa.int64())),
+                "history_tokens": optional_array(history, self.num_items, pa.list_(pa.int64())),
             }
         )
-        header = {
-            "format": FORMAT,
-            "prefix": list(self.prefix),
-            "pad_token": self.pad_token,
-            "end_token": self.end_token,
-        }
         # Each file appears whole or not at all, and the header last: a folder with a header is a catalogue.
         pq.write_table(table, folder / (ITEMS_FILE + ".part"))
         os.replace(folder / (ITEMS_FILE + ".part"), folder / ITEMS_FILE)
-        (folder / (CATALOG_FILE + ".part")).write_text(json.dumps(header) + "\n")
-        os.replace(folder / (CATALOG_FILE + ".part"), folder / CATALOG_FILE)
+        write_header(folder / CATALOG_FILE, self._around)
 
     @classmethod
     def load(cls, folder: str | Path) -> Catalog:
         """Reads a folder that `save` wrote; DataError names the file and what is wrong with it."""
-        header = _read_header(Path(folder) / CATALOG_FILE)
+        header = read_header(Path(folder) / CATALOG_FILE)
         path = Path(folder) / ITEMS_FILE
-        table = read_table(path, required=("item_id", "title", "semantic_id", "token_ids"))
+        columns = ("item_id", "title", "semantic_id", "token_ids")
+        table = read_table(path, required=columns, optional=("history_tokens",))
         item_ids = read_integers(table, "item_id", path)
         if len(item_ids) == 0:
             raise DataError(f"{path}: expected at least one item, got none")
@@ -183,15 +180,17 @@ class Catalog:
         semantic_ids = None
         if table["semantic_id"].null_count < len(item_ids):
             semantic_ids = [tuple(row) for row in _split(*read_integer_lists(table, "semantic_id", path))]
+        history = None
+        if optional_column(table, "history_tokens") is not None:
+            history = _split(*read_integer_lists(table, "history_tokens", path))
         try:
             return _assemble(
                 item_ids=item_ids,
                 titles=read_titles(table, path),
                 semantic_ids=semantic_ids,
                 tokens=_split(*read_integer_lists(table, "token_ids", path)),
-                prefix=tuple(header["prefix"]),
-                pad_token=header["pad_token"],
-                end_token=header["end_token"],
+                history=history,
+                **header,
             )
         except DataError:
             raise
@@ -203,45 +202,17 @@ class Catalog:
         return {int(item_id): index for index, item_id in enumerate(self.item_ids)}
 
     @cached_property
-    def _table(self) -> np.ndarray:
-        """int64 [items + 1, width]: the tokens of every item and in the last row the prefix; -1 is padding."""
-        width = max(self.max_item_length, len(self.prefix))
-        table = np.full((self.num_items + 1, width), PADDING, dtype=np.int64)
-        table[:-1, : self.max_item_length] = self.token_ids.cpu().numpy()
-        table[-1, : len(self.prefix)] = self.prefix
-        return table
+    def _encoder(self) -> Encoder:
+        tokens = Ragged.of(list(_rows(self.token_ids)))
+        history = tokens if self.history_tokens is None else Ragged.of(list(_rows(self.history_tokens)))
+        empty = self.prefix + self.suffix if self.empty is None else self.empty
+        around = [np.array(part, dtype=np.int64) for part in (self.prefix, self.separator, self.suffix, empty)]
+        return Encoder(history, tokens, Ragged.of(around), self.pad_token)
 
-    def _tokens_of(
-        self, argument: str, sequences: Sequence[np.ndarray]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The tokens of all sequences one after another, each int64 [tokens]: the token, which sequence it belongs to,
-        where it stands in that, and which item of the sequence it belongs to (-1 for the prefix)."""
-        if len(sequences) == 0:
-            raise ValueError(f"{argument}: expected at least one, got none")
-        ragged = Ragged.of(sequences)
-        items, counts = ragged.flat().astype(np.int64, copy=False), ragged.lengths
-        if len(items) and not (items.min() >= 0 and items.max() < self.num_items):
-            raise ValueError(
-                f"{argument}: expected dense item indexes 0..{self.num_items - 1}, got {items.min()}..{items.max()}"
-            )
-        rows = np.insert(items, np.cumsum(counts) - counts, self.num_items)  # the prefix's row before each sequence
-        row_sequence = np.repeat(np.arange(len(counts)), counts + 1)
-        row_place = count_within(counts + 1) - 1
-
-        tokens = self._table[rows]  # [rows, width]
-        real = tokens != PADDING
-        row_lengths = real.sum(axis=1)
-        sequence = np.repeat(row_sequence, row_lengths)
-        position = count_within(np.bincount(sequence))
-        return tokens[real], sequence, position, np.repeat(row_place, row_lengths)
-
-    def _pad(self, tokens: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        shape = (int(rows.max()) + 1, int(columns.max()) + 1)
-        input_ids = np.full(shape, self.pad_token, dtype=np.int64)
-        attention_mask = np.zeros(shape, dtype=np.int64)
-        input_ids[rows, columns] = tokens
-        attention_mask[rows, columns] = 1
-        return torch.from_numpy(input_ids), torch.from_numpy(attention_mask)
+    @property
+    def _around(self) -> dict[str, Any]:
+        """What catalog.json holds."""
+        return {name: getattr(self, name) for name in HEADER}
 
     def _require_same_as(self, folder: Path) -> None:
         try:
@@ -256,7 +227,8 @@ class Catalog:
             and (self.titles or [None] * self.num_items) == (other.titles or [None] * other.num_items)
             and self.semantic_ids == other.semantic_ids
             and torch.equal(self.token_ids.cpu(), other.token_ids)
-            and (self.prefix, self.pad_token, self.end_token) == (other.prefix, other.pad_token, other.end_token)
+            and _equal(self.history_tokens, other.history_tokens)
+            and self._around == other._around
         )
         if not same:
             raise DataError(f"{folder}: holds another catalogue, of {other.num_items} items; choose another folder")
@@ -270,6 +242,7 @@ def build_catalog(
     training_sequences: Sequence[np.ndarray],
     seed: int = 0,
     semantic_ids: Sequence[tuple[int, ...]] | None = None,
+    prompt: PromptConfig | None = None,
 ) -> Catalog:
     """Turns every item of a dataset into tokens of `tokenizer`.
 
@@ -279,14 +252,23 @@ def build_catalog(
 
     training_sequences: dense item indexes; all that built semantic ids see (config.vectors aside).
     semantic_ids: used as they are, in place of the data's or built ones.
+    prompt: the text around histories; None: none but `config.instruction`.
 
     Raises:
         ValueError: a tokenizer without an end token in title mode, or one that reads no text where it has to; more
-            levels than letters; title mode on data without titles (DataError).
+            levels than letters; title mode on data without titles (DataError); a prompt that does not suit the
+            tokenizer (`prompt_tokens`).
     """
-    if config.item_tokens == "title":
+    titles, history = config.item_tokens == "title", None
+    if titles:
         _require_titles(dataset)
-        codes, tokens = None, title_tokens(_titles(dataset), tokenizer)
+    around = prompt_tokens(tokenizer, prompt or PromptConfig(), config.instruction, titles=titles)
+    if titles:
+        codes, names = None, _titles(dataset)
+        leads = {"ended": " ", "spaced": " ", "bare": ""}
+        tokens = title_tokens(names, tokenizer, lead=leads[around.completion])
+        if around.title != "ended" or around.completion != "spaced":
+            history = title_tokens(names, tokenizer, lead=leads[around.title], ends=around.title == "ended")
     else:
         if semantic_ids is None:
             semantic_ids = build_semantic_ids(dataset, config, training_sequences=training_sequences, seed=seed)
@@ -294,17 +276,20 @@ def build_catalog(
             raise ValueError(f"semantic_ids: expected one an item, {len(dataset.items)}, got {len(semantic_ids)}")
         codes = list(semantic_ids)
         tokens = semantic_tokens(codes, tokenizer)
-    prefix = prefix_tokens(tokenizer, config.instruction)
     special = (tokenizer.pad_token_id, tokenizer.eos_token_id)
     return _assemble(
         item_ids=dataset.items.item_ids,
         titles=dataset.items.titles,
         semantic_ids=codes,
         tokens=tokens,
-        prefix=prefix,
+        history=history,
+        prefix=around.prefix,
+        separator=around.separator,
+        suffix=around.suffix,
+        empty=around.empty,
         # Padding is masked everywhere, so that any token will do where the tokenizer has none for it.
-        pad_token=next((token for token in special if token is not None), prefix[0]),
-        end_token=tokenizer.eos_token_id if config.item_tokens == "title" else None,
+        pad_token=next((token for token in special if token is not None), around.prefix[0]),
+        end_token=tokenizer.eos_token_id if titles else None,
     )
 
 
@@ -381,16 +366,40 @@ def _assemble(
     titles: list[str | None] | None,
     semantic_ids: list[tuple[int, ...]] | None,
     tokens: Sequence[Sequence[int]],
-    prefix: tuple[int, ...],
-    pad_token: int,
-    end_token: int | None,
+    history: Sequence[Sequence[int]] | None,
+    empty: tuple[int, ...] | None,
+    **around: Any,
 ) -> Catalog:
-    lengths = np.array([len(row) for row in tokens])
-    token_ids = np.full((len(tokens), lengths.max()), PADDING, dtype=np.int64)  # [I, L]
-    token_ids[np.arange(token_ids.shape[1]) < lengths[:, None]] = list(chain.from_iterable(tokens))
-    padded = torch.from_numpy(token_ids)
-    trie = ItemTrie.from_sequences(padded, lengths=torch.from_numpy(lengths))
-    return Catalog(item_ids, titles, semantic_ids, padded, trie, trie.leaf_of_item, prefix, pad_token, end_token)
+    padded, lengths = _table(tokens)
+    trie = ItemTrie.from_sequences(padded, lengths=lengths)
+    return Catalog(
+        item_ids,
+        titles,
+        semantic_ids,
+        padded,
+        trie,
+        trie.leaf_of_item,
+        empty=None if empty == around["prefix"] + around["suffix"] else empty,
+        history_tokens=None if history is None else _table(history)[0],
+        **around,
+    )
+
+
+def _table(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows padded with -1, int64 [rows, longest], and their lengths."""
+    lengths = np.array([len(row) for row in rows])
+    table = np.full((len(rows), lengths.max()), PADDING, dtype=np.int64)
+    table[np.arange(table.shape[1]) < lengths[:, None]] = list(chain.from_iterable(rows))
+    return torch.from_numpy(table), torch.from_numpy(lengths)
+
+
+def _rows(table: torch.Tensor) -> Iterator[np.ndarray]:
+    """The rows of such a table without their padding."""
+    return (row[row != PADDING] for row in table.cpu().numpy())
+
+
+def _equal(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:
+    return first is second if first is None or second is None else torch.equal(first.cpu(), second.cpu())
 
 
 def _require_titles(dataset: Dataset) -> None:
@@ -407,26 +416,6 @@ def _titles(dataset: Dataset) -> list[str]:
 def _title(item_ids: np.ndarray, titles: list[str | None] | None, item: int) -> str:
     title = titles[item] if titles is not None else None
     return title if title and title.strip() else f"item {item_ids[item]}"
-
-
-def _read_header(path: Path) -> dict[str, Any]:
-    try:
-        header = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: expected the JSON file that Catalog.save writes, cannot read it: {error}") from error
-
-    def is_token(value: object) -> bool:
-        return type(value) is int and value >= 0
-
-    expected = {"format", "prefix", "pad_token", "end_token"}
-    if not isinstance(header, dict) or set(header) != expected or header["format"] != FORMAT:
-        raise DataError(f"{path}: expected the keys {sorted(expected)} with format {FORMAT}, got {header}")
-    prefix, end_token = header["prefix"], header["end_token"]
-    if not (isinstance(prefix, list) and prefix and all(map(is_token, prefix))):
-        raise DataError(f"{path}: prefix: expected a list of at least one token, got {prefix!r}")
-    if not is_token(header["pad_token"]) or not (end_token is None or is_token(end_token)):
-        raise DataError(f"{path}: expected tokens of 0 or more as pad_token and end_token (or null), got {header}")
-    return header
 
 
 def _split(values: np.ndarray, lengths: np.ndarray) -> list[list[int]]:

@@ -95,7 +95,8 @@ class CatalogConfig:
     title_vocabulary: int = 2048
     """Tokens of the tokenizer trained on the titles (title mode without --model)."""
     instruction: str = ""
-    """Text before every history; needs a --model with a tokenizer of its own, or title mode."""
+    """Text before every history, where `prompt` has none; needs a --model with a tokenizer of its own, or title
+    mode."""
 
     def __post_init__(self) -> None:
         for name in ("levels", "codes", "title_vocabulary"):
@@ -105,6 +106,38 @@ class CatalogConfig:
         _require(1 <= self.levels <= 8, "catalog.levels", "1..8", self.levels)
         _require(2 <= self.codes <= 65536, "catalog.codes", "2..65536", self.codes)
         _require(self.title_vocabulary >= 300, "catalog.title_vocabulary", "at least 300", self.title_vocabulary)
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """The text around a history, for models that read text: see docs/PRETRAINED.md."""
+
+    style: Literal["plain", "rere", "minionerec"] = "plain"
+    """What template, item and separator are where they are None. plain: the items alone, one after another, as they
+    are completed; rere: quoted titles in an instruction; minionerec: semantic ids in an instruction."""
+    template: str | None = None
+    """The text of a prompt, with {history} once."""
+    item: str | None = None
+    """How an item is written in a history, with {item} once."""
+    separator: str | None = None
+    """What stands between two items of a history."""
+    chat: bool = False
+    """The template is the user's message in the tokenizer's own chat template; the item is the answer."""
+    system: str = ""
+    """The system message of a chat."""
+
+    def __post_init__(self) -> None:
+        _require_choices(self, "prompt")
+        _require_type("prompt.chat", self.chat, bool)
+        for name, slot in (("template", "{history}"), ("item", "{item}")):
+            text = getattr(self, name)
+            _require(text is None or text.count(slot) == 1, f"prompt.{name}", f"text with {slot} once", text)
+        _require(self.chat or not self.system, "prompt.system", "'' without prompt.chat", self.system)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing stands around the items."""
+        return self == PromptConfig()
 
 
 @dataclass(frozen=True)
@@ -430,6 +463,7 @@ class Config:
     split: SplitConfig = field(default_factory=SplitConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     catalog: CatalogConfig = field(default_factory=CatalogConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
@@ -441,6 +475,12 @@ class Config:
         _require_type("seed", self.seed, int)
         _require_type("deterministic", self.deterministic, bool)
         _require(0 <= self.seed < 2**31, "seed", "0 or more, below 2 ** 31", self.seed)
+        _require(
+            self.prompt.is_plain or not self.catalog.instruction,
+            "catalog.instruction",
+            "'' where options of `prompt` are given (write it into prompt.template)",
+            self.catalog.instruction,
+        )
 
 
 def dump_yaml(config: Config) -> str:

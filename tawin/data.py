@@ -10,7 +10,7 @@ or models.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -224,13 +224,35 @@ def training_windows(sequences: Sequence[np.ndarray], max_history: int) -> tuple
     Returns:
         The windows, and for each the index of its first target, int32; the items from there on are all targets.
     """
+    return _cut(sequences, max_history, _windows)
+
+
+def target_windows(sequences: Sequence[np.ndarray], max_history: int) -> tuple[Ragged, np.ndarray]:
+    """Cuts sequences into a window an item: it ends with the item, its only target, behind at most max_history others.
+
+    Every item but a sequence's first is the target of exactly one window. Returns as `training_windows` does.
+    """
+    return _cut(sequences, max_history, _target_windows)
+
+
+def _cut(
+    sequences: Sequence[np.ndarray], max_history: int, cut: Callable[[Ragged, int], tuple[Ragged, np.ndarray]]
+) -> tuple[Ragged, np.ndarray]:
     if max_history < 1:
         raise ValueError(f"max_history: expected at least 1, got {max_history}")
     ragged = Ragged.of(sequences)
     # A chunk at a time: what it takes to find the bounds is several times as large as they are.
-    parts = [_windows(ragged[first : first + CHUNK], max_history) for first in range(0, max(1, len(ragged)), CHUNK)]
+    parts = [cut(ragged[first : first + CHUNK], max_history) for first in range(0, max(1, len(ragged)), CHUNK)]
     starts, stops = (np.concatenate([getattr(part, name) for part, _ in parts]) for name in ("starts", "stops"))
     return ragged.bounded(starts, stops), np.concatenate([first_targets for _, first_targets in parts])
+
+
+def _target_windows(ragged: Ragged, max_history: int) -> tuple[Ragged, np.ndarray]:
+    counts = np.maximum(ragged.lengths - 1, 0)  # [sequences], windows
+    target = count_within(counts) + 1  # [windows], the item of the sequence
+    first_targets = np.minimum(target, max_history)
+    stops = np.repeat(ragged.starts, counts) + target + 1
+    return ragged.bounded(stops - first_targets - 1, stops), first_targets.astype(np.int32)
 
 
 def _windows(ragged: Ragged, max_history: int) -> tuple[Ragged, np.ndarray]:

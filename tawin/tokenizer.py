@@ -83,8 +83,10 @@ def semantic_tokens(semantic_ids: Sequence[Sequence[int]], tokenizer: Any) -> li
     ]
 
 
-def title_tokens(titles: Sequence[str], tokenizer: Any) -> list[list[int]]:
-    """The tokens of " " + title and the end token, for every title; text that spells a special token is read as text.
+def title_tokens(titles: Sequence[str], tokenizer: Any, *, lead: str = " ", ends: bool = True) -> list[list[int]]:
+    """The tokens of `lead` + title, and where `ends` of the end token, for every title.
+
+    Text that spells a special token is read as text.
 
     Raises:
         ValueError: the tokenizer has no end token, reads single words only, or turns a title into nothing or into
@@ -93,20 +95,41 @@ def title_tokens(titles: Sequence[str], tokenizer: Any) -> list[list[int]]:
     end_token = tokenizer.eos_token_id
     if end_token is None:
         raise ValueError(
-            f"tokenizer: {_name(tokenizer)}: item_tokens 'title' needs an eos token to end each title with, got none; "
-            "set tokenizer.eos_token or use item_tokens 'semantic_id'"
+            f"tokenizer: {name_of(tokenizer)}: item_tokens 'title' needs an eos token to end each title with, got "
+            "none; set tokenizer.eos_token or use item_tokens 'semantic_id'"
         )
-    _require_reads_text(tokenizer, "item_tokens 'title'")
-    texts = [" " + title for title in titles]
-    # Without split_special_tokens a title "<eos>" would end the item in its middle.
-    encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    require_reads_text(tokenizer, "item_tokens 'title'")
+    # Were special tokens read as such, a title "<eos>" would end the item in its middle.
+    encoded = tokens_within([lead + title for title in titles], tokenizer)
     for title, tokens in zip(titles, encoded, strict=True):
         if not tokens or end_token in tokens:
             raise ValueError(
-                f"tokenizer: {_name(tokenizer)}: expected some tokens and no end token, {end_token}, for the title "
+                f"tokenizer: {name_of(tokenizer)}: expected some tokens and no end token, {end_token}, for the title "
                 f"{title!r}, got {tokens}"
             )
-    return [[*tokens, end_token] for tokens in encoded]
+    return [[*tokens, end_token] for tokens in encoded] if ends else encoded
+
+
+def tokens_within(texts: Sequence[str], tokenizer: Any, *, special: bool = False) -> list[list[int]]:
+    """The tokens of texts that stand behind other text; special: tokens that they spell are read as special ones.
+
+    Some tokenizers (Llama 2's, say) begin every text with a space of their own, which does not belong here: with them
+    a text is read behind a letter whose tokens stay what they are.
+    """
+
+    def encode(batch: Sequence[str]) -> list[list[int]]:
+        return tokenizer(list(batch), add_special_tokens=False, split_special_tokens=not special)["input_ids"]
+
+    line, letter, both = encode(["\n", "a", "\na"])
+    if both == line + letter:
+        return encode(texts)
+    found = encode(texts)
+    for before in ("a", ".", "\n"):  # the last one that does is taken
+        alone, *behind = encode([before, *(before + text for text in texts)])
+        for index, tokens in enumerate(behind):
+            if tokens[: len(alone)] == alone:
+                found[index] = tokens[len(alone) :]
+    return found
 
 
 def prefix_tokens(tokenizer: Any, instruction: str = "") -> tuple[int, ...]:
@@ -119,26 +142,29 @@ def prefix_tokens(tokenizer: Any, instruction: str = "") -> tuple[int, ...]:
     """
     prefix = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     if instruction:
-        _require_reads_text(tokenizer, "an instruction")
+        require_reads_text(tokenizer, "an instruction")
         prefix += tokenizer(instruction, add_special_tokens=False)["input_ids"]
     if not prefix and tokenizer.eos_token_id is not None:
         prefix = [tokenizer.eos_token_id]
     if not prefix:
         raise ValueError(
-            f"tokenizer: {_name(tokenizer)}: expected a bos or eos token, or an instruction, to begin every prompt with"
+            f"tokenizer: {name_of(tokenizer)}: expected a bos or eos token, or an instruction, to begin every prompt "
+            "with"
         )
     return tuple(prefix)
 
 
-def _require_reads_text(tokenizer: Any, purpose: str) -> None:
+def require_reads_text(tokenizer: Any, purpose: str) -> None:
+    """Refuse, for `purpose`, a tokenizer that knows its own tokens only."""
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:
         raise ValueError(
-            f"tokenizer: {purpose} needs one that reads any text, got {_name(tokenizer)}, which knows its own tokens "
+            f"tokenizer: {purpose} needs one that reads any text, got {name_of(tokenizer)}, which knows its own tokens "
             "only, as the one made for semantic ids does; give a model with a tokenizer of its own, or use title mode"
         )
 
 
-def _name(tokenizer: Any) -> str:
+def name_of(tokenizer: Any) -> str:
+    """What a message calls the tokenizer: the folder or hub name that it came from."""
     return getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
 
 

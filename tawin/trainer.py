@@ -30,7 +30,7 @@ from .balance import balanced
 from .catalog import Catalog
 from .checkpoint import Progress
 from .config import KS, Config, GRPOConfig
-from .data import Examples, Split, training_windows
+from .data import Examples, Split, target_windows, training_windows
 from .distributed import Processes, is_sharded
 from .evaluate import evaluate, sampled
 from .findings import count_wrong, look_into_groups, look_into_windows
@@ -53,11 +53,13 @@ def train_sft(
     config: Config,
     run: RunFolder,
 ) -> Progress:
-    """Next-item cross-entropy, one sequence a user with a loss on every item that has a history.
+    """Next-item cross-entropy, one sequence a user with a loss on every item that has a history; one sequence an item
+    where prompts have text between or behind their items.
 
     Stops early where valid recall has not risen for `sft.patience` evaluations. The best model is in checkpoints/sft.
     """
-    windows, first_targets = training_windows(split.sft, config.split.max_history)
+    cut = target_windows if catalog.one_target else training_windows
+    windows, first_targets = cut(split.sft, config.split.max_history)
     sft = config.sft
     per_step = sft.batch_size * sft.gradient_accumulation
     steps_an_epoch = -(-len(windows) // per_step)

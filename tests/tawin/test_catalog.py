@@ -266,6 +266,16 @@ def test_a_saved_catalogue_loads_as_it_was(tmp_path: Path, item_tokens: str) -> 
     assert sorted(path.name for path in (tmp_path / "run" / "catalog").iterdir()) == ["catalog.json", "items.parquet"]
 
 
+def test_a_catalogue_of_the_format_before_prompts_had_templates_loads(tmp_path: Path) -> None:
+    catalog = CATALOGS["title"]
+    catalog.save(tmp_path)
+    header = {"format": 1, "prefix": [1], "pad_token": 0, "end_token": 2}
+    (tmp_path / "catalog.json").write_text(json.dumps(header))
+    items = pq.read_table(tmp_path / "items.parquet")
+    pq.write_table(items.drop_columns(["history_tokens"]), tmp_path / "items.parquet")
+    require_same(Catalog.load(tmp_path), catalog)
+
+
 def test_the_same_catalogue_may_be_saved_again_and_another_one_may_not(tmp_path: Path) -> None:
     CATALOGS["title"].save(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -294,10 +304,13 @@ def test_a_data_folder_is_not_overwritten_by_a_catalogue(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, r"catalog.json: expected the keys .* with format 1"),
+        ({"format": 3}, r"catalog.json: expected the keys .* with format 2"),
+        ({"format": 1}, r"catalog.json: expected the keys .* with format 2"),
         ({"more": 2}, r"catalog.json: expected the keys"),
         ({"prefix": []}, r"prefix: expected a list of at least one token, got \[\]"),
         ({"prefix": [1.5]}, r"prefix: expected"),
+        ({"suffix": None}, r"suffix: expected a list of tokens, got None"),
+        ({"empty": []}, r"empty: expected a list of at least one token"),
         ({"pad_token": -1}, r"expected tokens of 0 or more as pad_token and end_token"),
         ({"end_token": "x"}, r"expected tokens of 0 or more as pad_token and end_token"),
     ],

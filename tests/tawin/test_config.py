@@ -121,6 +121,7 @@ def test_every_option_is_documented_in_yaml_order() -> None:
         "split",
         "synthetic",
         "catalog",
+        "prompt",
         "policy",
         "sft",
         "grpo",

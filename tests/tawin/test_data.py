@@ -21,6 +21,7 @@ from tawin.data import (
     load_dataset,
     save_dataset,
     split_leave_one_out,
+    target_windows,
     training_sequences,
     training_windows,
 )
@@ -395,9 +396,25 @@ def test_the_last_window_moves_back_until_it_is_full() -> None:
     assert first_targets.tolist() == [1, 3]
 
 
+@pytest.mark.parametrize("max_history", [1, 3, 9])
+def test_a_window_a_target_has_the_items_before_it(max_history: int) -> None:
+    sequences = [np.array([5, 6, 7, 8, 9]), np.array([4]), np.zeros(0, dtype=np.int64), np.array([1, 1])]
+    windows, first_targets = target_windows(sequences, max_history)
+    expected = [
+        sequence[max(0, target - max_history) : target + 1].tolist()
+        for sequence in sequences
+        for target in range(1, len(sequence))
+    ]
+    assert [window.tolist() for window in windows] == expected
+    assert first_targets.tolist() == [len(window) - 1 for window in expected]
+    assert first_targets.dtype == np.int32
+
+
 def test_windows_need_room_for_one_item_of_history() -> None:
     with pytest.raises(ValueError, match=r"max_history: expected at least 1, got 0"):
         training_windows([np.arange(3)], 0)
+    with pytest.raises(ValueError, match="max_history: expected at least 1, got 0"):
+        target_windows([np.arange(3)], 0)
 
 
 def test_a_sample_keeps_the_order_and_is_drawn_by_the_seed() -> None:
