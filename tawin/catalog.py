@@ -44,7 +44,6 @@ from .tokenizer import (
     make_semantic_tokenizer,
     semantic_token_names,
     semantic_tokens,
-    title_tokens,
     train_title_tokenizer,
 )
 
@@ -205,14 +204,19 @@ class Catalog:
     def _encoder(self) -> Encoder:
         tokens = Ragged.of(list(_rows(self.token_ids)))
         history = tokens if self.history_tokens is None else Ragged.of(list(_rows(self.history_tokens)))
-        empty = self.prefix + self.suffix if self.empty is None else self.empty
-        around = [np.array(part, dtype=np.int64) for part in (self.prefix, self.separator, self.suffix, empty)]
+        parts = (self.prefix, self.separator, self.suffix, self._empty)
+        around = [np.array(part, dtype=np.int64) for part in parts]
         return Encoder(history, tokens, Ragged.of(around), self.pad_token)
 
     @property
     def _around(self) -> dict[str, Any]:
         """What catalog.json holds."""
-        return {name: getattr(self, name) for name in HEADER}
+        values = {name: getattr(self, name) for name in HEADER}
+        return {**values, "empty": self._empty}
+
+    @property
+    def _empty(self) -> tuple[int, ...]:
+        return self.prefix + self.suffix if self.empty is None else self.empty
 
     def _require_same_as(self, folder: Path) -> None:
         try:
@@ -264,11 +268,8 @@ def build_catalog(
         _require_titles(dataset)
     around = prompt_tokens(tokenizer, prompt or PromptConfig(), config.instruction, titles=titles)
     if titles:
-        codes, names = None, _titles(dataset)
-        leads = {"ended": " ", "spaced": " ", "bare": ""}
-        tokens = title_tokens(names, tokenizer, lead=leads[around.completion])
-        if around.title != "ended" or around.completion != "spaced":
-            history = title_tokens(names, tokenizer, lead=leads[around.title], ends=around.title == "ended")
+        codes = None
+        tokens, history = around.spell(_titles(dataset), tokenizer)
     else:
         if semantic_ids is None:
             semantic_ids = build_semantic_ids(dataset, config, training_sequences=training_sequences, seed=seed)
@@ -367,7 +368,7 @@ def _assemble(
     semantic_ids: list[tuple[int, ...]] | None,
     tokens: Sequence[Sequence[int]],
     history: Sequence[Sequence[int]] | None,
-    empty: tuple[int, ...] | None,
+    empty: tuple[int, ...],
     **around: Any,
 ) -> Catalog:
     padded, lengths = _table(tokens)

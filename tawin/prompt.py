@@ -9,11 +9,12 @@ Knows tokenizers and texts, not items.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from .config import PromptConfig
-from .tokenizer import name_of, prefix_tokens, require_reads_text, tokens_within
+from .tokenizer import name_of, prefix_tokens, require_reads_text, title_tokens, tokens_within
 
 HISTORY, ITEM = "{history}", "{item}"
 
@@ -55,6 +56,7 @@ _OPENS = tuple(" \t\n\r\"'`([{<«“„‘")  # noqa: RUF001
 
 TitleForm = Literal["spaced", "bare", "ended"]
 """How a title is written: " title", "title", or " title" and the end token."""
+_LEADS = {"spaced": " ", "bare": "", "ended": " "}
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,13 @@ class PromptTokens:
     """Of the titles within a history."""
     completion: Literal["spaced", "bare"]
     """Of the title that completes a prompt; the end token follows it."""
+
+    def spell(self, titles: Sequence[str], tokenizer: Any) -> tuple[list[list[int]], list[list[int]] | None]:
+        """The tokens of titles that complete a prompt, and of titles within a history; None: the same."""
+        tokens = title_tokens(titles, tokenizer, lead=_LEADS[self.completion])
+        if (self.title, self.completion) == ("ended", "spaced"):
+            return tokens, None
+        return tokens, title_tokens(titles, tokenizer, lead=_LEADS[self.title], ends=self.title == "ended")
 
 
 def template_of(config: PromptConfig) -> Template:

@@ -36,7 +36,14 @@ def make_run(folder: Path, config: Config = SMALL) -> RunFolder:
     if config.catalog.item_tokens == "semantic_id":
         codes = build_semantic_ids(dataset, config.catalog, training_sequences=training, seed=config.seed)
     tokenizer = make_tokenizer(dataset, config.catalog, codes)
-    catalog = build_catalog(dataset, tokenizer, config.catalog, training_sequences=training, semantic_ids=codes)
+    catalog = build_catalog(
+        dataset,
+        tokenizer,
+        config.catalog,
+        training_sequences=training,
+        semantic_ids=codes,
+        prompt=config.prompt,
+    )
     run = RunFolder.create(folder, config)
     for seed, stage in enumerate(("sft", "grpo")):
         model = build_model(config.policy, tokenizer, seed)

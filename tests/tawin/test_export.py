@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tawin import beam_search, cli
 from tawin.catalog import Catalog
-from tawin.config import CatalogConfig, Config
+from tawin.config import CatalogConfig, Config, PromptConfig
 from tawin.export import readme
 from tawin.load import load_serving
 
@@ -25,6 +25,7 @@ GUIDE = Path(__file__).parents[2] / "docs" / "SERVING.md"
 # fp32 log-probs summed over a few tokens; generate pads and batches differently, so the last digits differ.
 TOLERANCE = 2e-4
 TITLES = dataclasses.replace(SMALL, catalog=CatalogConfig(item_tokens="title", title_vocabulary=300))
+RERE = dataclasses.replace(TITLES, prompt=PromptConfig("rere"))
 BY_TRIE = dataclasses.replace(SMALL, evaluation=dataclasses.replace(SMALL.evaluation, normalizer="trie"))
 
 
@@ -57,7 +58,9 @@ def test_the_guide_has_the_code_of_the_readme() -> None:
     assert snippet(readme()) in GUIDE.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("config", [SMALL, TITLES, BY_TRIE], ids=["semantic ids", "titles", "trie normalizer"])
+@pytest.mark.parametrize(
+    "config", [SMALL, TITLES, RERE, BY_TRIE], ids=["semantic ids", "titles", "template", "trie normalizer"]
+)
 def test_plain_transformers_with_the_trie_ranks_as_beam_search(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -73,7 +76,7 @@ def test_plain_transformers_with_the_trie_ranks_as_beam_search(
     assert capsys.readouterr().out.startswith("[(")
 
     ids = served.catalog.item_ids
-    histories = [ids[[3, 1, 9, 2, 7, 5]].tolist(), ids[[4]].tolist(), ids[[8, 8]].tolist()]
+    histories = [ids[[3, 1, 9, 2, 7, 5]].tolist(), ids[[4]].tolist(), ids[[8, 8]].tolist(), []]
     found = names["recommend"](histories)
     dense = [[served.catalog.index_of(item) for item in history[-4:]] for history in histories]
     prompts = served.catalog.encode_histories(dense)
