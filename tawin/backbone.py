@@ -138,7 +138,7 @@ def _unwrap_head(head: Any) -> Any:
     """The module that holds the head's own weight and bias, below peft's wrappers."""
     while True:
         if hasattr(head, "modules_to_save"):  # peft.utils.ModulesToSaveWrapper
-            adapters = head.active_adapters
+            adapters = [] if head.disable_adapters else head.active_adapters
             head = head.modules_to_save[adapters[0]] if adapters else head.original_module
         elif hasattr(head, "token_adapter"):  # peft.utils.TrainableTokensWrapper
             head = head.original_module

@@ -51,6 +51,24 @@ def test_the_effective_head_weight_includes_trained_tokens() -> None:
     torch.testing.assert_close(hidden @ parts.weight.T, model(input_ids=input_ids).logits, **TOLERANCE)
 
 
+def test_a_head_that_is_trained_whole_is_the_base_models_where_adapters_are_disabled() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    model = get_peft_model(tiny_model("qwen2", tie_word_embeddings=False), config)
+    with torch.no_grad():
+        model.get_base_model().lm_head.modules_to_save["default"].weight.mul_(1.5)
+    input_ids, _ = ragged_prompts(1, 5)
+    parts = backbone(model)
+    hidden = parts.decoder(input_ids=input_ids).last_hidden_state  # LoRA's second factor is still zero
+    trained = model(input_ids=input_ids).logits
+    torch.testing.assert_close(hidden @ parts.weight.T, trained, **TOLERANCE)
+    with model.disable_adapter():
+        plain = model(input_ids=input_ids).logits
+        torch.testing.assert_close(hidden @ parts.weight.T, plain, **TOLERANCE)
+    assert not torch.allclose(plain, trained, atol=1e-2)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
