@@ -35,7 +35,8 @@ def score_tokens_in_forward(model: nn.Module) -> None:
     returns log p at `score_temperature` and entropy of each, fp32 [N, L], 0 where not wanted. Only the states that
     predict these tokens reach the LM head; there is no [tokens, vocabulary] tensor.
     """
-    causal_lm: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    wrapped: Any = model
+    causal_lm = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped  # peft
     parts = backbone(model)
     original = causal_lm.forward
 

@@ -146,30 +146,22 @@ class TAWinGRPOTrainer(GRPOTrainer):
         mask = inputs["completion_mask"].bool()  # [N, L]
         if "tool_mask" in inputs:
             mask = mask & inputs["tool_mask"].bool()
-        advantages, old, ref = (
-            inputs["advantages"],
-            inputs.get("old_per_token_logps"),
-            inputs.get("ref_per_token_logps"),
-        )
-        rows = torch.arange(len(mask), device=mask.device)
-        if self.beta == 0:  # what has no advantage adds nothing; one row stays, for a forward and backward in any case
-            live = (advantages != 0).nonzero()[:, 0]
-            rows = live if len(live) else rows[:1]
+        rows = self._rows_that_add(inputs["advantages"])
         log_probs, entropies, _ = self._get_per_token_logps_and_entropies(
             model,
             torch.cat((inputs["prompt_ids"], inputs["completion_ids"]), dim=1)[rows],
             torch.cat((inputs["prompt_mask"], inputs["completion_mask"]), dim=1)[rows],
             mask.shape[1],
         )
-        mask_of_all, mask = mask, mask[rows]
-        old, ref = (None if values is None else values[rows] for values in (old, ref))
-        denominator = self._denominator(mask_of_all, inputs["num_items_in_batch"])
-        corrects_kl = self.beta != 0 and self.args.use_bias_correction_kl
+        old = inputs["old_per_token_logps"][rows] if "old_per_token_logps" in inputs else log_probs.detach()
+        ref = inputs["ref_per_token_logps"][rows] if self.beta != 0 else None
+        denominator = self._denominator(mask, inputs["num_items_in_batch"])
+        corrects_kl = ref is not None and self.args.use_bias_correction_kl
         result = grpo_loss(
             log_probs[None],  # [1, rows, L]
-            mask[None],
-            advantages[None, rows],
-            old_log_probs=None if old is None else old[None],
+            mask[None, rows],
+            inputs["advantages"][None, rows],
+            old_log_probs=old[None],
             ref_log_probs=None if ref is None else ref[None],
             loss_type=self.loss_type,
             importance_level=self.importance_sampling_level,
@@ -178,25 +170,33 @@ class TAWinGRPOTrainer(GRPOTrainer):
             beta=0.0 if corrects_kl else self.beta,
             denominator=denominator,
         )
-        loss, kl = result.loss, result.kl.expand(mask.shape)
-        log_ratio = log_probs - (log_probs.detach() if old is None else old)
+        loss, kl = result.loss, result.kl.expand_as(log_probs)
         if corrects_kl:
-            kl = self._corrected_kl(log_probs, log_ratio, ref, mask)  # [rows, L]
-            of_rows = kl.sum(1) / mask.sum(1).clamp(min=1) if self.loss_type == "grpo" else kl.sum(1)
+            kl = self._corrected_kl(log_probs, old, ref, mask[rows])
+            of_rows = kl.sum(1) / mask[rows].sum(1).clamp(min=1) if self.loss_type == "grpo" else kl.sum(1)
             loss = loss + self.beta * of_rows.sum() / denominator
         metrics = self._metrics["train" if self.model.training else "eval"]
-        metrics["entropy"].append(self._mean_of_tokens(entropies, mask))
-        if self.beta != 0:
-            metrics["kl"].append(self._mean_of_tokens(kl.detach(), mask))
-        log_ratio_of_all = torch.zeros_like(mask_of_all, dtype=log_ratio.dtype).index_copy(0, rows, log_ratio.detach())
-        self._log_ratios(log_ratio_of_all, mask_of_all, advantages)
+        metrics["entropy"].append(self._mean_of_tokens(entropies, mask[rows]))
+        if ref is not None:
+            metrics["kl"].append(self._mean_of_tokens(kl.detach(), mask[rows]))
+        log_ratio = torch.zeros_like(mask, dtype=log_probs.dtype).index_copy(0, rows, log_probs.detach() - old)
+        self._log_ratios(log_ratio, mask, inputs["advantages"])
         return loss
 
-    def _corrected_kl(self, log_probs: Tensor, log_ratio: Tensor, ref: Tensor, mask: Tensor) -> Tensor:
+    def _rows_that_add(self, advantages: Tensor) -> Tensor:
+        """The rows that add to the loss: without KL, those with an advantage. One at least, so that every process has a
+        forward and a backward."""
+        live = (advantages != 0).nonzero()[:, 0]
+        if self.beta != 0 or len(live) == 0:
+            return torch.arange(len(advantages) if self.beta != 0 else 1, device=advantages.device)
+        return live
+
+    def _corrected_kl(self, log_probs: Tensor, old: Tensor, ref: Any, mask: Tensor) -> Tensor:
         """k3 times the ratio, through which a gradient flows too (use_bias_correction_kl): [N, L], 0 where masked.
 
-        It is one value a token; the kernel of the loss knows the plain k3 alone.
+        A value a token, in plain PyTorch: the kernel of the loss knows k3 alone.
         """
+        log_ratio = log_probs - old
         if self.importance_sampling_level == "sequence":
             log_ratio = (log_ratio * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
         distance = ref - log_probs
