@@ -301,7 +301,6 @@ def test_a_run_puts_the_right_items_first(tmp_path, kind):
     after = trainer.evaluate()
     # With one beam the reward is Recall@1.
     assert after["eval_reward"] == after["eval_tawin/hit_rate"]
-    print(before["eval_reward"], after["eval_reward"])
     assert after["eval_reward"] >= before["eval_reward"] + 0.3
     assert trainer.state.log_history[1]["tawin/largest_weight"] > 1.5
 
