@@ -42,6 +42,7 @@ from tawin.ragged import Ragged
 from tawin.report import write_report
 from tawin.run_folder import RunFolder
 from tawin.semantic_ids import build_semantic_ids
+from tawin.tracking import require_tracker
 from tawin.trainer import train_grpo, train_sft
 
 
@@ -68,7 +69,8 @@ def main(arguments: Sequence[str]) -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     try:
-        train(job, options.config, run, accelerator)
+        with run.tracked(options.config) as run:
+            train(job, options.config, run, accelerator)
     except TrainingStoppedError as stopped:
         processes.end(str(stopped))
 
@@ -80,6 +82,7 @@ def open_run(options: TrainingOptions, accelerator: Accelerator) -> tuple[RunFol
         run = RunFolder(options.out, writes=False)
         return run, prepare(options, run)
     require_engine_fits(options.config, accelerator)
+    require_tracker(options.config.tracking)
     if options.resume:
         run = RunFolder.resume(options.out, options.config)
         job = prepare(options, run)
@@ -269,6 +272,7 @@ def _evaluate_stage(
         )
         users[part] = len(examples)
     run.add_results(**{name: figures}, users=users)
+    run.tracking.add_results(name, figures)
     _add_seconds(run, **{f"{name}_evaluation": time.monotonic() - started})
 
 

@@ -38,7 +38,8 @@ from tawin.trainer import train_sft
 from .plan import TRAINED, Cell
 
 NOT_TRAINERS = ("sdpo", "exact")  # options of a row that are not fields of the trainer's config
-NOT_OF_SFT = ("grpo", "data", "data_cache")  # what an SFT start does not depend on; the data set counts by its name
+# What an SFT start does not depend on; the data set counts by its name, guards only where a run broke down.
+NOT_OF_SFT = ("grpo", "data", "data_cache", "guards", "watchdog", "tracking")
 
 
 @dataclass(frozen=True)

@@ -447,6 +447,20 @@ class WatchdogConfig:
 
 
 @dataclass(frozen=True)
+class TrackingConfig:
+    """Where the numbers of a run are shown as well; metrics.jsonl and results.json have them in any case."""
+
+    to: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
+    """TensorBoard's event files go into the run folder. No part of the experiment: it may differ on --resume."""
+    project: str = "tawin"
+    """The project of Weights & Biases or Trackio."""
+
+    def __post_init__(self) -> None:
+        _require_choices(self, "tracking")
+        _require(bool(self.project.strip()), "tracking.project", "a name", self.project)
+
+
+@dataclass(frozen=True)
 class Config:
     """Train a generative recommender: SFT, then GRPO with TAWin."""
 
@@ -470,6 +484,7 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     guards: GuardConfig = field(default_factory=GuardConfig)
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         _require_type("seed", self.seed, int)

@@ -85,11 +85,13 @@ class Stage:
             return read_progress(folder)
 
         progress = processes.ask_first(clean_up)
-        if progress is not None and progress.stage == name:
+        is_resumed = progress is not None and progress.stage == name
+        if progress is not None and is_resumed:
             load_state(folder, model, optimizer.optimizer, scheduler)
         else:
             progress = Progress(name, metrics_size=progress.metrics_size if progress is not None else 0)
         run.forget_metrics_after(progress.metrics_size)
+        run.tracking.begin(name, progress.step if is_resumed else None)
         started = time.monotonic() - progress.seconds
         return cls(
             accelerator,

@@ -5,6 +5,7 @@
     results.json    the final figures, written stage by stage
     catalog/        items, their tokens, their semantic ids
     checkpoints/    see checkpoint.py
+    tensorboard/    see tracking.py
 
 A folder that holds another run is never written into; every whole file is written beside its place and renamed. Of
 several processes one writes.
@@ -14,11 +15,14 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .config import Config, differences, dump_yaml, load_yaml
+from .tracking import NOT_TRACKED, Tracking, start_tracking
 
 
 class RunFolderError(ValueError):
@@ -42,6 +46,8 @@ class RunFolder:
     path: Path
     writes: bool = True
     """False in all processes but the first: what is logged or added there is left to that one."""
+    tracking: Tracking = NOT_TRACKED
+    """Who is told what is logged."""
 
     @staticmethod
     def check_new(path: Path) -> None:
@@ -75,17 +81,28 @@ class RunFolder:
     def resume(cls, path: Path, config: Config) -> RunFolder:
         """An existing run that is to go on with the same config; the fields that differ are named.
 
-        Guards and watchdog may differ: what they stopped may go on with others.
+        Guards and watchdog may differ: what they stopped may go on with others. So may the tracker.
         """
         run = cls.open(path)
         found = differences(run.config, config)
-        changed = [one for one in found if not one[0].startswith(("guards.", "watchdog."))]
+        changed = [one for one in found if not one[0].startswith(("guards.", "watchdog.", "tracking."))]
         if changed:
             raise RunFolderError(
                 f"--resume {path}: the run was started with another config: "
                 + "; ".join(f"{name} was {old!r}, is now {new!r}" for name, old, new in changed)
             )
         return run
+
+    @contextmanager
+    def tracked(self, config: Config) -> Iterator[RunFolder]:
+        """The same folder, what is logged there shown as `config.tracking` says meanwhile."""
+        tracking = start_tracking(self.path, config) if self.writes else NOT_TRACKED
+        try:
+            yield replace(self, tracking=tracking)
+        except BaseException:
+            tracking.finish(failed=True)
+            raise
+        tracking.finish(failed=False)
 
     @property
     def config(self) -> Config:
@@ -106,6 +123,7 @@ class RunFolder:
             return
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        self.tracking.log(line)
 
     @property
     def metrics_size(self) -> int:

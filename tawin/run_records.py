@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .config import Config
+from .config import Config, TrackingConfig
 from .run_folder import RunFolder
 
 
@@ -70,7 +70,7 @@ def read_runs(folders: list[Path]) -> list[Group]:
         name = folder.name if unique else f"{folder.parent.name}/{folder.name}"
         # A folder's name may hold line breaks, and bytes that are not UTF-8.
         name = " ".join(name.encode("utf-8", "backslashreplace").decode("utf-8").split())
-        alike = members.setdefault(dataclasses.replace(run.config, seed=0), [])
+        alike = members.setdefault(dataclasses.replace(run.config, seed=0, tracking=TrackingConfig()), [])
         alike.append(Run(name, run.config, read_metrics(folder / "metrics.jsonl"), run.results))
     return [Group(runs) for runs in members.values()]
 

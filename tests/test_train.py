@@ -27,6 +27,8 @@ from tawin.policy import load_model
 from tawin.run_folder import RunFolder
 from tawin.synthetic import make_synthetic
 
+from .tawin.events import count_event_files_from_zero, scalars
+
 SMALL = [
     "--synthetic.num-users=60",
     "--synthetic.num-items=30",
@@ -100,6 +102,12 @@ def test_a_run_leaves_what_the_readme_says(finished: Path) -> None:
     assert [line["step"] for line in lines if line["stage"] == "grpo" and "reward" in line] == [1, 2, 3, 4]
     assert [line["step"] for line in lines if line["stage"] == "grpo" and "valid" in line] == [0, 2, 4]
     assert (finished / "report.html").is_file()
+    shown = scalars(finished / "tensorboard" / "grpo")
+    assert shown["grpo/reward"] == [
+        (x["step"], pytest.approx(x["reward"])) for x in lines if "reward" in x and x["stage"] == "grpo"
+    ]
+    assert [step for step, _ in shown["grpo/valid/recall@3"]] == [0, 2, 4]
+    assert shown["grpo/results/test/recall@3"] == [(4, pytest.approx(results["grpo"]["test"]["recall@3"]))]
 
 
 def test_the_checkpoints_load_with_plain_from_pretrained(finished: Path) -> None:
@@ -125,8 +133,13 @@ def test_the_kept_grpo_model_is_never_worse_on_valid_than_the_sft_start(finished
 def test_a_run_that_was_stopped_and_resumed_ends_as_one_that_never_was(
     finished: Path, tmp_path: Path, updates: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    count_event_files_from_zero(monkeypatch)
     stop_and_resume(tmp_path / "run", updates, monkeypatch)
     assert_same_run(tmp_path / "run", finished)
+    for stage in ("sft", "grpo"):  # in the tracker too every step is there, once
+        ours, theirs = (scalars(folder / "tensorboard" / stage) for folder in (tmp_path / "run", finished))
+        del ours[f"{stage}/seconds"], theirs[f"{stage}/seconds"]
+        assert ours == theirs
 
 
 def test_a_run_with_a_moving_anchor_and_several_targets_resumes_as_if_it_never_was_stopped(

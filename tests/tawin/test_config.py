@@ -128,6 +128,7 @@ def test_every_option_is_documented_in_yaml_order() -> None:
         "evaluation",
         "guards",
         "watchdog",
+        "tracking",
     ]
 
 

@@ -1,0 +1,166 @@
+"""What metrics.jsonl says, shown elsewhere as well: TensorBoard by default, Weights & Biases or Trackio by option.
+
+metrics.jsonl and results.json stay the record of a run: a tracker gets copies of their numbers, and nothing is read
+back from it. Names are the stage's, then the figure's: `sft/loss`, `grpo/valid/recall@3`, `grpo/results/test/ndcg@5`.
+Of several processes the first one alone tracks. The trackers are accelerate's.
+
+A run that is resumed does steps again whose lines were cut from metrics.jsonl. TensorBoard is told to forget them
+(purge_step); the others get no line twice: tracking.json says how many they have.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
+
+from .config import Config, TrackingConfig, dump_yaml
+
+FOLDER = "tensorboard"
+STATE_FILE = "tracking.json"
+METRICS_FILE = "metrics.jsonl"
+
+
+class Tracking:
+    """A tracker that shows nothing; what the others are derived from."""
+
+    def begin(self, stage: str, step: int | None) -> None:
+        """A stage starts, or goes on behind `step`, its last one in metrics.jsonl; None: there is nothing of it yet."""
+
+    def log(self, line: dict[str, Any]) -> None:
+        """A line that was just written to metrics.jsonl."""
+
+    def add_results(self, stage: str, figures: dict[str, dict[str, float]]) -> None:
+        """The final figures of a stage, by part of the data."""
+
+    def finish(self, *, failed: bool) -> None:
+        """Nothing more will come."""
+
+
+NOT_TRACKED = Tracking()
+
+
+def require_tracker(config: TrackingConfig) -> None:
+    """Refuse a tracker that is not installed; TensorBoard, the default, can be done without."""
+    if config.to in ("wandb", "trackio") and importlib.util.find_spec(config.to) is None:
+        raise ValueError(f"tracking.to: {config.to!r} needs {config.to}: pip install {config.to}")
+
+
+def start_tracking(folder: Path, config: Config) -> Tracking:
+    """The tracker that a run in `folder` is to be shown by."""
+    to, project = config.tracking.to, config.tracking.project
+    if to == "none":
+        return NOT_TRACKED
+    if to == "tensorboard":
+        if importlib.util.find_spec("tensorboard") is None:
+            print("tracking: tensorboard is not installed and writes nothing: pip install tensorboard")
+            return NOT_TRACKED
+        return TensorBoard(folder / FOLDER, config)
+
+    def make(identity: str) -> GeneralTracker:
+        name = folder.resolve().name
+        if to == "wandb":
+            return WandBTracker(project, name=name, id=identity, resume="allow", dir=str(folder))
+        return TrackioTracker(project, name=f"{name}-{identity}", resume="allow", embed=False)
+
+    return Service(folder, config, make)
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, their names joined by slashes."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
+
+
+def numbers(line: dict[str, Any]) -> dict[str, float]:
+    """The figures of a line of metrics.jsonl, by their names in a tracker."""
+    prefix = f"{line['stage']}/" + (f"alarm/{line['alarm']}/" if "alarm" in line else "")  # the watchdog's lines
+    named = flat({name: value for name, value in line.items() if name != "step"}, prefix)
+    return {name: value for name, value in named.items() if isinstance(value, int | float)}
+
+
+class TensorBoard(Tracking):
+    """Event files in tensorboard/sft and tensorboard/grpo: each stage counts its own steps, and forgets its own."""
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        self._folder = folder
+        self._config = config
+        self._trackers: dict[str, TensorBoardTracker] = {}
+        self._steps: dict[str, int] = {}
+
+    def begin(self, stage: str, step: int | None) -> None:
+        tracker = self._open(stage, purge_step=0 if step is None else step + 1)
+        if step is None:
+            tracker.log({"config": f"```\n{dump_yaml(self._config)}```"}, step=0)
+
+    def log(self, line: dict[str, Any]) -> None:
+        self._steps[line["stage"]] = line["step"]
+        self._tracker(line["stage"]).log(numbers(line), step=line["step"])
+
+    def add_results(self, stage: str, figures: dict[str, dict[str, float]]) -> None:
+        tracker, step = self._tracker(stage), self._steps.get(stage, 0)
+        named = flat({"results": figures}, f"{stage}/")
+        options = {name: value for name, value in flat(dataclasses.asdict(self._config)).items() if value is not None}
+        # In the folder itself, where TensorBoard would make one more run for them. Writes the figures as scalars too.
+        tracker.tracker.add_hparams(options, named, run_name=".", global_step=step)
+
+    def finish(self, *, failed: bool) -> None:
+        for tracker in self._trackers.values():
+            tracker.finish()
+
+    def _tracker(self, stage: str) -> TensorBoardTracker:
+        return self._trackers[stage] if stage in self._trackers else self._open(stage, purge_step=None)
+
+    def _open(self, stage: str, purge_step: int | None) -> TensorBoardTracker:
+        tracker = TensorBoardTracker(stage, self._folder, purge_step=purge_step)
+        tracker.start()
+        self._trackers[stage] = tracker
+        return tracker
+
+
+class Service(Tracking):
+    """Weights & Biases or Trackio: one run of theirs for a run folder, which goes on where the folder's goes on."""
+
+    def __init__(self, folder: Path, config: Config, make: Callable[[str], GeneralTracker]) -> None:
+        self._metrics, self._path = folder / METRICS_FILE, folder / STATE_FILE
+        self._state: dict[str, Any] = {"to": config.tracking.to, "id": secrets.token_hex(4), "lines": 0}
+        known = json.loads(self._path.read_text(encoding="utf-8")) if self._path.exists() else {}
+        if known.get("to") == config.tracking.to:
+            self._state = known
+        self._line = 0
+        self._tracker = make(self._state["id"])
+        self._tracker.start()
+        self._tracker.store_init_configuration(flat(dataclasses.asdict(config)))
+
+    def begin(self, stage: str, step: int | None) -> None:
+        self._line = self._metrics.read_bytes().count(b"\n") if self._metrics.exists() else 0
+        if self._state["to"] == "wandb":  # whose own step may never go back: a stage's figures stand over its steps
+            self._tracker.tracker.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+
+    def log(self, line: dict[str, Any]) -> None:
+        self._line += 1
+        if self._line <= self._state["lines"]:
+            return
+        if self._state["to"] == "wandb":
+            self._tracker.log({**numbers(line), f"{line['stage']}/step": line["step"]}, step=self._line)
+        else:
+            self._tracker.log(numbers(line), step=line["step"])
+        self._state["lines"] = self._line
+        self._path.write_text(json.dumps(self._state), encoding="utf-8")
+
+    def add_results(self, stage: str, figures: dict[str, dict[str, float]]) -> None:
+        self._tracker.log(flat({"results": figures}, f"{stage}/"))
+
+    def finish(self, *, failed: bool) -> None:
+        if self._state["to"] == "wandb":
+            self._tracker.tracker.finish(exit_code=int(failed))
+        else:
+            self._tracker.finish()
