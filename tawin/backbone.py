@@ -108,7 +108,13 @@ def _try_head(causal_lm: Any, parts: Backbone) -> None:
     # Not token 0: it is often the padding, whose embedding, hidden state and logits are all zero.
     input_ids = torch.arange(1, min(5, parts.vocabulary), device=device)[None]
     hidden: list[Tensor] = []
-    hook = parts.decoder.register_forward_hook(lambda _module, _inputs, output: hidden.append(output[0]))
+
+    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        # A forward that accelerate prepared has an autocast region of its own, in which the head's product is taken.
+        is_cast = torch.is_autocast_enabled(device.type)
+        hidden.append(output[0].to(torch.get_autocast_dtype(device.type)) if is_cast else output[0])
+
+    hook = parts.decoder.register_forward_hook(keep)
     try:
         # The random state is put back: dropout must not depend on when a model is tried.
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

@@ -69,6 +69,13 @@ def test_a_head_that_is_trained_whole_is_the_base_models_where_adapters_are_disa
     assert not torch.allclose(plain, trained, atol=1e-2)
 
 
+def test_a_model_that_accelerate_prepared_for_bf16_is_taken() -> None:
+    from accelerate import Accelerator
+
+    model = Accelerator(mixed_precision="bf16", cpu=True).prepare_model(tiny_model("qwen2"))
+    assert backbone(model).weight.dtype == torch.float32
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -305,12 +305,16 @@ def test_a_run_puts_the_right_items_first(tmp_path, kind):
     assert trainer.state.log_history[1]["tawin/largest_weight"] > 1.5
 
 
-def test_mixed_precision_runs(tmp_path):
-    trainer = make(TAWinGRPOTrainer, tmp_path, options={"tawin": TAWin()}, bf16=True, max_steps=2, num_iterations=2)
+@pytest.mark.parametrize("trainer_class", [GRPOTrainer, TAWinGRPOTrainer])
+def test_mixed_precision_with_a_reference_runs(tmp_path, trainer_class):
+    tiny_model("qwen2", VOCABULARY).save_pretrained(tmp_path / "model")
+    changes = {"bf16": True, "beta": 0.1, "max_steps": 2, "num_iterations": 2, "sync_ref_model": True}
+    trainer = make(trainer_class, tmp_path, str(tmp_path / "model"), model_init_kwargs={"dtype": "float32"}, **changes)
     trainer.train()
     assert all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters())
-    # The old policy's log-probs come from the same head: unmoved, it is clipped nowhere.
+    # Policy, old policy and reference have the same head: where they are the same, nothing is clipped or apart.
     assert trainer.state.log_history[0]["clip_ratio/region_mean"] == 0.0
+    assert trainer.state.log_history[0]["kl"] == pytest.approx(0.0, abs=1e-6)
 
 
 class TestBeamRollout:
