@@ -70,9 +70,12 @@ def test_a_head_that_is_trained_whole_is_the_base_models_where_adapters_are_disa
 
 
 def test_a_model_that_accelerate_prepared_for_bf16_is_taken() -> None:
-    from accelerate import Accelerator
+    from accelerate.utils import convert_outputs_to_fp32
 
-    model = Accelerator(mixed_precision="bf16", cpu=True).prepare_model(tiny_model("qwen2"))
+    model = tiny_model("qwen2")
+    # What `prepare_model` does: an Accelerator itself would set the precision of every other test in the process.
+    model.forward = convert_outputs_to_fp32(torch.autocast("cpu", torch.bfloat16)(model.forward))
+    assert model(input_ids=torch.tensor([[3, 4]])).logits.dtype == torch.float32
     assert backbone(model).weight.dtype == torch.float32
 
 

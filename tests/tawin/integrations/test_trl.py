@@ -19,6 +19,7 @@ from ..models import tiny_model
 
 pytest.importorskip("trl", reason="needs TRL: pip install 'tawin[trl]'")
 
+from accelerate.state import AcceleratorState
 from datasets import Dataset
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import CohereConfig, CohereForCausalLM, GraniteConfig, GraniteForCausalLM
@@ -53,6 +54,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:You are using 'rollout_func'"),
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated"),
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_precision_is_left_behind():
+    """accelerate keeps its first precision for the whole process, other files' tests too."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def config(folder: Path, **changes: Any) -> GRPOConfig:
