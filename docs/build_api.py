@@ -28,6 +28,7 @@ WIDTH = 120
 API_PAGES = {
     "tawin_kernels.md": ("tawin_kernels", ("tawin_kernels",)),
     "tawin.md": ("tawin", ("tawin", "tawin.metrics")),
+    "integrations.md": ("tawin.integrations", ("tawin.integrations.trl", "tawin.integrations.verl")),
 }
 HEADER = "<!-- Made by `python docs/build_api.py` from the docstrings; change those. -->\n"
 
@@ -96,7 +97,7 @@ def class_parts(cls: Any) -> list[str]:
     names = tuple(cls.members)
     parts = [markdown(cls.docstring.value if cls.docstring else "", names)]
     members = [m for n, m in cls.members.items() if not n.startswith("_") and not m.is_alias]
-    fields = [m for m in members if m.is_attribute]
+    fields = [m for m in members if m.is_attribute and not m.lines[0].lstrip().startswith("self.")]
     if fields:
         parts.append("\n".join(f"* {field_line(field)}" for field in fields))
     for method in (m for m in members if m.is_function):

@@ -1,4 +1,4 @@
-"""README and the pages of docs/, and what is code in them. Knows nothing of whether the code runs."""
+"""README and the pages of docs/, and what is code in them. Knows nothing of what it takes to run it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ PAGES = {
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 }
 
+STORIES = {"docs/TUTORIAL.md"}
+"""Pages whose snippets work on what the commands before them made."""
+
 
 @dataclass(frozen=True)
 class Snippet:
@@ -24,6 +27,14 @@ class Snippet:
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
+
+    def run(self) -> None:
+        """Runs it. What it says to be "as in docs/PAGE.md" comes from that page's first snippet."""
+        namespace = {"__name__": "snippet"}
+        elsewhere = re.search(r"as in (docs/\w+\.md)", self.text)
+        for snippet in ([snippets(elsewhere.group(1))[0]] if elsewhere else []) + [self]:
+            lines = "\n" * (snippet.line - 1)  # so that a traceback names the page's own line
+            exec(compile(lines + snippet.text, snippet.page, "exec"), namespace)
 
 
 @dataclass(frozen=True)
@@ -44,19 +55,29 @@ def blocks(page: str, language: str) -> list[tuple[int, str]]:
     return [(text.count("\n", 0, block.start()) + 2, block.group(1)) for block in found]
 
 
-def snippets() -> list[Snippet]:
-    return [Snippet(page, line, text) for page in PAGES for line, text in blocks(page, "python")]
+def snippets(page: str) -> list[Snippet]:
+    return [Snippet(page, line, text) for line, text in blocks(page, "python")]
 
 
 def commands(page: str) -> list[Command]:
     """In the order of the page; what stands behind && is a command of its own, comments are none."""
+    return [command for _, text in blocks(page, "bash") for command in _commands(page, text)]
+
+
+def code(page: str) -> list[Snippet | Command]:
+    """Snippets and commands in the order of the page."""
+    found = [(snippet.line, [snippet]) for snippet in snippets(page)]
+    found += [(line, _commands(page, text)) for line, text in blocks(page, "bash")]
+    return [each for _, several in sorted(found, key=lambda block: block[0]) for each in several]
+
+
+def _commands(page: str, text: str) -> list[Command]:
     found = []
-    for _, text in blocks(page, "bash"):
-        for line in re.sub(r"\\\n\s*", " ", text).splitlines():
-            words = shlex.split(line, comments=True)
-            while "&&" in words:
-                found.append(Command(page, tuple(words[: words.index("&&")])))
-                words = words[words.index("&&") + 1 :]
-            if words:
-                found.append(Command(page, tuple(words)))
+    for line in re.sub(r"\\\n\s*", " ", text).splitlines():
+        words = shlex.split(line, comments=True)
+        while "&&" in words:
+            found.append(Command(page, tuple(words[: words.index("&&")])))
+            words = words[words.index("&&") + 1 :]
+        if words:
+            found.append(Command(page, tuple(words)))
     return found

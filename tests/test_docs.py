@@ -13,26 +13,28 @@ from tawin_kernels.records import LossType
 
 from tawin.export import export
 
-from .docs_pages import PAGES, ROOT, Snippet, snippets
+from .docs_pages import PAGES, ROOT, STORIES, Snippet, snippets
 from .tawin.runs import make_run
 
 GENERATED = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in ROOT.glob("docs/api/*.md")}
 
 
-@pytest.mark.parametrize("snippet", snippets(), ids=str)
+ON_THEIR_OWN = [each for page in PAGES if page not in STORIES for each in snippets(page)]
+"""tests/test_docs_commands.py runs the others."""
+
+
+@pytest.mark.parametrize("snippet", ON_THEIR_OWN, ids=str)
 def test_a_python_snippet_runs(snippet: Snippet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if snippet.page == "docs/SERVING.md":  # whose code runs from inside an exported folder
         export(make_run(tmp_path / "run"), tmp_path / "served")
         tmp_path = tmp_path / "served"
     monkeypatch.chdir(tmp_path)
-    lines = "\n" * (snippet.line - 1)  # so that a traceback names the page's own line
-    exec(compile(lines + snippet.text, snippet.page, "exec"), {"__name__": "snippet"})
+    snippet.run()
 
 
 def test_the_readme_and_the_method_have_snippets() -> None:
-    pages = [snippet.page for snippet in snippets()]
-    assert pages.count("README.md") >= 1
-    assert pages.count("docs/METHOD.md") >= 2
+    assert len(snippets("README.md")) >= 1
+    assert len(snippets("docs/METHOD.md")) >= 2
 
 
 @pytest.mark.parametrize("page", [*PAGES, *GENERATED])

@@ -15,6 +15,7 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -30,7 +31,7 @@ from tawin.config import SyntheticConfig
 from tawin.data import save_dataset
 from tawin.synthetic import make_synthetic
 
-from .docs_pages import PAGES, ROOT, Command, commands
+from .docs_pages import PAGES, ROOT, STORIES, Command, code, commands
 
 NOT_RUN = {
     r"pip install ": "installs; .ci/run does README's two",
@@ -95,28 +96,33 @@ def world(
 
 
 def write_log(folder: Path) -> None:
-    """log.csv and items.csv, as a reader would have them: users with their own names, items with titles."""
-    data = make_synthetic(SyntheticConfig(num_users=120, num_items=60, num_clusters=6, min_length=6), seed=0)
-    rows = ["user,item,timestamp"]
-    for user, sequence in enumerate(data.sequences):
-        rows += [f"{user},{item},{1_700_000_000 + 60 * place}" for place, item in enumerate(sequence)]
-    (folder / "log.csv").write_text("\n".join(rows) + "\n")
-    titles = data.items.titles or [f"item {item}" for item in data.items.item_ids]
-    (folder / "items.csv").write_text("\n".join(["item,title", *(f"{i},{t}" for i, t in enumerate(titles))]) + "\n")
+    """log.csv and items.csv, as the tutorial says they are."""
+    draw = np.random.default_rng(0)
+    users, items, length = 120, 60, 9
+    taken = draw.integers(0, items, size=(users, length))
+    rows = [f"{u},{i},{1_700_000_000 + 60 * place}" for u in range(users) for place, i in enumerate(taken[u])]
+    (folder / "log.csv").write_text("\n".join(["user,item,timestamp", *draw.permutation(rows)]) + "\n")
+    words = ("red", "oak", "lamp", "kettle", "small", "tent")
+    titles = [f"{item},{words[item % 6]} {words[item // 6 % 6]} {item}" for item in range(items)]
+    (folder / "items.csv").write_text("\n".join(["item,title", *titles]) + "\n")
 
 
 @pytest.mark.parametrize("world", PAGES_WITH_RUNS, indirect=True)
 def test_the_commands_of_a_page_run_in_their_order(world: tuple[str, Path]) -> None:
     page, _ = world
-    for command in filter(is_run, commands(page)):
-        run(command)
+    for each in code(page):
+        if isinstance(each, Command):
+            if is_run(each):
+                run(each)
+        elif page in STORIES:
+            each.run()
 
 
 def run(command: Command) -> None:
     match command.words:
         case ("python", "train.py", *arguments):
             is_new = "--resume" not in arguments
-            train.main([*arguments, *(SMALL if is_new else ())])
+            train.main([*(SMALL if is_new else ()), *arguments])  # what the page says comes last and holds
         case ("tawin", *arguments):
             cli.main(arguments)
         case ("python", "-m", "experiments.run", *arguments):

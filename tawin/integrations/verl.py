@@ -61,7 +61,8 @@ def advantages_by_index(
 
     rewards: [N] floating, > 0 for positives. scores: [N] floating, what negatives are ranked by; rows of a group with
     equal scores are ranked as they come. valid: bool [N], the rows that exist; others get 0 and count nowhere.
-    index: N hashable values, or a tensor [N]. Returns [N], fp32 (fp64 for fp64 rewards).
+    index: N hashable values, or a tensor [N]. tawin, normalize_std: as in `group_advantages`.
+    Returns [N], fp32 (fp64 for fp64 rewards).
     """
     values = index.tolist() if hasattr(index, "tolist") else list(index)  # elements of a tensor would all be unequal
     if len(values) != len(rewards):
