@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # GRPO with TAWin in verl 0.9, one node of 8 GPUs:
-#     pip install tawin 'verl[vllm]'
+#     pip install -e . 'verl[vllm]'
 #     examples/verl_grpo.sh TRAIN.parquet VALID.parquet Qwen/Qwen2.5-0.5B-Instruct [more options of verl]
 # The files are in verl's format; reward_model.ground_truth is the item that the user went on to.
 # Its options are checked against verl's own config; a run needs GPUs and has not been made.
