@@ -79,6 +79,15 @@ def test_the_order_of_the_rows_only_orders_the_result():
     torch.testing.assert_close(estimate(shuffled, [uids[i] for i in order]), estimate(batch, uids)[order], **CLOSE)
 
 
+def test_a_response_that_was_rejected_as_a_whole_counts_nowhere_in_its_group():
+    batch, uids = responses([8, 8, 8], seed=7)
+    batch["response_mask"][::5] = 0  # verl hides their tokens and leaves their rewards
+    assert batch["token_level_rewards"][::5].any()
+    advantages = estimate(batch, uids)
+    assert not advantages[::5].any()
+    torch.testing.assert_close(advantages, group_by_group(batch, uids, tawin=TAWin()), **CLOSE)
+
+
 def test_dead_groups_groups_of_one_and_padding_get_exactly_nothing():
     batch, uids = responses([4, 3, 1], seed=0, padding=2)
     rewards = {"group-0": 0.1, "group-1": 0.0, "group-2": 1.0, "pad": 0.0}
