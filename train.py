@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from tawin.catalog import Catalog, build_catalog, make_tokenizer
+from tawin.causal_attention import require_attention, require_model_takes
 from tawin.checkpoint import read_progress, replace_folder
 from tawin.cli import TrainingOptions, load_data, parse_training, print_results
 from tawin.config import Config, OptimizerConfig
@@ -83,6 +84,7 @@ def open_run(options: TrainingOptions, accelerator: Accelerator) -> tuple[RunFol
         return run, prepare(options, run)
     require_engine_fits(options.config, accelerator)
     require_tracker(options.config.tracking)
+    require_attention(options.config.attention)
     if options.resume:
         run = RunFolder.resume(options.out, options.config)
         job = prepare(options, run)
@@ -121,6 +123,7 @@ def set_deterministic(wanted: bool) -> None:
     """Whether torch uses deterministic kernels alone."""
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
+        os.environ.setdefault("FLASH_ATTENTION_DETERMINISTIC", "1")  # read by transformers
     torch.use_deterministic_algorithms(wanted)
 
 
@@ -144,6 +147,7 @@ def prepare(options: TrainingOptions, run: RunFolder | None) -> Job:
         model = load_model(config.model, tokens=len(tokenizer), seed=config.seed)
     else:
         model = build_model(config.policy, tokenizer, config.seed)
+    require_model_takes(model, config.attention)
     return Job(dataset, split, tokenizer, catalog, model)
 
 

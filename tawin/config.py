@@ -470,6 +470,9 @@ class Config:
     """Folder for the memory-mapped form of the data; None: data is held in memory."""
     model: str | None = None
     """Folder or hub name of a causal LM with its tokenizer; None: a small Qwen2 from scratch."""
+    attention: Literal["sdpa", "flash_attention_2"] = "sdpa"
+    """Of supervised fine-tuning's forward; all others have masks that sdpa alone takes. flash_attention_2 needs
+    flash-attn and a GPU."""
     seed: int = 0
     """Of everything drawn at random: data, weights, batches, dropout, samples."""
     deterministic: bool = False
@@ -487,6 +490,8 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
+        choices = ("sdpa", "flash_attention_2")
+        _require(self.attention in choices, "attention", f"one of {choices}", self.attention)
         _require_type("seed", self.seed, int)
         _require_type("deterministic", self.deterministic, bool)
         _require(0 <= self.seed < 2**31, "seed", "0 or more, below 2 ** 31", self.seed)

@@ -27,6 +27,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import AttentionInterface
 
+from .causal_attention import attending_by
+
 DecodeAttention = Literal["mask", "split"]
 
 # Bytes of one layer and step that the split must save. It takes about five kernels more, 2 us each, and in 10 us an
@@ -112,13 +114,11 @@ _step: ContextVar[SharedPrompt | None] = ContextVar("_step", default=None)
 @contextmanager
 def shared_prompt(config: Any, step: SharedPrompt) -> Iterator[None]:
     """Within it the decoder of `config`, which must use sdpa, runs its attention as `step` says."""
-    before = config._attn_implementation
     token = _step.set(step)
-    config._attn_implementation = _NAME
     try:
-        yield
+        with attending_by(config, _NAME):
+            yield
     finally:
-        config._attn_implementation = before
         _step.reset(token)
 
 

@@ -29,6 +29,7 @@ from transformers import AttentionInterface, Cache, DynamicCache
 
 from .attention_masks import causal, has_window, model_mask
 from .backbone import Backbone, is_same_up_to_rounding
+from .causal_attention import attending_by
 from .policy import evaluating
 
 _NAME = "tawin_packed"
@@ -174,13 +175,11 @@ _run: ContextVar[_Run | None] = ContextVar("_run", default=None)
 
 @contextmanager
 def _attending(run: _Run) -> Iterator[None]:
-    before = run.config._attn_implementation
     token = _run.set(run)
-    run.config._attn_implementation = _NAME
     try:
-        yield
+        with attending_by(run.config, _NAME):
+            yield
     finally:
-        run.config._attn_implementation = before
         _run.reset(token)
 
 
@@ -222,8 +221,8 @@ def checkpoint_activations(model: Any) -> None:
     transformers' own activation checkpointing, told to run a layer again with the attention that it first ran with.
     model: a transformers model, or a peft one.
     """
-    options = {"use_reentrant": False, "context_fn": _Contexts()}
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    options = {"use_reentrant": False, "context_fn": _Contexts(inner.config.get_text_config(decoder=True))}
     if hasattr(inner, "activation_checkpointing_enable"):
         inner.activation_checkpointing_enable(options)
     else:  # transformers before 5.23
@@ -232,12 +231,16 @@ def checkpoint_activations(model: Any) -> None:
     inner.disable_input_require_grads()
 
 
+@dataclass(frozen=True)
 class _Contexts:
     """What torch's checkpoint asks for: contexts for the forward of a layer and for running it again."""
 
+    config: Any
+
     def __call__(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         run = _run.get()
-        return nullcontext(), nullcontext() if run is None else _attending(run)
+        again = attending_by(self.config, self.config._attn_implementation) if run is None else _attending(run)
+        return nullcontext(), again
 
 
 def packs(model: Backbone) -> bool:

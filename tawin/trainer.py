@@ -28,6 +28,7 @@ from transformers import PreTrainedTokenizerBase
 from .backbone import backbone
 from .balance import balanced
 from .catalog import Catalog
+from .causal_attention import attending_by
 from .checkpoint import Progress
 from .config import KS, Config, GRPOConfig
 from .data import Examples, Split, target_windows, training_windows
@@ -77,7 +78,7 @@ def train_sft(
             for rows in _epoch_batches(lengths, per_step, np.random.default_rng((config.seed, 0, epoch))):
                 rate = stage.scheduler.get_last_lr()[0]
                 stage.seed(config.seed)
-                loss = _sft_backward(stage, catalog, windows, first_targets, rows, sft.batch_size)
+                loss = _sft_backward(stage, catalog, windows, first_targets, rows, config)
                 own = rows[stage.processes.share(len(rows))]
                 look = partial(
                     look_into_windows,
@@ -109,10 +110,10 @@ def _sft_backward(
     windows: Ragged,
     first_targets: np.ndarray,
     rows: np.ndarray,
-    size: int,
+    config: Config,
 ) -> float:
-    """Forward and backward of one step over `rows`, `size` sequences a forward; returns the loss, nats a token."""
-    batches = []
+    """Forward and backward of one step over `rows`, sft.batch_size sequences a forward; the loss, nats a token."""
+    batches, size = [], config.sft.batch_size
     for start in range(0, len(rows), size):
         chosen = rows[start : start + size]
         own = chosen[stage.processes.share(len(chosen))]
@@ -121,7 +122,9 @@ def _sft_backward(
         batches.append((input_ids, attention_mask, labels if len(own) else torch.full_like(labels, -100)))
     (tokens,) = stage.processes.sums(sum(int((labels >= 0).sum()) for _, _, labels in batches))
     losses = [
-        stage.backward(_window_loss(batch, tokens, stage.accelerator.device), is_last=index == len(batches) - 1)[0]
+        stage.backward(
+            _window_loss(batch, tokens, stage.accelerator.device, config.attention), is_last=index == len(batches) - 1
+        )[0]
         for index, batch in enumerate(batches)
     ]
     (loss,) = stage.processes.sums(torch.stack(losses).sum())
@@ -129,16 +132,17 @@ def _sft_backward(
 
 
 def _window_loss(
-    batch: tuple[Tensor, Tensor, Tensor], tokens: float, device: torch.device
+    batch: tuple[Tensor, Tensor, Tensor], tokens: float, device: torch.device, attention: str
 ) -> Callable[[nn.Module], tuple[Tensor]]:
     """Of a model: the cross-entropy of a batch [B, S] over the labels that are not -100, divided by `tokens`."""
     input_ids, attention_mask, labels = (part.to(device) for part in batch)
 
     def loss(model: nn.Module) -> tuple[Tensor]:
         parts = backbone(model)
-        hidden = parts.decoder(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-        ).last_hidden_state  # [B, S, H]
+        with attending_by(parts.config, attention):
+            hidden = parts.decoder(
+                input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+            ).last_hidden_state  # [B, S, H]
         weight, bias = parts.head_in(hidden.dtype)
         log_probs = linear_log_probs(hidden[:, :-1], weight, labels[:, 1:], bias=bias)
         return (-log_probs.sum() / tokens,)

@@ -58,6 +58,10 @@ def test_a_partial_yaml_changes_only_what_it_names(tmp_path: Path) -> None:
         ),
         ("grpo:\n  normalizer: items", "grpo.normalizer: expected one of ('auto', 'vocab', 'trie'), got 'items'"),
         ("grpo:\n  reward: dense", "grpo.reward: expected one of ('binary', 'ranking'), got 'dense'"),
+        ("attention: eager", "attention: expected one of ('sdpa', 'flash_attention_2'), got 'eager'"),
+        ("prompt: {style: d3}", "prompt.style: expected one of ('plain', 'rere', 'minionerec'), got 'd3'"),
+        ("prompt: {template: 3}", "prompt.template: expected str | None, got 3"),
+        ("prompt: {template: Next}", "prompt.template: expected text with {history} once, got 'Next'"),
         ("split:\n  rl_targets: 0", "split.rl_targets: expected at least 1, got 0"),
         ("grpo: {tawin: {anchor_start: wide}}", "grpo.tawin.anchor_start: expected float | None, got 'wide'"),
         (
@@ -116,6 +120,7 @@ def test_every_option_is_documented_in_yaml_order() -> None:
         "data",
         "data_cache",
         "model",
+        "attention",
         "seed",
         "deterministic",
         "split",
