@@ -144,7 +144,8 @@ def prepare(options: TrainingOptions, run: RunFolder | None) -> Job:
     else:
         tokenizer, catalog = make_catalog(dataset, config)
     if config.model:
-        model = load_model(config.model, tokens=len(tokenizer), seed=config.seed)
+        known = len(load_tokenizer(config.model))  # the model's own, before items were added
+        model = load_model(config.model, tokens=len(tokenizer), known=known, seed=config.seed)
     else:
         model = build_model(config.policy, tokenizer, config.seed)
     require_model_takes(model, config.attention)
@@ -168,7 +169,7 @@ def _require_training_data(split: Split, config: Config) -> None:
             f"split.rl_share: expected a share that leaves SFT a user with two items, got {config.split.rl_share}: "
             "lower it or split.rl_targets, or set sft.epochs to 0"
         )
-    if config.grpo.steps > 0 and len(split.rl) == 0:
+    if config.grpo.steps != 0 and len(split.rl) == 0:
         raise ValueError(
             f"split.rl_share: expected a share that keeps a user's interaction for RL, got {config.split.rl_share} "
             "(a user needs four items): raise it, or set grpo.steps to 0"

@@ -302,8 +302,10 @@ class GRPOConfig(OptimizerConfig):
 
     learning_rate: float = 1e-4
     batch_size: int = 64
-    steps: int = 100
-    """Rollouts; 0: no RL."""
+    steps: int | None = 100
+    """Rollouts, at most; 0: no RL; None: as many as `epochs` take."""
+    epochs: int | None = None
+    """Passes over the RL prompts, at most; None: as many as `steps` take."""
     updates: int = 1
     """Optimizer updates on each step's rollout, at the step's learning rate (TRL's num_iterations)."""
     group_size: int = 16
@@ -339,7 +341,10 @@ class GRPOConfig(OptimizerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.steps >= 0, "grpo.steps", "0 or more", self.steps)
+        ends = self.steps is not None or self.epochs is not None
+        _require(ends, "grpo.steps", "a number where grpo.epochs is None", self.steps)
+        _require(self.steps is None or self.steps >= 0, "grpo.steps", "0 or more, or None", self.steps)
+        _require(self.epochs is None or self.epochs >= 1, "grpo.epochs", "at least 1, or None", self.epochs)
         _require(self.updates >= 1, "grpo.updates", "at least 1", self.updates)
         _require(2 <= self.group_size <= 512, "grpo.group_size", "2..512", self.group_size)
         _require(0 <= self.epsilon_low < 1, "grpo.epsilon_low", "in [0, 1)", self.epsilon_low)
@@ -366,8 +371,18 @@ class GRPOConfig(OptimizerConfig):
             self.normalizer,
         )
 
+    def steps_on(self, prompts: int) -> int:
+        """Rollouts with so many RL prompts: what `steps` and `epochs` come to, whichever ends first."""
+        assert self.steps is not None or self.epochs is not None
+        if self.epochs is None:
+            return self.steps or 0
+        steps = -(-self.epochs * prompts // (self.batch_size * self.gradient_accumulation))
+        return steps if self.steps is None else min(steps, self.steps)
+
     def at_step(self, step: int) -> GRPOConfig:
-        """As it is in step number `step`, from 0: with the anchor of that step."""
+        """As it is in step number `step`, from 0: with the anchor of that step. `steps` must be a number."""
+        if self.steps is None:
+            raise ValueError("grpo.steps: expected the number that steps_on gives, got None")
         return dataclasses.replace(self, tawin=self.tawin.at_step(step, self.steps))
 
     @property
@@ -599,11 +614,24 @@ PRESETS: dict[str, Config] = {
         sft=SFTConfig(weight_decay=0.1, epochs=14, max_steps=4000),
         evaluation=EvaluationConfig(test_users=5000),
     ),
-    # The paper's settings (arXiv 2604.22504): Qwen2.5-0.5B, titles, on a GPU.
+    # The paper's settings (arXiv 2604.22504), on a GPU: Qwen2.5-0.5B with titles prompted for in ReRe's way. What it
+    # leaves open is ReRe's: batches, weight of the KL term, warm-up. The window is a choice (docs/METHOD.md).
     "paper": Config(
         model="Qwen/Qwen2.5-0.5B",
         catalog=CatalogConfig(item_tokens="title"),
-        sft=SFTConfig(learning_rate=3e-4, batch_size=16, gradient_accumulation=8, epochs=10, schedule="cosine"),
-        grpo=GRPOConfig(learning_rate=1e-5, batch_size=16, gradient_accumulation=8, steps=500, beta=1e-3),
+        prompt=PromptConfig(style="rere"),
+        sft=SFTConfig(learning_rate=3e-4, batch_size=16, gradient_accumulation=8, epochs=10, patience=3),
+        grpo=GRPOConfig(
+            learning_rate=1e-5,
+            batch_size=16,
+            gradient_accumulation=4,
+            steps=None,
+            epochs=1,
+            group_size=16,
+            beta=1e-3,
+            warmup_share=0.03,
+            tawin=TAWinConfig(anchor=2.0, temperature=1.0),
+        ),
+        evaluation=EvaluationConfig(beam_width=50),
     ),
 }

@@ -69,13 +69,17 @@ def build_model(config: PolicyConfig, tokenizer: PreTrainedTokenizerBase, seed: 
         return causal_lm(shape)
 
 
-def load_model(name_or_path: str | Path, *, tokens: int | None = None, seed: int = 0) -> nn.Module:
+def load_model(
+    name_or_path: str | Path, *, tokens: int | None = None, known: int | None = None, seed: int = 0
+) -> nn.Module:
     """A causal LM as transformers loads it, in fp32 with sdpa attention.
 
     Args:
         name_or_path: a folder or a hub name.
         tokens: size of the tokenizer; where it is larger than the embedding, rows are added (mean of the old rows
             plus noise, transformers' own rule).
+        known: how many of them the model was trained with. Embeddings are often padded to more rows than that, which
+            were never trained: those that new tokens take are drawn likewise. None: all.
         seed: of the new rows.
 
     Raises:
@@ -85,12 +89,30 @@ def load_model(name_or_path: str | Path, *, tokens: int | None = None, seed: int
     model = AutoModelForCausalLM.from_pretrained(
         name_or_path, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
     )
-    if tokens is not None and tokens > model.get_input_embeddings().weight.shape[0]:
+    rows = model.get_input_embeddings().weight.shape[0]
+    if tokens is not None and tokens > rows:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model.resize_token_embeddings(tokens)
+    if tokens is not None and known is not None and known < min(tokens, rows):
+        _draw_rows(model, known, min(tokens, rows), seed)
     backbone(model)  # refuses what cannot be trained right
     return model
+
+
+@torch.no_grad()
+def _draw_rows(model: Any, first: int, end: int, seed: int) -> None:
+    """Set rows [first, end) of embedding and head to the mean of the rows before them and a little noise."""
+    generator = torch.Generator().manual_seed(seed)
+    weights: list[torch.Tensor] = [part.weight for part in _embeddings(model)]  # type: ignore[misc]
+    for weight in weights[: 1 if weights[0] is weights[1] else 2]:
+        known = weight[:first]
+        noise = torch.randn(end - first, known.shape[1], generator=generator)
+        weight[first:end] = known.mean(0) + noise * known.std(0) * 1e-9**0.5  # transformers' scale of the variance
+
+
+def _embeddings(model: Any) -> tuple[nn.Module, nn.Module]:
+    return model.get_input_embeddings(), model.get_output_embeddings()
 
 
 @contextmanager
@@ -111,7 +133,7 @@ def add_lora(model: Any, config: PolicyConfig, new_tokens: list[int]) -> nn.Modu
     """
     from peft import LoraConfig, get_peft_model
 
-    embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
+    embeddings = _embeddings(model)
     tied = embeddings[0].weight is embeddings[1].weight
     names = [name for name, module in model.named_modules() if module in embeddings[: 1 if tied else 2]]
     lora = LoraConfig(

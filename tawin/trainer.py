@@ -177,8 +177,10 @@ def train_grpo(
 
     `reference` is the frozen model of the KL term. None with beta > 0: the peft model with its adapters switched off.
     """
-    grpo = config.grpo
-    stage = Stage.start("grpo", accelerator, model, tokenizer, grpo, grpo.steps, run, config.guards)
+    steps = config.grpo.steps_on(len(split.rl))
+    grpo = replace(config.grpo, steps=steps)
+    config = replace(config, grpo=grpo)
+    stage = Stage.start("grpo", accelerator, model, tokenizer, grpo, steps, run, config.guards)
     reference_log_probs = _reference(stage, reference) if grpo.beta > 0 else None
 
     def step() -> dict[str, float]:
@@ -187,7 +189,7 @@ def train_grpo(
         return {**figures, **({"anchor": now.anchor} if grpo.tawin.moves else {})}
 
     return train_steps(
-        stage, catalog, split.valid, config, step, grpo.steps, grpo.evaluate_every, shown=("reward", "live_share")
+        stage, catalog, split.valid, config, step, steps, grpo.evaluate_every, shown=("reward", "live_share")
     )
 
 

@@ -145,6 +145,41 @@ def test_log_probs_are_over_what_completions_are_drawn_from(negatives, normalize
     assert GRPOConfig(negatives=negatives, normalizer=normalizer).softmax_over == expected
 
 
+@pytest.mark.parametrize(
+    ("steps", "epochs", "expected"), [(100, None, 100), (None, 1, 4), (None, 3, 11), (2, 1, 2), (9, 1, 4), (0, 1, 0)]
+)
+def test_rl_ends_with_its_steps_or_its_epochs_whichever_come_first(
+    steps: int | None, epochs: int | None, expected: int
+) -> None:
+    config = GRPOConfig(batch_size=2, gradient_accumulation=3, steps=steps, epochs=epochs)
+    assert config.steps_on(21) == expected  # 21 prompts are three and a half batches
+
+
+def test_rl_has_an_end() -> None:
+    with pytest.raises(ValueError, match=r"grpo.steps: expected a number where grpo.epochs is None, got None"):
+        GRPOConfig(steps=None)
+    with pytest.raises(ValueError, match=r"grpo.steps: expected the number that steps_on gives, got None"):
+        GRPOConfig(steps=None, epochs=1).at_step(0)
+    with pytest.raises(ValueError, match=r"grpo.epochs: expected at least 1, or None, got 0"):
+        GRPOConfig(epochs=0)
+
+
+def test_the_paper_preset_has_the_papers_settings() -> None:
+    config = PRESETS["paper"]
+    assert config.model == "Qwen/Qwen2.5-0.5B"
+    assert (config.catalog.item_tokens, config.prompt.style) == ("title", "rere")
+    assert (config.sft.learning_rate, config.sft.epochs, config.sft.optimizer) == (3e-4, 10, "adamw")
+    assert (config.grpo.learning_rate, config.grpo.epochs, config.grpo.steps) == (1e-5, 1, None)
+    assert (config.grpo.group_size, config.grpo.negatives, config.grpo.loss_type) == (16, "beam", "grpo")
+    assert config.grpo.normalize_std and config.grpo.reward == "binary"
+    tawin = config.grpo.tawin
+    assert (tawin.anchor, tawin.temperature, tawin.rank_transform) == (2.0, 1.0, "identity")
+    # ReRe's, where the paper does not say: 128 sequences, 1,024 completions, the KL term.
+    assert config.sft.batch_size * config.sft.gradient_accumulation == 128
+    assert config.grpo.batch_size * config.grpo.gradient_accumulation * config.grpo.group_size == 1024
+    assert (config.grpo.beta, config.sft.patience) == (1e-3, 3)
+
+
 def test_an_option_that_may_be_a_number_or_none_is_read_as_either(tmp_path: Path) -> None:
     path = tmp_path / "some.yaml"
     for text, expected in (("4", 4.0), ("1e1", 10.0), ("null", None)):

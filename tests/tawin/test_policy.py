@@ -58,6 +58,27 @@ def test_a_folder_loads_and_grows_to_the_tokenizer(family: str, tmp_path: Path) 
     assert load_model(tmp_path, tokens=30).get_input_embeddings().weight.shape[0] == 40
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_rows_of_padding_that_new_tokens_take_are_drawn_as_added_rows_are(tied: bool, tmp_path: Path) -> None:
+    model = tiny_model("qwen2", tie_word_embeddings=tied)  # 40 rows, of which the tokenizer knows 30, say
+    model.save_pretrained(tmp_path)
+    loaded = load_model(tmp_path, tokens=44, known=30)
+    for old, new in (
+        (model.get_input_embeddings().weight, loaded.get_input_embeddings().weight),
+        (model.get_output_embeddings().weight, loaded.get_output_embeddings().weight),
+    ):
+        assert torch.equal(new[:30], old[:30])
+        torch.testing.assert_close(new[30:40], old[:30].mean(0).expand(10, -1), rtol=0, atol=1e-3)
+        assert len(new[30:40].unique(dim=0)) == 10
+        # Those that were added are transformers': of the mean of all 40.
+        torch.testing.assert_close(new[40:], old.mean(0).expand(4, -1), rtol=0, atol=1e-3)
+    # Rows that no token takes stay, and so does everything where no token is new.
+    few = load_model(tmp_path, tokens=33, known=30).get_input_embeddings().weight
+    assert torch.equal(few[33:], model.get_input_embeddings().weight[33:])
+    none = load_model(tmp_path, tokens=33, known=33).get_input_embeddings().weight
+    assert torch.equal(none, model.get_input_embeddings().weight)
+
+
 def test_a_tokenizer_loads_from_a_folder(tmp_path: Path) -> None:
     make_semantic_tokenizer(["<a_0>"]).save_pretrained(tmp_path)
     assert load_tokenizer(str(tmp_path)).convert_tokens_to_ids("<a_0>") == 3

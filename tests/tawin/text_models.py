@@ -1,12 +1,14 @@
-"""Tokenizers that read text, of the kinds that pretrained models bring: with a chat template, or as Llama 2 has it."""
+"""What pretrained models bring: tokenizers with a chat template, or as Llama 2's is, and a whole folder."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+import torch
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, trainers
 from tokenizers import decoders as token_decoders
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from tawin.tokenizer import train_title_tokenizer
 
@@ -52,3 +54,22 @@ def llama_tokenizer(texts: Sequence[str], vocabulary: int = 400) -> PreTrainedTo
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", padding_side="left"
     )
+
+
+def save_pretrained_model(folder: Path, texts: Sequence[str]) -> Path:
+    """A folder as the hub has Qwen2.5: bf16 weights, a tied head, grouped heads, more embeddings than tokens."""
+    tokenizer = chat_tokenizer(texts)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer) + 5,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    torch.manual_seed(0)
+    Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
