@@ -13,7 +13,7 @@ PAGES = {
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 }
 
-STORIES = {"docs/TUTORIAL.md"}
+STORIES = {"docs/PRETRAINED.md", "docs/TUTORIAL.md"}
 """Pages whose snippets work on what the commands before them made."""
 
 

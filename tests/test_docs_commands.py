@@ -32,6 +32,7 @@ from tawin.data import save_dataset
 from tawin.synthetic import make_synthetic
 
 from .docs_pages import PAGES, ROOT, STORIES, Command, code, commands
+from .tawin.text_models import save_pretrained_model
 
 NOT_RUN = {
     r"pip install ": "installs; .ci/run does README's two",
@@ -41,6 +42,7 @@ NOT_RUN = {
     r"accelerate launch ": "several processes on GPUs; tests/test_distributed.py runs two on a CPU",
     r"python examples/": "tests/test_examples.py runs them",
     r"examples/\S+\.sh": "trains on GPUs; tests/tawin/integrations checks its options",
+    r"python train\.py .*flash_attention_2": "needs a GPU; tests/tawin/test_causal_attention.py has a stand-in",
     r"python -m bench\.": "benchmarks take minutes; tests/bench has tests of each",
     r"python -m sglang\.|curl ": "another project's server, on a GPU",
     r"python -m experiments\.run (?!list)": "tables take hours; tests/experiments runs small ones",
@@ -90,6 +92,8 @@ def world(
         shutil.copytree(request.getfixturevalue("data_folder"), tmp_path / "DATA")
     if "RUN" in text and "--out RUN" not in text:
         shutil.copytree(request.getfixturevalue("finished_run"), tmp_path / "RUN")
+    if "MODEL" in text:
+        save_pretrained_model(tmp_path / "MODEL", [f"item {number}" for number in range(60)])
     if "HISTORIES.parquet" in text:
         pq.write_table(pa.table({"user_id": [7, 8], "item_ids": [[1, 2, 3], [4]]}), tmp_path / "HISTORIES.parquet")
     yield page, tmp_path
@@ -165,6 +169,9 @@ def require_valid(words: Sequence[str]) -> None:
             assert (ROOT / script).is_file(), f"no file {script}"
         case (script, *_) if script.endswith(".sh"):
             assert os.access(ROOT / script, os.X_OK), f"no script {script}"
+        case ("pip", "install", package, "--no-build-isolation"):
+            project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+            assert any(package in extra[0] for extra in project["optional-dependencies"].values()), package
         case ("pytest", *files):
             assert all((ROOT / file).exists() for file in files)
         case _:

@@ -18,12 +18,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import train
 from tawin import cli
 from tawin.catalog import Catalog
-from tawin.config import SyntheticConfig
+from tawin.config import PRESETS, SyntheticConfig, load_yaml
 from tawin.data import Dataset, Items, load_dataset, save_dataset
-from tawin.prompt import STYLES
+from tawin.prompt import STYLES, template_of
 from tawin.run_folder import RunFolder
 from tawin.synthetic import make_synthetic
 
+from .docs_pages import blocks
 from .tawin.text_models import save_pretrained_model
 
 REAL_DATA = Path(os.environ.get("TAWIN_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -150,6 +151,14 @@ def fitting(model: torch.nn.Module, name: str, like: torch.Tensor) -> torch.Tens
     """A weight of the model; of an embedding with fewer rows, something that differs."""
     weight = model.state_dict()[name]
     return weight if weight.shape == like.shape else torch.zeros_like(like)
+
+
+def test_the_template_that_the_page_writes_in_yaml_is_one(tmp_path: Path) -> None:
+    (block,) = blocks("docs/PRETRAINED.md", "yaml")
+    (tmp_path / "prompt.yaml").write_text(block[1])
+    template = template_of(load_yaml(tmp_path / "prompt.yaml", PRESETS["paper"]).prompt)
+    assert template.text.startswith("I have bought these, in this order:\n{history}\n")
+    assert (template.item, template.separator) == ("* {item}", "\n")
 
 
 @pytest.mark.parametrize(
