@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import os
 import re
 import subprocess
 import sys
@@ -50,7 +51,13 @@ def test_an_example_runs_and_its_policy_gets_better(script: Path, tmp_path: Path
     if missing:
         pytest.skip(f"not installed: {', '.join(missing)}")
     completed = subprocess.run(
-        [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS, encoding="utf-8"
+        [sys.executable, script],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # as the whole suite: small shapes, and a machine that may be busy
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        encoding="utf-8",
     )
     assert completed.returncode == 0, completed.stderr
     if script.name in PRINTS_NOTHING:

@@ -182,7 +182,12 @@ assert state()
 ray.init(num_cpus=1, include_dashboard=False)
 assert ray.get(ray.remote(state).remote())
 """
-    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "VERL_USE_EXTERNAL_MODULES": "tawin.integrations.verl"}
+    environment = {
+        **os.environ,
+        "VERL_USE_EXTERNAL_MODULES": "tawin.integrations.verl",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_raylet_start_wait_time_s": "300",  # on a busy machine Ray's own 60 do not suffice
+    }
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     completed = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert completed.returncode == 0, completed.stderr
