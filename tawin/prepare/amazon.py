@@ -1,0 +1,120 @@
+"""Amazon reviews, https://nijianmo.github.io/amazon (2018) and https://amazon-reviews-2023.github.io.
+
+2018 (and 2014): reviews are JSON lines with `reviewerID`, `asin`, `unixReviewTime` (seconds, whole days), `overall`;
+metadata has `asin` and `title`; the "ratings only" files are csv without a header: item, user, rating, time.
+2023: `user_id`, `parent_asin`, `timestamp` (milliseconds), `rating`; metadata has `parent_asin` and `title`; the
+"ratings only" files are csv with the header user_id,parent_asin,rating,timestamp.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .delimited import read_rows
+from .json_lines import read_objects, text_field, time_field
+from .log import Log
+from .reading import Reading
+from .source import Format, Item, Options, one_file, require_file, require_found
+from .times import TimeReader, Unit
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Names of the fields of a release, and the order of its ratings-only files."""
+
+    user: str
+    item: str
+    time: str
+    rating: str
+    unit: Unit
+    csv: tuple[str, str, str, str]
+
+
+FIELDS_2018 = Fields("reviewerID", "asin", "unixReviewTime", "overall", "s", ("item", "user", "rating", "time"))
+FIELDS_2023 = Fields("user_id", "parent_asin", "timestamp", "rating", "ms", ("user", "item", "rating", "time"))
+META = ("meta_*.json", "meta_*.jsonl")
+REVIEWS = ("*.json", "*.jsonl", "*.csv")
+
+
+@dataclass(frozen=True)
+class Amazon:
+    fields: Fields
+    reviews: Path
+    meta: Path | None
+
+    def read_log(self, reading: Reading, log: Log) -> None:
+        if ".csv" in self.reviews.suffixes:
+            self._read_ratings(reading, log)
+            return
+        times, fields = TimeReader(self.fields.unit), self.fields
+        for count, number, record in read_objects(reading, self.reviews):
+            try:
+                log.add(
+                    text_field(record, fields.user),
+                    text_field(record, fields.item),
+                    times.read(time_field(record, fields.time)),
+                    record.get(fields.rating),
+                )
+            except ValueError as error:
+                reading.report(count, number, str(error))
+
+    def _read_ratings(self, reading: Reading, log: Log) -> None:
+        times = TimeReader(self.fields.unit)
+        user, item, rating, time = (self.fields.csv.index(name) for name in ("user", "item", "rating", "time"))
+        for count, number, lines, row in read_rows(reading, self.reviews, ","):
+            if number == 1 and self.fields.user in row:
+                continue
+            try:
+                if len(row) != 4:
+                    raise ValueError(f"expected {', '.join(self.fields.csv)}, got {len(row)} fields")
+                log.add(row[user], row[item], times.read(row[time]), row[rating])
+            except ValueError as error:
+                reading.report(count, number, str(error), lines)
+
+    def read_items(self, reading: Reading) -> Iterator[Item]:
+        if self.meta is None:
+            return
+        for count, number, record in read_objects(reading, self.meta):
+            try:
+                yield Item(text_field(record, self.fields.item), _title(record))
+            except ValueError as error:
+                reading.report(count, number, str(error))
+
+
+def _title(record: dict[str, Any]) -> str | None:
+    """Titles hold HTML entities; some of 2018 are a page's source text and no title."""
+    title = record.get("title")
+    if not isinstance(title, str) or "getTime" in title or "<span" in title:
+        return None
+    return html.unescape(title)
+
+
+def _open(fields: Fields, source: Path, options: Options) -> Amazon:
+    if source.is_dir():
+        reviews = one_file(source, REVIEWS, "reviews", category=options.category, but="meta_")
+        reviews = require_found(reviews, source, "reviews", REVIEWS)
+        meta = options.items or one_file(source, META, "metadata", category=options.category)
+    else:
+        reviews, meta = require_file(source, "reviews, or a folder with them"), options.items
+    if meta is not None:
+        require_file(meta, "metadata of items")
+    return Amazon(fields, reviews, meta)
+
+
+AMAZON_2018 = Format(
+    "amazon2018",
+    "Amazon reviews of 2018 or 2014: JSON lines or ratings-only csv; metadata for the titles",
+    lambda source, options: _open(FIELDS_2018, source, options),
+    has_categories=True,
+)
+AMAZON_2023 = Format(
+    "amazon2023",
+    "Amazon reviews of 2023: JSON lines or ratings-only csv; metadata for the titles",
+    lambda source, options: _open(FIELDS_2023, source, options),
+    duplicates="first",
+    has_categories=True,
+)

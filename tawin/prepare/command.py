@@ -1,0 +1,122 @@
+"""`tawin prepare FORMAT SOURCE FOLDER`: the command line of `prepare`, and what it says when it is done."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, get_args
+
+from .filter import Duplicates
+from .job import FORMATS, prepare
+from .source import Columns, Format, Options
+from .times import Unit
+
+_COLUMNS = ("user", "item", "time", "rating", "title")
+
+
+def add_command(commands: argparse._SubParsersAction) -> None:
+    """Adds `prepare`, with a command of its own for each format."""
+    command = commands.add_parser("prepare", help="make a data folder from a log or a public data set")
+    formats = command.add_subparsers(dest="format", required=True, metavar="FORMAT")
+    for each in FORMATS.values():
+        _add_format(formats, each)
+
+
+def _add_format(formats: argparse._SubParsersAction, chosen: Format) -> None:
+    command = formats.add_parser(chosen.name, help=chosen.summary, description=chosen.summary)
+    command.add_argument("source", type=Path, metavar="SOURCE", help="file or folder; .gz is read as it is")
+    command.add_argument("folder", type=Path, metavar="FOLDER", help="the data folder to make: new or empty")
+    command.add_argument("--items", type=Path, help="the file with the items' titles, where it is not in SOURCE")
+    if chosen.has_categories:
+        command.add_argument("--category", help="part of the file names, where SOURCE holds several data sets")
+    command.add_argument(
+        "--min-interactions",
+        type=int,
+        help="k-core: of each user and each item, found again and again until all have them "
+        f"(default: {chosen.min_interactions})",
+    )
+    command.add_argument("--min-rating", type=float, help="leave out interactions with a lower rating")
+    command.add_argument("--after", metavar="DATE", help="leave out what is earlier (2016-10-01, UTC)")
+    command.add_argument("--before", metavar="DATE", help="leave out what is of that time or later")
+    command.add_argument(
+        "--duplicates",
+        choices=get_args(Duplicates),
+        help="keep all, drop repeats of user, item and time, or keep the first of user and item "
+        f"(default: {chosen.duplicates})",
+    )
+    command.add_argument(
+        "--max-malformed",
+        type=float,
+        default=Options.max_malformed,
+        help=f"share of a file's lines that may be malformed (default: {Options.max_malformed})",
+    )
+    if chosen.has_columns:
+        _add_columns(command)
+    command.set_defaults(act=_prepare)
+
+
+def _add_columns(command: argparse.ArgumentParser) -> None:
+    for name in _COLUMNS:
+        command.add_argument(f"--{name}-column", help="its name, where it is none of the usual ones")
+    command.add_argument("--no-times", action="store_true", help="there is no time: the rows stand oldest first")
+    command.add_argument("--time-unit", choices=get_args(Unit), default="auto", help="of times that are numbers")
+    command.add_argument(
+        "--no-header",
+        action="store_true",
+        help="csv: the first row is data; columns go by number, 1 user, 2 item, 3 time",
+    )
+    command.add_argument("--delimiter", help="csv: default: the one of , ; | tab that the first line has most of")
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    given = vars(options)
+    columns = Columns()
+    if FORMATS[options.format].has_columns:
+        columns = Columns(
+            **{name: given[f"{name}_column"] for name in _COLUMNS},
+            has_header=not options.no_header,
+            has_times=not options.no_times,
+            delimiter=options.delimiter,
+            time_unit=options.time_unit,
+        )
+    chosen = Options(
+        items=options.items,
+        category=given.get("category"),
+        min_interactions=options.min_interactions,
+        duplicates=options.duplicates,
+        min_rating=options.min_rating,
+        after=options.after,
+        before=options.before,
+        max_malformed=options.max_malformed,
+        columns=columns,
+    )
+    report = prepare(options.format, options.source, options.folder, chosen, progress=True)
+    print(summary(report, options.folder))
+
+
+def summary(report: dict[str, Any], folder: Path) -> str:
+    """What was read, what was left out and why, and what to run next."""
+    counts, lines = report["counts"], []
+    for file in report["files"]:
+        unit = "lines" if "lines" in file else "rows"
+        lines.append(f"{file['file']}: {file[unit]:,} {unit}, {file['malformed']:,} malformed")
+    lines += [f"  malformed: {example}" for example in report["malformed"]]
+    left_out = {
+        "below --min-rating": counts["below_min_rating"],
+        "outside --after and --before": counts["outside_dates"],
+        "duplicates": counts["duplicates"],
+    }
+    lines.append(f"{counts['read']:,} interactions" + "".join(f", {n:,} {why}" for why, n in left_out.items() if n))
+    before, after = counts["before_k_core"], counts["after_k_core"]
+    if before != after:
+        lines.append(f"{report['options']['min_interactions']}-core: from {_sizes(before)}")
+    lines.append(
+        f"{folder}: {_sizes(after)}; {counts['items_in_catalogue']:,} items in all, {counts['titles']:,} titles"
+    )
+    lines += [f"note: {note}" for note in report["notes"]]
+    lines.append(f"next: python train.py --data {folder} --out RUN")
+    return "\n".join(lines)
+
+
+def _sizes(sizes: dict[str, int]) -> str:
+    return f"{sizes['users']:,} users, {sizes['items']:,} items, {sizes['interactions']:,} interactions"

@@ -1,0 +1,79 @@
+"""Tables of delimited text, row by row, with the line that each row begins at."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ..columns import DataError
+from .reading import FileCount, Reading
+
+DELIMITERS = ",\t;|"
+
+
+def read_rows(reading: Reading, path: Path, delimiter: str | None) -> Iterator[tuple[FileCount, int, int, list[str]]]:
+    """The file's account, the numbers of a row's first line and of how many lines it has, and its fields.
+
+    delimiter: None for the one of DELIMITERS that the first line has most of. What the csv module cannot read is
+    malformed, with all lines that it swallowed.
+    """
+    lines = reading.lines(path)
+    count: FileCount | None = None
+    taken: list[int] = []  # numbers of the lines of the row at hand
+
+    def texts() -> Iterator[str]:
+        nonlocal count
+        for count, number, text in lines:  # noqa: B007
+            taken.append(number)
+            yield f"{text}\n"
+
+    stream = texts()
+    first = next(stream, None)
+    if first is None:
+        return
+    chosen = delimiter or max(DELIMITERS, key=first.count)
+    rows = csv.reader(_chain(first, stream), delimiter=chosen)
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            assert count is not None
+            reading.report(count, taken[0], f"expected a row of fields, got none: {error}", len(taken))
+            taken.clear()
+            continue
+        assert count is not None
+        yield count, taken[0], len(taken), row
+        taken.clear()
+
+
+def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
+    yield first
+    yield from rest
+
+
+def find_column(header: Sequence[str], wanted: str | None, usual: Sequence[str], what: str, path: Path) -> int | None:
+    """The place of a column, by the name that was asked for, else by the first of the usual names that is there.
+
+    Capitals, spaces and underscores of usual names make no difference. DataError for one that was asked for in vain.
+    """
+    names = [name.strip() for name in header]
+    if wanted is not None:
+        if wanted not in names:
+            raise DataError(f"{path}: expected a column {wanted!r} for the {what}, got {', '.join(names)}")
+        return names.index(wanted)
+    plain = [_plain(name) for name in names]
+    return next((plain.index(name) for name in map(_plain, usual) if name in plain), None)
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", "").replace(" ", "").lower()
+
+
+def fields_at(row: Sequence[str], places: Sequence[int], width: int) -> list[str]:
+    """ValueError where the row has not `width` fields, or an id or a time spans lines."""
+    if len(row) != width:
+        raise ValueError(f"expected {width} fields, got {len(row)}")
+    return [row[place].strip() for place in places]

@@ -1,0 +1,164 @@
+"""`prepare`: a source in one of the formats becomes a data folder that `tawin.data.load_dataset` reads."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..columns import DataError
+from ..interactions import MIN_ITEMS
+from .amazon import AMAZON_2018, AMAZON_2023
+from .filter import Duplicates, k_core, not_repeated, order_by_time, renumber
+from .folder import Prepared, require_new, write_folder
+from .log import Log, Selection
+from .movielens import MOVIELENS
+from .parquet import PARQUET
+from .reading import Reading
+from .s3rec import S3REC
+from .source import Format, Options, Source, date_option
+from .table import CSV
+from .windows import MINIONEREC, RERE
+from .yelp import YELP
+
+FORMATS: dict[str, Format] = {
+    each.name: each for each in (CSV, PARQUET, AMAZON_2018, AMAZON_2023, YELP, MOVIELENS, MINIONEREC, RERE, S3REC)
+}
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """Interactions in order, with the codes of the log."""
+
+    users: np.ndarray
+    items: np.ndarray
+    times: np.ndarray | None
+
+    def take(self, rows: np.ndarray) -> _Kept:
+        return _Kept(self.users[rows], self.items[rows], None if self.times is None else self.times[rows])
+
+    def sizes(self) -> dict[str, int]:
+        users, items = (int(np.count_nonzero(np.bincount(codes))) for codes in (self.users, self.items))
+        return {"users": users, "items": items, "interactions": len(self.users)}
+
+
+def prepare(
+    format_name: str, source: Path, folder: Path, options: Options | None = None, *, progress: bool = False
+) -> dict[str, Any]:
+    """Reads `source`, filters it and writes `folder`, all of it or nothing. What was done comes back as prepare.json.
+
+    Raises:
+        DataError: the folder holds files already; files that are missing, cut off or of another format; more malformed
+            lines than are allowed; nothing, or nobody with three items, is left.
+        ValueError: an unknown format, or an option out of range.
+    """
+    if format_name not in FORMATS:
+        raise ValueError(f"format: expected one of {', '.join(FORMATS)}, got {format_name!r}")
+    chosen, options = FORMATS[format_name], options or Options()
+    minimum = chosen.min_interactions if options.min_interactions is None else options.min_interactions
+    duplicates = options.duplicates or chosen.duplicates
+    require_new(folder)
+    opened = chosen.open(source, options)
+    reading = Reading(max_malformed=options.max_malformed, progress=progress)
+    after, before = date_option("--after", options.after), date_option("--before", options.before)
+    log = Log(Selection(options.min_rating, after, before))
+    opened.read_log(reading, log)
+    kept, counts = _filter(log, minimum, duplicates, source)
+    prepared = _described(kept, log, opened, reading, keeps_unseen=chosen.keeps_unseen_items)
+    report = {
+        "format": format_name,
+        "source": source.name,
+        "files": [count.as_dict(source) for count in reading.files],
+        "options": _given(options) | {"min_interactions": minimum, "duplicates": duplicates},
+        "counts": counts | {"items_in_catalogue": len(prepared.item_sources), "titles": _titles(prepared)},
+        "malformed": reading.examples,
+        "notes": reading.notes,
+    }
+    write_folder(prepared, report, folder)
+    return report
+
+
+def _filter(log: Log, minimum: int, duplicates: Duplicates, source: Path) -> tuple[_Kept, dict[str, Any]]:
+    if len(log) == 0:
+        raise DataError(
+            f"{source}: expected interactions, got none ({log.rows:,} read, {log.below_min_rating:,} below "
+            f"--min-rating, {log.outside_dates:,} outside --after and --before)"
+        )
+    kept = _Kept(*log.arrays())  # one name for all stages: what a stage was made from is not held any longer
+    kept = kept.take(order_by_time(kept.users, kept.times))
+    kept = kept.take(not_repeated(kept.users, kept.items, kept.times, duplicates))
+    before = kept.sizes()
+    kept = kept.take(k_core(kept.users, kept.items, minimum))
+    counts = {
+        "read": log.rows,
+        "below_min_rating": log.below_min_rating,
+        "outside_dates": log.outside_dates,
+        "duplicates": len(log) - before["interactions"],
+        "before_k_core": before,
+        "after_k_core": kept.sizes(),
+    }
+    if len(kept.users) == 0 or np.bincount(kept.users).max() < MIN_ITEMS:
+        raise DataError(
+            f"{source}: expected users with at least {MIN_ITEMS} items, got none: of {before['interactions']:,} "
+            f"interactions of {before['users']:,} users with {before['items']:,} items {len(kept.users):,} are left "
+            f"where each user and item has to have {minimum} (--min-interactions)"
+        )
+    return kept, counts
+
+
+def _described(kept: _Kept, log: Log, source: Source, reading: Reading, *, keeps_unseen: bool) -> Prepared:
+    user_codes, users = renumber(kept.users)
+    item_codes, items = renumber(kept.items)
+    user_names, item_names = list(log.users), list(log.items)
+    item_sources = [item_names[code] for code in item_codes]
+    places = {name: place for place, name in enumerate(item_sources)}
+    titles: list[str | None] = [None] * len(item_sources)
+    semantic_ids: list[tuple[int, ...] | None] = [None] * len(item_sources)
+    for item in source.read_items(reading):
+        place = places.get(item.source_id)
+        if place is None:
+            if not keeps_unseen:
+                continue
+            place = places[item.source_id] = len(item_sources)
+            item_sources.append(item.source_id)
+            titles.append(None)
+            semantic_ids.append(None)
+        title = " ".join((item.title or "").split())
+        titles[place] = titles[place] or title or None
+        semantic_ids[place] = semantic_ids[place] or item.semantic_id
+    return Prepared(
+        user_sources=[user_names[code] for code in user_codes],
+        item_sources=item_sources,
+        items=items,
+        offsets=np.concatenate([[0], np.cumsum(np.bincount(users, minlength=len(user_codes)))]),
+        times=kept.times,
+        titles=titles if any(titles) else None,
+        semantic_ids=_complete(semantic_ids, item_sources),
+    )
+
+
+def _complete(semantic_ids: list[tuple[int, ...] | None], item_sources: list[str]) -> list[tuple[int, ...]] | None:
+    """The ids of all items, or None where no item has one."""
+    known = [each for each in semantic_ids if each is not None]
+    if not known:
+        return None
+    for name, found in zip(item_sources, semantic_ids, strict=True):
+        if found is None or len(found) != len(known[0]):
+            raise DataError(
+                f"item {name}: expected a semantic id of {len(known[0])} levels, as other items have, got {found}"
+            )
+    return known
+
+
+def _titles(prepared: Prepared) -> int:
+    return 0 if prepared.titles is None else sum(title is not None for title in prepared.titles)
+
+
+def _given(options: Options) -> dict[str, Any]:
+    """The options that say something, as JSON has them."""
+    found = {name: value for name, value in dataclasses.asdict(options).items() if value is not None}
+    found["columns"] = {name: value for name, value in found["columns"].items() if value is not None}
+    return {name: value.name if isinstance(value, Path) else value for name, value in found.items()}

@@ -1,0 +1,75 @@
+"""MovieLens, https://grouplens.org/datasets/movielens, in its three forms.
+
+csv (20M, 25M, 32M, latest): ratings.csv with the header userId,movieId,rating,timestamp; movies.csv.
+.dat (1M, 10M): ratings.dat, user::movie::rating::timestamp; movies.dat, movie::title::genres (1M in Latin-1).
+100k: u.data, tabs between user, movie, rating and timestamp; u.item, movie|title|... in Latin-1.
+Timestamps are in seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .delimited import read_rows
+from .log import Log
+from .reading import FileCount, Reading
+from .source import Format, Item, Options, one_file, require_file, require_found
+from .times import TimeReader
+
+RATINGS = ("ratings.csv", "ratings.dat", "u.data")
+MOVIES = ("movies.csv", "movies.dat", "u.item")
+_SEPARATORS = {"dat": "::", "data": "\t", "item": "|"}
+
+
+@dataclass(frozen=True)
+class MovieLens:
+    ratings: Path
+    movies: Path | None
+
+    def read_log(self, reading: Reading, log: Log) -> None:
+        times = TimeReader("s")
+        for count, number, lines, row in _rows(reading, self.ratings, "userId"):
+            try:
+                if len(row) != 4:
+                    raise ValueError(f"expected user, movie, rating, timestamp, got {len(row)} fields")
+                log.add(row[0].strip(), row[1].strip(), times.read(row[3]), row[2])
+            except ValueError as error:
+                reading.report(count, number, str(error), lines)
+
+    def read_items(self, reading: Reading) -> Iterator[Item]:
+        if self.movies is None:
+            return
+        for count, number, lines, row in _rows(reading, self.movies, "movieId"):
+            if len(row) < 2 or not row[0]:
+                reading.report(count, number, f"expected movie, title, ..., got {len(row)} fields", lines)
+                continue
+            yield Item(row[0].strip(), row[1])
+
+
+def _rows(reading: Reading, path: Path, header: str) -> Iterator[tuple[FileCount, int, int, list[str]]]:
+    """Rows of any of the forms, without the header of the csv ones."""
+    kind = next((part for part in reversed(path.name.lower().split(".")) if part != "gz"), "")
+    separator = _SEPARATORS.get(kind)
+    if separator is not None:
+        for count, number, text in reading.lines(path, latin_1=True):
+            yield count, number, 1, text.rstrip("\r").split(separator)
+        return
+    for count, number, lines, row in read_rows(reading, path, ","):
+        if number > 1 or header not in row:
+            yield count, number, lines, row
+
+
+def _open(source: Path, options: Options) -> MovieLens:
+    if source.is_dir():
+        ratings = require_found(one_file(source, RATINGS, "ratings"), source, "ratings", RATINGS)
+        movies = options.items or one_file(source, MOVIES, "movies")
+    else:
+        ratings, movies = require_file(source, "ratings, or a folder with them"), options.items
+    if movies is not None:
+        require_file(movies, "movies")
+    return MovieLens(ratings, movies)
+
+
+MOVIELENS = Format("movielens", "MovieLens, 100k to 32M: csv, .dat or u.data", _open)

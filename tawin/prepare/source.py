@@ -1,0 +1,135 @@
+"""What a format is: a way to open a source, which then gives its interactions and describes its items."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ..columns import DataError
+from .filter import Duplicates
+from .log import Log
+from .reading import Reading
+from .times import Unit, read_date
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns of a table by name, or, where it has no header, by number from 1; None: known by a usual name."""
+
+    user: str | None = None
+    item: str | None = None
+    time: str | None = None
+    rating: str | None = None
+    title: str | None = None
+    """Of the table of items."""
+    has_header: bool = True
+    has_times: bool = True
+    """False: the rows stand oldest first."""
+    delimiter: str | None = None
+    """None: the one of , ; | and tab that the first line has most of."""
+    time_unit: Unit = "auto"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `tawin prepare` was asked to do. None: as is usual for the format."""
+
+    items: Path | None = None
+    """The file that describes the items, where it is not found beside the interactions."""
+    category: str | None = None
+    """Which of several data sets in one folder: a part of the names of its files."""
+    min_interactions: int | None = None
+    duplicates: Duplicates | None = None
+    min_rating: float | None = None
+    after: str | None = None
+    before: str | None = None
+    max_malformed: float = 0.01
+    columns: Columns = Columns()
+
+    def __post_init__(self) -> None:
+        if self.min_interactions is not None and self.min_interactions < 0:
+            raise ValueError(f"--min-interactions: expected 0 or more, got {self.min_interactions}")
+        if not 0.0 <= self.max_malformed <= 1.0:
+            raise ValueError(f"--max-malformed: expected a share in [0, 1], got {self.max_malformed}")
+        for name, text in (("--after", self.after), ("--before", self.before)):
+            date_option(name, text)
+
+
+def date_option(name: str, text: str | None) -> int | None:
+    """Milliseconds since 1970. ValueError that names the option."""
+    try:
+        return None if text is None else read_date(text)
+    except ValueError:
+        raise ValueError(f"{name}: expected a date like 2018-07-07, got {text!r}") from None
+
+
+@dataclass(frozen=True)
+class Item:
+    """What a source says of one of its items."""
+
+    source_id: str
+    title: str | None = None
+    semantic_id: tuple[int, ...] | None = None
+
+
+class Source(Protocol):
+    """The files of one data set, found but not read yet."""
+
+    def read_log(self, reading: Reading, log: Log) -> None:
+        """Adds every interaction to the log; malformed lines go to `reading`."""
+
+    def read_items(self, reading: Reading) -> Iterator[Item]:
+        """The items that the source describes, in any order, some perhaps twice; none where it describes none."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format that `tawin prepare` reads."""
+
+    name: str
+    summary: str
+    open: Callable[[Path, Options], Source]
+    """DataError where the files are not there."""
+    min_interactions: int = 5
+    duplicates: Duplicates = "drop"
+    has_items_file: bool = True
+    has_categories: bool = False
+    has_columns: bool = False
+    """Whether the options of `Columns` are of use."""
+    keeps_unseen_items: bool = False
+    """Whether items that are described but nobody has are in the catalogue."""
+
+
+def one_file(
+    folder: Path, patterns: tuple[str, ...], what: str, *, category: str | None = None, but: str | None = None
+) -> Path | None:
+    """The one file of a folder that fits a pattern, plain or with .gz; of the first pattern that any fits.
+
+    but: files whose names begin so are none. None where there is no file; DataError where there are several.
+    """
+    for pattern in patterns:
+        found = sorted({*folder.glob(pattern), *folder.glob(f"{pattern}.gz")})
+        found = [path for path in found if path.is_file() and (category is None or category in path.name)]
+        found = [path for path in found if but is None or not path.name.startswith(but)]
+        if len(found) > 1:
+            raise DataError(
+                f"{folder}: expected one file of {what}, found {', '.join(path.name for path in found)}; "
+                "name the file itself as the source, or part of its name with --category"
+            )
+        if found:
+            return found[0]
+    return None
+
+
+def require_file(path: Path, what: str) -> Path:
+    if not path.is_file():
+        raise DataError(f"{path}: expected {what}, found no such file")
+    return path
+
+
+def require_found(path: Path | None, folder: Path, what: str, patterns: tuple[str, ...]) -> Path:
+    if path is None:
+        raise DataError(f"{folder}: expected {what} ({' or '.join(patterns)}, plain or .gz), found none")
+    return path

@@ -1,0 +1,63 @@
+"""The Yelp Open Dataset, https://business.yelp.com/data/resources/open-dataset: JSON lines.
+
+Reviews have `user_id`, `business_id`, `date` ("2018-07-07 22:09:11"; older releases "2011-04-19") and `stars`;
+businesses have `business_id` and `name`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .json_lines import read_objects, text_field, time_field
+from .log import Log
+from .reading import Reading
+from .source import Format, Item, Options, one_file, require_file, require_found
+from .times import TimeReader
+
+REVIEWS = ("*review.json", "*review.jsonl")
+BUSINESSES = ("*business.json", "*business.jsonl")
+
+
+@dataclass(frozen=True)
+class Yelp:
+    reviews: Path
+    businesses: Path | None
+
+    def read_log(self, reading: Reading, log: Log) -> None:
+        times = TimeReader()
+        for count, number, record in read_objects(reading, self.reviews):
+            try:
+                log.add(
+                    text_field(record, "user_id"),
+                    text_field(record, "business_id"),
+                    times.read(time_field(record, "date")),
+                    record.get("stars"),
+                )
+            except ValueError as error:
+                reading.report(count, number, str(error))
+
+    def read_items(self, reading: Reading) -> Iterator[Item]:
+        if self.businesses is None:
+            return
+        for count, number, record in read_objects(reading, self.businesses):
+            try:
+                name = record.get("name")
+                yield Item(text_field(record, "business_id"), name if isinstance(name, str) else None)
+            except ValueError as error:
+                reading.report(count, number, str(error))
+
+
+def _open(source: Path, options: Options) -> Yelp:
+    if source.is_dir():
+        reviews = require_found(one_file(source, REVIEWS, "reviews"), source, "reviews", REVIEWS)
+        businesses = options.items or one_file(source, BUSINESSES, "businesses")
+    else:
+        reviews, businesses = require_file(source, "reviews, or a folder with them"), options.items
+    if businesses is not None:
+        require_file(businesses, "businesses")
+    return Yelp(reviews, businesses)
+
+
+YELP = Format("yelp", "the Yelp Open Dataset: review and business JSON lines", _open)
