@@ -31,7 +31,7 @@ from tawin.causal_attention import require_attention, require_model_takes
 from tawin.checkpoint import read_progress, replace_folder
 from tawin.cli import TrainingOptions, load_data, parse_training, print_results
 from tawin.config import Config, OptimizerConfig
-from tawin.data import Dataset, Split, training_sequences
+from tawin.data import Dataset, Split
 from tawin.distributed import Processes, make_accelerator
 from tawin.dropout import add_dropout
 from tawin.evaluate import evaluate, sampled
@@ -142,7 +142,7 @@ def prepare(options: TrainingOptions, run: RunFolder | None) -> Job:
         if not np.array_equal(dataset.items.item_ids, catalog.item_ids):
             raise ValueError(f"--data {config.data}: expected the items that the run was started with, got others")
     else:
-        tokenizer, catalog = make_catalog(dataset, config)
+        tokenizer, catalog = make_catalog(dataset, split, config)
     if config.model:
         known = len(load_tokenizer(config.model))  # the model's own, before items were added
         model = load_model(config.model, tokens=len(tokenizer), known=known, seed=config.seed)
@@ -176,7 +176,7 @@ def _require_training_data(split: Split, config: Config) -> None:
         )
 
 
-def make_catalog(dataset: Dataset, config: Config) -> tuple[PreTrainedTokenizerBase, Catalog]:
+def make_catalog(dataset: Dataset, split: Split, config: Config) -> tuple[PreTrainedTokenizerBase, Catalog]:
     """Items as tokens of the model's tokenizer, or of a small one made for them."""
     built = config.catalog.item_tokens == "semantic_id" and dataset.items.semantic_ids is None
     if config.catalog.vectors is not None and not built:
@@ -184,16 +184,15 @@ def make_catalog(dataset: Dataset, config: Config) -> tuple[PreTrainedTokenizerB
             "catalog.vectors: expected None where no semantic ids are built (the data has them, or items are titles), "
             f"got {config.catalog.vectors!r}"
         )
-    training = training_sequences(dataset)
     semantic_ids = None
     if config.catalog.item_tokens == "semantic_id":
-        semantic_ids = build_semantic_ids(dataset, config.catalog, training_sequences=training, seed=config.seed)
+        semantic_ids = build_semantic_ids(dataset, config.catalog, training_sequences=split.training, seed=config.seed)
     tokenizer = load_tokenizer(config.model) if config.model else make_tokenizer(dataset, config.catalog, semantic_ids)
     catalog = build_catalog(
         dataset,
         tokenizer,
         config.catalog,
-        training_sequences=training,
+        training_sequences=split.training,
         seed=config.seed,
         semantic_ids=semantic_ids,
         prompt=config.prompt,

@@ -17,11 +17,12 @@ from transformers.utils import logging as transformers_logging
 from .commands import evaluate, export, recommend, report
 from .config import KS, PRESETS, Config, load_yaml
 from .load import load_data
+from .prepare import command as prepare
 from .run_folder import RunFolder
 
 __all__ = ["COMMANDS", "TrainingOptions", "load_data", "main", "parse_training", "print_results"]
 
-COMMANDS = (evaluate, recommend, export, report)
+COMMANDS = (prepare, evaluate, recommend, export, report)
 """Modules with the `add_command` of one command each, as `tawin --help` lists them."""
 
 _TRAINING_HELP = """Train a generative recommender: SFT, then GRPO with TAWin.

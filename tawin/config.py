@@ -42,6 +42,14 @@ def _require_choices(config: object, section: str) -> None:
 class SplitConfig:
     """Which interactions are trained on, and by which stage."""
 
+    method: Literal["leave_one_out", "time"] = "leave_one_out"
+    """leave_one_out: each user's last item is for test, the one before for valid. time: what is before a point in time
+    is for training, a user's first interaction after it for valid, the first after a second point for test; the data
+    needs times, and users who did nothing in a period are no example of it."""
+    valid_share: float = 0.1
+    """Of a split by time: share of all interactions that are in the valid period."""
+    test_share: float = 0.1
+    """Of a split by time: share of all interactions that are in the test period, the last ones."""
     max_history: int = 10
     """Items of history in a prompt, the most recent ones."""
     rl_share: float = 1.0
@@ -55,6 +63,11 @@ class SplitConfig:
         _require(self.rl_targets >= 1, "split.rl_targets", "at least 1", self.rl_targets)
         _require(self.max_history >= 1, "split.max_history", "at least 1", self.max_history)
         _require(0.0 <= self.rl_share <= 1.0, "split.rl_share", "a share in [0, 1]", self.rl_share)
+        for name in ("valid_share", "test_share"):
+            _require(0.0 < getattr(self, name) < 1.0, f"split.{name}", "a share in (0, 1)", getattr(self, name))
+        sum_of_shares = self.valid_share + self.test_share
+        _require(sum_of_shares < 1.0, "split.valid_share", "a sum with split.test_share below 1", sum_of_shares)
+        _require_choices(self, "split")
 
 
 @dataclass(frozen=True)

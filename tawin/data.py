@@ -1,11 +1,11 @@
 """Interaction data: a folder of parquet files in, users' item sequences and leave-one-out examples out.
 
-A folder holds `interactions.parquet` (`user_id`, `item_ids` oldest first) and `items.parquet` (`item_id`, and where
-known `title` and `semantic_id`, one code a level). Everything that comes out addresses an item by its row in
-items.parquet, the dense index 0..items-1; the original ids stay at the border. Sequences are `Ragged`: bounds over one
-flat array, which `load_dataset` maps from a file where it is asked to. What is done to them here makes new bounds, 8
-bytes a sequence (16 beyond 2**31 interactions), and never a Python object a user. This module knows nothing of tokens
-or models.
+A folder holds `interactions.parquet` (`user_id`, `item_ids` oldest first, perhaps `times`) and `items.parquet`
+(`item_id`, and where known `title` and `semantic_id`, one code a level). Everything that comes out addresses an item by
+its row in items.parquet, the dense index 0..items-1; the original ids stay at the border. Sequences are `Ragged`:
+bounds over one flat array, which `load_dataset` maps from a file where it is asked to. What is done to them here makes
+new bounds, 8 bytes a sequence (16 beyond 2**31 interactions), and never a Python object a user. This module knows
+nothing of tokens or models.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from .columns import (
     read_titles,
     require_distinct,
 )
+from .interaction_times import map_times, read_times
 from .interactions import map_interactions, read_interactions
 from .ragged import Ragged, count_within
 
@@ -66,6 +67,8 @@ class Dataset:
     """Users of the file with fewer than three items, which have no train, valid and test item; they are not in here."""
     best_recall: dict[int, float] | None = None
     """Recall@K of the true model on the test items; known for synthetic data only."""
+    times: Ragged | None = None
+    """int64, when each interaction was, rising or staying within a user; None where they were not loaded."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,17 +113,19 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Leave-one-out a user: last item test, the one before valid, the rest for training (SFT and RL)."""
+    """Interactions for training (SFT and RL), for valid and for test."""
 
     sft: Sequence[np.ndarray]
     """Training sequences, one a user, each of at least two items."""
     rl: Examples
     valid: Examples
     test: Examples
+    training: Sequence[np.ndarray] = ()
+    """Every user's training items, SFT's and RL's, at least one: all that a catalogue may be built from."""
 
 
-def load_dataset(folder: str | Path, *, memory_map: str | Path | None = None) -> Dataset:
-    """Reads a data folder and checks it.
+def load_dataset(folder: str | Path, *, memory_map: str | Path | None = None, with_times: bool = False) -> Dataset:
+    """Reads a data folder and checks it. Other columns than these are left alone.
 
     Columns: interactions.parquet `user_id` integer, `item_ids` list of integers; items.parquet `item_id` integer, and
     optionally `title` string and `semantic_id` list of integers (a column that is absent or all null is no column).
@@ -130,10 +135,13 @@ def load_dataset(folder: str | Path, *, memory_map: str | Path | None = None) ->
     (4 bytes an interaction, 12 a user) and mapped from there; a changed source is converted anew. Titles and semantic
     ids are in memory either way.
 
+    with_times: the column `times` of interactions.parquet too, a list of integers as long as `item_ids`.
+
     Raises:
         DataError: a file or column that is missing or of another type, nulls where a value is needed, repeated ids,
             items of interactions that items.parquet lacks, semantic ids that some items lack or that are of uneven
-            length or negative, no interactions, nobody with three items.
+            length or negative, no interactions, nobody with three items; with_times: no times, or not as many as
+            items, or times that fall.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -144,7 +152,13 @@ def load_dataset(folder: str | Path, *, memory_map: str | Path | None = None) ->
         found = read_interactions(path, items.item_ids)
     else:
         found = map_interactions(path, items.item_ids, Path(memory_map))
-    return Dataset(folder.resolve().name, found.user_ids, found.sequences, items, found.users_left_out)
+    times = None
+    if with_times:
+        if memory_map is None:
+            times = read_times(path, found.sequences)
+        else:
+            times = map_times(path, found.sequences, items.item_ids, Path(memory_map))
+    return Dataset(folder.resolve().name, found.user_ids, found.sequences, items, found.users_left_out, times=times)
 
 
 def save_dataset(dataset: Dataset, folder: str | Path) -> None:
@@ -161,12 +175,12 @@ def save_dataset(dataset: Dataset, folder: str | Path) -> None:
     items = dataset.items
     original = [items.item_ids[sequence] for sequence in dataset.sequences]
     item_type = integer_type(items.item_ids)
-    interactions = pa.table(
-        {
-            "user_id": pa.array(dataset.user_ids, type=integer_type(dataset.user_ids)),
-            "item_ids": pa.array(original, type=pa.list_(item_type)),
-        }
-    )
+    columns = {
+        "user_id": pa.array(dataset.user_ids, type=integer_type(dataset.user_ids)),
+        "item_ids": pa.array(original, type=pa.list_(item_type)),
+    }
+    if dataset.times is not None:
+        columns["times"] = pa.array(list(dataset.times), type=pa.list_(pa.int64()))
     catalogue = pa.table(
         {
             "item_id": pa.array(items.item_ids, type=item_type),
@@ -174,7 +188,7 @@ def save_dataset(dataset: Dataset, folder: str | Path) -> None:
             "semantic_id": optional_array(items.semantic_ids, len(items), pa.list_(pa.int64())),
         }
     )
-    pq.write_table(interactions, folder / INTERACTIONS_FILE)
+    pq.write_table(pa.table(columns), folder / INTERACTIONS_FILE)
     pq.write_table(catalogue, folder / ITEMS_FILE)
 
 
@@ -194,25 +208,37 @@ def split_leave_one_out(
     Histories are the last `max_history` items before the (first) target: of a valid item all training items count, of a
     test item the valid item too.
     """
+    train = training_sequences(dataset)
+    sft, rl = training_parts(
+        dataset.user_ids, train, max_history=max_history, rl_share=rl_share, rl_targets=rl_targets, seed=seed
+    )
+    return Split(
+        sft=sft,
+        rl=rl,
+        valid=_examples(dataset, slice(None), target=-2, max_history=max_history),
+        test=_examples(dataset, slice(None), target=-1, max_history=max_history),
+        training=train,
+    )
+
+
+def training_parts(
+    user_ids: np.ndarray, train: Ragged, *, max_history: int, rl_share: float, rl_targets: int, seed: int
+) -> tuple[Ragged, Examples]:
+    """What SFT and what RL get of the users' training items; see `split_leave_one_out`."""
     if max_history < 1:
         raise ValueError(f"max_history: expected at least 1, got {max_history}")
     if not 0.0 <= rl_share <= 1.0:
         raise ValueError(f"rl_share: expected a share in [0, 1], got {rl_share}")
     if rl_targets < 1:
         raise ValueError(f"rl_targets: expected at least 1, got {rl_targets}")
-    train = training_sequences(dataset)
     eligible = np.flatnonzero(train.lengths >= 2)
     chosen = np.random.default_rng(seed).permutation(eligible)[: round(rl_share * len(eligible))]
     held_out = np.zeros(len(train), dtype=train.lengths.dtype)  # [users], training interactions kept from SFT
     held_out[chosen] = np.minimum(rl_targets, train.lengths[chosen] - 1)
 
     sft = train.drop_last(held_out)
-    return Split(
-        sft=sft.take(sft.lengths >= 2),
-        rl=_rl_examples(dataset.user_ids, train, held_out, several=rl_targets > 1, max_history=max_history),
-        valid=_examples(dataset, slice(None), target=-2, max_history=max_history),
-        test=_examples(dataset, slice(None), target=-1, max_history=max_history),
-    )
+    rl = _rl_examples(user_ids, train, held_out, several=rl_targets > 1, max_history=max_history)
+    return sft.take(sft.lengths >= 2), rl
 
 
 def training_windows(sequences: Sequence[np.ndarray], max_history: int) -> tuple[Ragged, np.ndarray]:

@@ -67,11 +67,16 @@ def map_interactions(path: Path, item_ids: np.ndarray, folder: Path) -> Interact
 
     Raises DataError: see `data.load_dataset`; also for files in the folder that are not what their header says.
     """
-    fingerprint = _fingerprint(path, item_ids)
-    header = folder / f"{hashlib.sha256(json.dumps(fingerprint).encode()).hexdigest()[:16]}.json"
+    header, fingerprint = form_of(path, item_ids, folder)
     if not header.exists():
         _convert(path, item_ids, header, fingerprint)
     return _open(header, fingerprint)
+
+
+def form_of(path: Path, item_ids: np.ndarray, folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The header file of the mapped form, whether it is there or not, and what it is made of."""
+    fingerprint = _fingerprint(path, item_ids)
+    return folder / f"{hashlib.sha256(json.dumps(fingerprint).encode()).hexdigest()[:16]}.json", fingerprint
 
 
 def _batches(path: Path, item_ids: np.ndarray) -> Iterator[Interactions]:
@@ -143,9 +148,9 @@ def _convert(path: Path, item_ids: np.ndarray, header: Path, fingerprint: dict[s
         part = Path(scratch) / header.name
         counts = {"users": 0, "interactions": 0, "users_left_out": 0}
         with (
-            _growing_array(_array_path(part, "values"), _integer_below(len(item_ids))) as add_values,
-            _growing_array(_array_path(part, "offsets"), _integer_below(_most_values(path) + 1)) as add_offsets,
-            _growing_array(_array_path(part, "user_ids"), np.dtype(np.int64)) as add_user_ids,
+            growing_array(array_path(part, "values"), _integer_below(len(item_ids))) as add_values,
+            growing_array(array_path(part, "offsets"), _integer_below(_most_values(path) + 1)) as add_offsets,
+            growing_array(array_path(part, "user_ids"), np.dtype(np.int64)) as add_user_ids,
         ):
             add_offsets(np.zeros(1))
             for batch in _batches(path, item_ids):
@@ -160,7 +165,7 @@ def _convert(path: Path, item_ids: np.ndarray, header: Path, fingerprint: dict[s
             file.flush()
             os.fsync(file.fileno())
         for name in _ARRAYS:
-            os.replace(_array_path(part, name), _array_path(header, name))
+            os.replace(array_path(part, name), array_path(header, name))
         os.replace(part, header)
 
 
@@ -180,7 +185,7 @@ def _open(header: Path, fingerprint: dict[str, Any]) -> Interactions:
         if found["made_of"] != fingerprint:
             raise ValueError(f"it is made of {found['made_of']}, not of {fingerprint}")
         # A plain view of the mapped file: slices of the class memmap are several times as slow.
-        arrays = {name: np.asarray(np.load(_array_path(header, name), mmap_mode="r")) for name in _ARRAYS}
+        arrays = {name: np.asarray(np.load(array_path(header, name), mmap_mode="r")) for name in _ARRAYS}
         shapes = {name: array.shape for name, array in arrays.items()}
         if shapes != {"values": (interactions,), "offsets": (users + 1,), "user_ids": (users,)}:
             raise ValueError(f"{users} users and {interactions} interactions do not go with arrays of {shapes}")
@@ -190,12 +195,12 @@ def _open(header: Path, fingerprint: dict[str, Any]) -> Interactions:
     return Interactions(arrays["user_ids"], sequences, left_out)
 
 
-def _array_path(header: Path, name: str) -> Path:
+def array_path(header: Path, name: str) -> Path:
     return header.with_suffix(f".{name}.npy")
 
 
 @contextmanager
-def _growing_array(path: Path, dtype: np.dtype[Any]) -> Iterator[Callable[[np.ndarray], None]]:
+def growing_array(path: Path, dtype: np.dtype[Any]) -> Iterator[Callable[[np.ndarray], None]]:
     """A function that appends to a new one-dimensional .npy file; its length is filled in at the end."""
     # numpy leaves room in the header for the first dimension to grow, so that the last header is as long as this one.
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}

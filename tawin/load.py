@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from .data import Dataset, Split, load_dataset, split_leave_one_out
 from .policy import load_model
 from .run_folder import RunFolder
 from .synthetic import make_synthetic
+from .time_split import split_by_time
 
 SERVING_FILE = "serving.json"
 SERVING_FORMAT = 1
@@ -23,16 +25,28 @@ DEFAULT_STAGE = "grpo"
 
 
 def load_data(config: Config) -> tuple[Dataset, Split]:
-    """The data of a run, or the synthetic catalogue, and its split."""
+    """The data of a run, or the synthetic catalogue, and its split.
+
+    Raises:
+        DataError: data that cannot be used.
+        ValueError: a split by time of the synthetic catalogue, which has no times, or one that leaves a part nothing.
+    """
+    options = config.split
+    by_time = options.method == "time"
     if config.data:
-        dataset = load_dataset(config.data, memory_map=config.data_cache)
+        dataset = load_dataset(config.data, memory_map=config.data_cache, with_times=by_time)
+    elif by_time:
+        raise ValueError("split.method: expected leave_one_out without --data, as made-up data has no times, got time")
     else:
         dataset = make_synthetic(config.synthetic, config.seed)
-    return dataset, split_leave_one_out(
+    split = split_leave_one_out
+    if by_time:
+        split = partial(split_by_time, valid_share=options.valid_share, test_share=options.test_share)
+    return dataset, split(
         dataset,
-        max_history=config.split.max_history,
-        rl_share=config.split.rl_share,
-        rl_targets=config.split.rl_targets,
+        max_history=options.max_history,
+        rl_share=options.rl_share,
+        rl_targets=options.rl_targets,
         seed=config.seed,
     )
 
