@@ -43,7 +43,7 @@ def map_times(path: Path, sequences: Ragged, item_ids: np.ndarray, folder: Path)
         values = np.asarray(np.load(whole, mmap_mode="r"))
         if values.dtype != np.int64 or values.shape != sequences.values.shape:
             raise ValueError(f"{values.dtype} {values.shape} does not go with {len(sequences.values)} interactions")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise DataError(
             f"{whole}: expected the file that load_dataset wrote; remove it to have it made anew: {error}"
         ) from error

@@ -190,7 +190,7 @@ def _open(header: Path, fingerprint: dict[str, Any]) -> Interactions:
         if shapes != {"values": (interactions,), "offsets": (users + 1,), "user_ids": (users,)}:
             raise ValueError(f"{users} users and {interactions} interactions do not go with arrays of {shapes}")
         sequences = Ragged(arrays["values"], arrays["offsets"][:-1], arrays["offsets"][1:])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise DataError(f"{header}: expected {expected}: {error}") from error
     return Interactions(arrays["user_ids"], sequences, left_out)
 

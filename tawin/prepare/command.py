@@ -110,9 +110,8 @@ def summary(report: dict[str, Any], folder: Path) -> str:
     before, after = counts["before_k_core"], counts["after_k_core"]
     if before != after:
         lines.append(f"{report['options']['min_interactions']}-core: from {_sizes(before)}")
-    lines.append(
-        f"{folder}: {_sizes(after)}; {counts['items_in_catalogue']:,} items in all, {counts['titles']:,} titles"
-    )
+    catalogue = f"{counts['items_in_catalogue']:,} items in the catalogue, {counts['titles']:,} titles"
+    lines.append(f"{folder}: {_sizes(after)}; {catalogue}")
     lines += [f"note: {note}" for note in report["notes"]]
     lines.append(f"next: python train.py --data {folder} --out RUN")
     return "\n".join(lines)

@@ -80,8 +80,8 @@ class Log:
 
 def _bad_id(name: str, value: object) -> str:
     if not value:
-        return f"expected a {name}, got none"
-    return f"expected a {name} of at most {MAX_ID_LENGTH} characters, got {len(str(value))}"
+        return f"expected the {name}, got none"
+    return f"expected the {name} in at most {MAX_ID_LENGTH} characters, got {len(str(value))}"
 
 
 def _rating(value: str | float | None) -> float:

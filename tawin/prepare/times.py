@@ -33,8 +33,9 @@ class TimeReader:
                 try:
                     number = float(value)
                 except ValueError:
+                    found = read_date(value)
                     self._agree("date", value)
-                    return read_date(value)
+                    return found
         elif type(value) is int or type(value) is float:
             number = value
         else:

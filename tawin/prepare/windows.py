@@ -105,11 +105,8 @@ class Windows:
                 yield from _items_of_windows(reading, path)
             return
         for count, number, text in reading.lines(self.info):
-            *first, title, item = text.rstrip("\r").split("\t")
             try:
-                if len(first) > 1:
-                    raise ValueError(f"expected semantic id, title, item, got {len(first) + 2} fields")
-                yield Item(item.strip(), title, _semantic_id(first[0]) if first else None)
+                yield _described(text.rstrip("\r").split("\t"))
             except ValueError as error:
                 reading.report(count, number, str(error))
 
@@ -153,6 +150,15 @@ def _list(row: dict[str, str], name: str) -> list[Any]:
     if not isinstance(found, list) or not all(type(value) in (int, float) for value in found):
         raise ValueError(f"expected a list of numbers as {name}, got {row.get(name, 'none')[:80]!r}")
     return found
+
+
+def _described(fields: list[str]) -> Item:
+    """A line of an info file; a title may hold tabs."""
+    *before, item = fields
+    semantic_id = _semantic_id(before.pop(0)) if len(before) > 1 and before[0].startswith("<") else None
+    if not before or not item.strip():
+        raise ValueError(f"expected semantic id, title, item or title, item, got {len(fields)} fields")
+    return Item(item.strip(), "\t".join(before), semantic_id)
 
 
 def _semantic_id(text: str) -> tuple[int, ...]:
