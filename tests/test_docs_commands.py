@@ -44,6 +44,7 @@ NOT_RUN = {
     r"examples/\S+\.sh": "trains on GPUs; tests/tawin/integrations checks its options",
     r"python train\.py .*flash_attention_2": "needs a GPU; tests/tawin/test_causal_attention.py has a stand-in",
     r"python -m bench\.": "benchmarks take minutes; tests/bench has tests of each",
+    r"tawin prepare (?!csv log\.csv DATA)": "takes public data sets; tests/tawin/prepare reads small ones of each form",
     r"python -m sglang\.|curl ": "another project's server, on a GPU",
     r"python -m experiments\.run (?!list)": "tables take hours; tests/experiments runs small ones",
 }

@@ -13,6 +13,7 @@ from rich.table import Table
 from ..evaluate import recommend
 from ..load import Serving, load_serving
 from ..recommend_file import recommend_file
+from ..source_ids import SourceIds, read_source_ids
 from .arguments import Commands, add_exclude_history, add_stage, positive
 
 
@@ -21,6 +22,12 @@ def add_command(commands: Commands) -> None:
     command.add_argument("run", type=Path, help="a run folder, or one that `tawin export` wrote")
     asked = command.add_mutually_exclusive_group(required=True)
     asked.add_argument("--history", help="item ids, oldest first: 12,55,83")
+    command.add_argument(
+        "--source-ids",
+        type=Path,
+        metavar="DATA",
+        help="with --history: ids are those of the log that this data folder was prepared from",
+    )
     asked.add_argument(
         "--histories", type=Path, metavar="FILE", help="parquet: item_ids (list, oldest first), user_id (optional)"
     )
@@ -44,6 +51,8 @@ def _recommend(options: argparse.Namespace) -> None:
                 raise ValueError(f"--{name.replace('_', '-')}: expected it with --histories, not with --history")
         _print_one(options)
         return
+    if options.source_ids is not None:
+        raise ValueError("--source-ids: expected it with --history, not with --histories")
     if options.out is None:
         raise ValueError("--out: expected the parquet file to write to, with --histories")
     if options.out.exists():  # before the model is loaded
@@ -69,10 +78,8 @@ def _recommend(options: argparse.Namespace) -> None:
 
 
 def _print_one(options: argparse.Namespace) -> None:
-    try:
-        item_ids = [int(part) for part in options.history.split(",")]
-    except ValueError:
-        raise ValueError(f"--history: expected item ids like 12,55,83, got {options.history!r}") from None
+    sources = None if options.source_ids is None else read_source_ids(options.source_ids)
+    item_ids = _item_ids(options.history, sources)
     serving = load_serving(options.run, options.stage)
     catalog = serving.catalog
     history = np.array([catalog.index_of(item_id) for item_id in item_ids])[-serving.options.max_history :]
@@ -80,8 +87,21 @@ def _print_one(options: argparse.Namespace) -> None:
     for name in ("rank", "item", "title", "log p"):
         table.add_column(name, justify="left" if name == "title" else "right")
     for rank, (item, score) in enumerate(_ranked(serving, history, options), 1):
-        table.add_row(str(rank), str(catalog.item_ids[item]), catalog.title(item), f"{score:.4f}")
+        item_id = int(catalog.item_ids[item])
+        shown = str(item_id) if sources is None else sources.source_ids[item_id]
+        table.add_row(str(rank), shown, catalog.title(item), f"{score:.4f}")
     Console(markup=False).print(table)
+
+
+def _item_ids(history: str, sources: SourceIds | None) -> list[int]:
+    if sources is not None:
+        return [sources.item_id(part.strip()) for part in history.split(",")]
+    try:
+        return [int(part) for part in history.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"--history: expected item ids like 12,55,83, got {history!r}; --source-ids DATA takes those of the log"
+        ) from None
 
 
 def _ranked(serving: Serving, history: np.ndarray, options: argparse.Namespace) -> list[tuple[int, float]]:

@@ -146,6 +146,7 @@ def test_the_command_prints_the_throughput_and_takes_an_exported_folder_too(
         (["--histories", "{in}", "--out", "{in}"], "exists already"),
         (["--history", "1", "--out", "x.parquet"], "--out: expected it with --histories"),
         (["--history", "1", "--batch-size", "4"], "--batch-size: expected it with --histories"),
+        (["--histories", "{in}", "--source-ids", "DATA"], "--source-ids: expected it with --history"),
         (["--histories", "absent.parquet", "--out", "{out}"], "absent.parquet: expected a parquet file"),
     ],
 )

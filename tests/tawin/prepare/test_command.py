@@ -97,12 +97,24 @@ def test_a_csv_gives_recommendations_with_three_commands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_log(tmp_path)
+    write_log(tmp_path, "sku-{}")
     cli.main(["prepare", "csv", "log.csv", "DATA"])
     train.main(["--data", "DATA", "--out", "RUN", *SMALL])
     capsys.readouterr()
-    cli.main(["recommend", "RUN", "--history", "3,17,5", "--top", "4"])
-    rows = [line.split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
-    items = pq.read_table("DATA/items.parquet")["source_id"].to_pylist()
-    assert len(rows) == 4
-    assert all(row[2].strip() in items for row in rows)
+    cli.main(["recommend", "RUN", "--history", "sku-3,sku-17,sku-5", "--source-ids", "DATA", "--top", "4"])
+    items = pq.read_table("DATA/items.parquet").to_pydict()
+    number_of = dict(zip(items["source_id"], items["item_id"], strict=True))
+    by_name = recommended(capsys.readouterr().out)
+    assert len(by_name) == 4
+    history = ",".join(str(number_of[f"sku-{item}"]) for item in (3, 17, 5))
+    cli.main(["recommend", "RUN", "--history", history, "--top", "4"])
+    assert recommended(capsys.readouterr().out) == [str(number_of[name]) for name in by_name]
+    with pytest.raises(SystemExit, match=r"--history: expected ids of the log, like sku-\d+, .*, got 'sku-99'"):
+        cli.main(["recommend", "RUN", "--history", "sku-99", "--source-ids", "DATA"])
+    with pytest.raises(SystemExit, match=r"expected item ids like 12,55,83, got 'sku-3'; --source-ids DATA takes"):
+        cli.main(["recommend", "RUN", "--history", "sku-3"])
+
+
+def recommended(said: str) -> list[str]:
+    """The items of the printed table."""
+    return [line.split("│")[2].strip() for line in said.splitlines() if line.startswith("│")]
