@@ -193,7 +193,7 @@ def save_dataset(dataset: Dataset, folder: str | Path) -> None:
 
 
 def training_sequences(dataset: Dataset) -> Ragged:
-    """Every user's items without the valid and the test item: all that a catalogue may be built from."""
+    """Every user's items without the two that leave-one-out keeps back: all that a catalogue may be built from then."""
     return Ragged.of(dataset.sequences).drop_last(2)
 
 
