@@ -3,6 +3,7 @@
     python train.py                                          a synthetic catalogue, under 3 minutes on 2 CPU cores
     python train.py --preset cpu-small --data FOLDER         real interactions
     python train.py --out RUN --resume                       go on with a run that was stopped
+    python train.py --dry-run                                what it would do and take
     torchrun --nproc-per-node 8 train.py ...                 on several GPUs, see README.md
 
 Every option: python train.py --help
@@ -10,6 +11,7 @@ Every option: python train.py --help
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import sys
@@ -34,6 +36,7 @@ from tawin.config import Config, OptimizerConfig
 from tawin.data import Dataset, Split
 from tawin.distributed import Processes, make_accelerator
 from tawin.dropout import add_dropout
+from tawin.dry_run import print_plan
 from tawin.evaluate import evaluate, sampled
 from tawin.guards import TrainingStoppedError
 from tawin.optimization import require_optimizer
@@ -66,6 +69,8 @@ def main(arguments: Sequence[str]) -> None:
         processes = Processes.of(accelerator)
         options = processes.ask_first(lambda: parse_training(arguments))
         set_deterministic(options.config.deterministic)
+        if options.dry_run:
+            return dry_run(options, accelerator)
         run, job = processes.in_turn(lambda: open_run(options, accelerator))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
@@ -96,6 +101,20 @@ def open_run(options: TrainingOptions, accelerator: Accelerator) -> tuple[RunFol
     if not run.catalog.exists():
         replace_folder(run.catalog, lambda folder: save_catalog(job, folder))
     return run, job
+
+
+def dry_run(options: TrainingOptions, accelerator: Accelerator) -> None:
+    """Print what the run would do and take; nothing is written, but for a --data-cache, which is filled as ever."""
+    if accelerator.num_processes > 1:
+        raise ValueError(f"--dry-run: expected one process, got {accelerator.num_processes}")
+    config = options.config
+    require_engine_fits(config, accelerator)
+    RunFolder.check_new(options.out)
+    job = prepare(options, None)
+    print(_summary(job))
+    reference = copy.deepcopy(job.model) if needs_reference(config) else None
+    model = trainable(job.model, job.catalog, config)
+    print_plan(accelerator, model, reference, job.tokenizer, job.catalog, job.split, config)
 
 
 def require_engine_fits(config: Config, accelerator: Accelerator) -> None:
@@ -240,7 +259,12 @@ def train(job: Job, config: Config, run: RunFolder, accelerator: Accelerator) ->
 def policy_and_reference(start: Path, catalog: Catalog, config: Config) -> tuple[nn.Module, nn.Module | None]:
     """What GRPO begins with; no reference where there is no KL term, or adapters can be switched off for it."""
     model = trainable(load_model(start), catalog, config)
-    return model, load_model(start) if config.grpo.beta > 0 and config.policy.lora_rank == 0 else None
+    return model, load_model(start) if needs_reference(config) else None
+
+
+def needs_reference(config: Config) -> bool:
+    """Whether the KL term takes a model of its own."""
+    return config.grpo.beta > 0 and config.policy.lora_rank == 0
 
 
 def trainable(model: nn.Module, catalog: Catalog, config: Config) -> nn.Module:

@@ -210,7 +210,7 @@ OPTIONS_INTRODUCTION = f"""# Options of train.py
 Each is an option of the command line (`--grpo.learning-rate 1e-5`) and a field of the YAML file that `--config` takes
 (`grpo: {{learning_rate: 1e-5}}`); what is on or off is `--grpo.normalize-std` or `--grpo.no-normalize-std`.
 The preset comes first (`--preset`, `demo` where none is named), then the file, then the command line; the later one
-wins. Besides: `--preset`, `--config`, `--out` and `--resume`, as `python train.py --help` says.
+wins. Besides: `--preset`, `--config`, `--out`, `--resume` and `--dry-run`, as `python train.py --help` says.
 """
 
 

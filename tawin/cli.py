@@ -31,6 +31,7 @@ _TRAINING_HELP = """Train a generative recommender: SFT, then GRPO with TAWin.
 --config FILE.yaml  options that replace the preset's
 --out FOLDER  the run folder: new or empty (default: runs/<preset>-<time>)
 --resume  go on with the run in --out, with the config it was started with
+--dry-run  print the plan (steps, tokens, memory, time by a few measured steps) and write nothing
 """
 
 
@@ -41,6 +42,7 @@ class TrainingOptions:
     config: Config
     out: Path
     resume: bool
+    dry_run: bool = False
 
 
 def parse_training(arguments: Sequence[str]) -> TrainingOptions:
@@ -53,9 +55,12 @@ def parse_training(arguments: Sequence[str]) -> TrainingOptions:
     parser.add_argument("--config", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--dry-run", action="store_true")
     first, rest = parser.parse_known_args(arguments)
     if first.resume and first.out is None:
         parser.error("--resume: expected --out FOLDER, the run to go on with")
+    if first.resume and first.dry_run:
+        parser.error("--dry-run: expected it without --resume; it plans a run from its start")
     try:
         if first.resume and first.preset is None and first.config is None:
             base = RunFolder.open(first.out).config
@@ -67,7 +72,7 @@ def parse_training(arguments: Sequence[str]) -> TrainingOptions:
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
     name = f"{first.preset or 'demo'}-{datetime.now():%Y%m%d-%H%M%S}"
-    return TrainingOptions(config, first.out or Path("runs") / name, first.resume)
+    return TrainingOptions(config, first.out or Path("runs") / name, first.resume, first.dry_run)
 
 
 def print_results(run: RunFolder) -> None:

@@ -30,7 +30,7 @@ from .balance import balanced
 from .catalog import Catalog
 from .causal_attention import attending_by
 from .checkpoint import Progress
-from .config import KS, Config, GRPOConfig
+from .config import KS, Config, GRPOConfig, SFTConfig
 from .data import Examples, Split, target_windows, training_windows
 from .distributed import Processes, is_sharded
 from .evaluate import evaluate, sampled
@@ -59,49 +59,62 @@ def train_sft(
 
     Stops early where valid recall has not risen for `sft.patience` evaluations. The best model is in checkpoints/sft.
     """
-    cut = target_windows if catalog.one_target else training_windows
-    windows, first_targets = cut(split.sft, config.split.max_history)
+    windows, first_targets = sft_windows(catalog, split, config)
     sft = config.sft
     per_step = sft.batch_size * sft.gradient_accumulation
-    steps_an_epoch = -(-len(windows) // per_step)
-    total = min(steps_an_epoch * sft.epochs, sft.max_steps or steps_an_epoch * sft.epochs)
+    steps_an_epoch, total = sft_steps(len(windows), sft)
     stage = Stage.start("sft", accelerator, model, tokenizer, sft, total, run, config.guards)
     valid = sampled(split.valid, config.evaluation.valid_users, config.seed)
-    lengths = windows.lengths
 
     with _bar(stage, total) as bar:
         first_epoch = stage.progress.step // steps_an_epoch if steps_an_epoch else sft.epochs
         for epoch in range(first_epoch, sft.epochs):
             if stage.progress.step >= total or stage.progress.stale >= sft.patience:
                 break
-            stage.model.train()
-            for rows in _epoch_batches(lengths, per_step, np.random.default_rng((config.seed, 0, epoch))):
-                rate = stage.scheduler.get_last_lr()[0]
-                stage.seed(config.seed)
-                loss = _sft_backward(stage, catalog, windows, first_targets, rows, config)
-                own = rows[stage.processes.share(len(rows))]
-                look = partial(
-                    look_into_windows,
-                    catalog=catalog,
-                    windows=windows,
-                    first_targets=first_targets,
-                    rows=own,
-                    size=sft.batch_size,
-                )
-                norm = stage.update(figures={"loss": loss}, look=look)
-                stage.log(loss=loss, learning_rate=rate, grad_norm=norm, epoch=epoch + 1)
+            for rows in epoch_batches(windows.lengths, per_step, np.random.default_rng((config.seed, 0, epoch))):
+                figures = sft_step(stage, catalog, windows, first_targets, rows, config)
+                stage.log(**figures, epoch=epoch + 1)
                 bar.update()
-                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                bar.set_postfix(loss=f"{figures['loss']:.3f}", refresh=False)
                 if stage.progress.step == total:
                     break
             if (epoch + 1) % sft.evaluate_every == 0 or stage.progress.step == total:
                 found = _evaluate(stage, catalog, valid, config)
                 stage.save(finished=stage.progress.step == total or stage.progress.stale >= sft.patience)
-                _say(stage, f"epoch {epoch + 1}", found, loss)
+                _say(stage, f"epoch {epoch + 1}", found, figures["loss"])
     if stage.progress.best_step < 0:  # no epochs at all: the start itself
         _evaluate(stage, catalog, valid, config)
         stage.save(finished=True)
     return stage.progress
+
+
+def sft_windows(catalog: Catalog, split: Split, config: Config) -> tuple[Ragged, np.ndarray]:
+    """The sequences of an epoch, and the index of the first target in each."""
+    cut = target_windows if catalog.one_target else training_windows
+    return cut(split.sft, config.split.max_history)
+
+
+def sft_steps(windows: int, sft: SFTConfig) -> tuple[int, int]:
+    """Steps of an epoch, and in all where it is not stopped early."""
+    steps_an_epoch = -(-windows // (sft.batch_size * sft.gradient_accumulation))
+    return steps_an_epoch, min(steps_an_epoch * sft.epochs, sft.max_steps or steps_an_epoch * sft.epochs)
+
+
+def sft_step(
+    stage: Stage, catalog: Catalog, windows: Ragged, first_targets: np.ndarray, rows: np.ndarray, config: Config
+) -> dict[str, float]:
+    """One step on some of the windows, its update included; gives its figures."""
+    stage.model.train()
+    size = config.sft.batch_size
+    rate = stage.scheduler.get_last_lr()[0]
+    stage.seed(config.seed)
+    loss = _sft_backward(stage, catalog, windows, first_targets, rows, config)
+    own = rows[stage.processes.share(len(rows))]
+    look = partial(
+        look_into_windows, catalog=catalog, windows=windows, first_targets=first_targets, rows=own, size=size
+    )
+    norm = stage.update(figures={"loss": loss}, look=look)
+    return {"loss": loss, "learning_rate": rate, "grad_norm": norm}
 
 
 def _sft_backward(
@@ -150,7 +163,7 @@ def _window_loss(
     return loss
 
 
-def _epoch_batches(lengths: np.ndarray, size: int, random: np.random.Generator) -> Iterator[np.ndarray]:
+def epoch_batches(lengths: np.ndarray, size: int, random: np.random.Generator) -> Iterator[np.ndarray]:
     """Every row once, in batches of sequences of like length (little padding), in random order."""
     order = random.permutation(len(lengths))
     pool = 16 * size
@@ -181,11 +194,11 @@ def train_grpo(
     grpo = replace(config.grpo, steps=steps)
     config = replace(config, grpo=grpo)
     stage = Stage.start("grpo", accelerator, model, tokenizer, grpo, steps, run, config.guards)
-    reference_log_probs = _reference(stage, reference) if grpo.beta > 0 else None
+    frozen = reference_log_probs(stage, reference) if grpo.beta > 0 else None
 
     def step() -> dict[str, float]:
         now = grpo.at_step(stage.progress.step).tawin
-        figures = grpo_step(stage, catalog, split.rl, config, reference_log_probs)
+        figures = grpo_step(stage, catalog, split.rl, config, frozen)
         return {**figures, **({"anchor": now.anchor} if grpo.tawin.moves else {})}
 
     return train_steps(
@@ -431,7 +444,7 @@ def _order(prompts: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, 1, epoch)).permutation(prompts)
 
 
-def _reference(stage: Stage, reference: nn.Module | None) -> Reference:
+def reference_log_probs(stage: Stage, reference: nn.Module | None) -> Reference:
     """Log-probs under the frozen start: a model of its own, or the policy with its adapters switched off."""
     if reference is not None:
         frozen = reference.to(stage.accelerator.device).eval().requires_grad_(False)

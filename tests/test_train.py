@@ -424,6 +424,42 @@ def test_options_that_leave_nothing_to_do_are_refused_before_anything_is_written
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [[], ["--grpo.beta=0.1", "--policy.hidden-dropout=0.1"], ["--policy.lora-rank=2", "--sft.epochs=0"]],
+    ids=["plain", "reference", "adapters"],
+)
+def test_a_dry_run_prints_the_plan_and_writes_nothing(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    train.main([*SMALL, "--dry-run", *options])
+    assert list(tmp_path.iterdir()) == []
+    printed = capsys.readouterr().out
+    steps = 4 if "--sft.epochs=0" in options else 6
+    for words in (
+        "60 users",
+        "steps",
+        "weights, fp32",
+        "peak of the probe",
+        "together",
+        f"from {steps} measured steps",
+    ):
+        assert words in printed
+    assert "dry run: nothing was written" in printed
+
+
+def test_a_dry_run_refuses_what_a_run_would_refuse(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(path.name for path in finished.iterdir())
+    with pytest.raises(SystemExit, match="holds another run"):
+        run(finished, "--dry-run")
+    with pytest.raises(SystemExit):
+        train.main(["--out", str(finished), "--resume", "--dry-run"])
+    assert "--dry-run: expected it without --resume" in capsys.readouterr().err
+    assert sorted(path.name for path in finished.iterdir()) == before
+
+
 @pytest.fixture
 def fresh_accelerate() -> Iterator[None]:
     """Accelerate keeps one state a process; a test with another precision needs one of its own."""

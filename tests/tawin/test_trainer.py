@@ -24,7 +24,15 @@ from tawin.policy import add_lora
 from tawin.ragged import Ragged
 from tawin.run_folder import RunFolder
 from tawin.tokenizer import make_semantic_tokenizer
-from tawin.trainer import _epoch_batches, _reference, _roll_out, grpo_backward, grpo_step, prompt_rows, train_grpo
+from tawin.trainer import (
+    _roll_out,
+    epoch_batches,
+    grpo_backward,
+    grpo_step,
+    prompt_rows,
+    reference_log_probs,
+    train_grpo,
+)
 
 from .models import tiny_model
 from .test_objective import rolled_out, small_catalog
@@ -32,13 +40,13 @@ from .test_objective import rolled_out, small_catalog
 
 def test_an_epoch_holds_every_row_once_in_batches_of_like_length() -> None:
     lengths = np.random.default_rng(0).integers(2, 12, 1000)
-    batches = list(_epoch_batches(lengths, 8, np.random.default_rng(1)))
+    batches = list(epoch_batches(lengths, 8, np.random.default_rng(1)))
     assert sorted(np.concatenate(batches)) == list(range(1000))
     spread = np.mean([np.ptp(lengths[rows]) for rows in batches])
     assert spread < 1.5  # random batches of eight spread over some eight lengths
-    again = list(_epoch_batches(lengths, 8, np.random.default_rng(1)))
+    again = list(epoch_batches(lengths, 8, np.random.default_rng(1)))
     assert all(np.array_equal(a, b) for a, b in zip(batches, again, strict=True))
-    other = np.concatenate(list(_epoch_batches(lengths, 8, np.random.default_rng(2))))
+    other = np.concatenate(list(epoch_batches(lengths, 8, np.random.default_rng(2))))
     assert not np.array_equal(np.concatenate(batches), other)
 
 
@@ -66,7 +74,7 @@ def test_the_reference_of_a_lora_policy_is_the_model_it_started_from_without_dro
                 parameter.add_(0.1)
     stage = stage_of(policy, tmp_path)
     stage.model.train()
-    torch.testing.assert_close(_reference(stage, None)(groups), start)
+    torch.testing.assert_close(reference_log_probs(stage, None)(groups), start)
     assert stage.model.training
     stage.model.eval()
     assert not torch.allclose(completion_log_probs(stage.model, groups), start, atol=1e-2)
