@@ -176,7 +176,8 @@ def dealt_out(processes: Processes) -> list[int]:
 def step_on_three_windows(stage: Stage) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients of SFT forwards of two windows and of one: there one of two processes has none."""
     windows = Ragged.of([np.array(window) for window in ([0, 1, 2], [3, 4], [5, 6, 1, 0])])
-    loss = _sft_backward(stage, small_catalog(), windows, np.ones(3, dtype=np.int64), np.arange(3), 2)
+    config = Config(sft=SFTConfig(batch_size=2))
+    loss = _sft_backward(stage, small_catalog(), windows, np.ones(3, dtype=np.int64), np.arange(3), config)
     return loss, gradients_of(stage)
 
 
