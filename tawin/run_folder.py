@@ -6,6 +6,7 @@
     catalog/        items, their tokens, their semantic ids
     checkpoints/    see checkpoint.py
     tensorboard/    see tracking.py
+    .lock           held by the process that trains, see run_lock.py
 
 A folder that holds another run is never written into; every whole file is written beside its place and renamed, so that
 it can be read at any time. metrics.jsonl grows by a line at a time: its last line may be torn by a crash or half there
