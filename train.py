@@ -2,7 +2,7 @@
 
     python train.py                                          a synthetic catalogue, under 3 minutes on 2 CPU cores
     python train.py --preset cpu-small --data FOLDER         real interactions
-    python train.py --out RUN --resume                       go on with a run that was stopped
+    python train.py --out RUN --resume                       go on with a run that was stopped, killed or out of disk
     python train.py --dry-run                                what it would do and take
     torchrun --nproc-per-node 8 train.py ...                 on several GPUs, see README.md
 
@@ -14,9 +14,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,13 +32,14 @@ from transformers.utils import logging as transformers_logging
 
 from tawin.catalog import Catalog, build_catalog, make_tokenizer
 from tawin.causal_attention import require_attention, require_model_takes
-from tawin.checkpoint import read_progress, replace_folder
+from tawin.checkpoint import find_state
 from tawin.cli import TrainingOptions, load_data, parse_training, print_results
 from tawin.config import Config, OptimizerConfig
 from tawin.data import Dataset, Split
-from tawin.distributed import Processes, make_accelerator
+from tawin.distributed import Processes, is_lost_process, make_accelerator
 from tawin.dropout import add_dropout
 from tawin.dry_run import print_plan
+from tawin.durable import WriteError, replace_folder
 from tawin.evaluate import evaluate, sampled
 from tawin.guards import TrainingStoppedError
 from tawin.optimization import require_optimizer
@@ -44,8 +47,11 @@ from tawin.packing import checkpoint_activations
 from tawin.policy import add_lora, build_model, load_model, load_tokenizer
 from tawin.ragged import Ragged
 from tawin.report import write_report
-from tawin.run_folder import RunFolder
+from tawin.run_folder import RunFolder, RunFolderError
+from tawin.run_lock import lock_run
 from tawin.semantic_ids import build_semantic_ids
+from tawin.states import states
+from tawin.stopping import Stopped, stop_on_signals
 from tawin.tracking import require_tracker
 from tawin.trainer import train_grpo, train_sft
 
@@ -62,27 +68,62 @@ class Job:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """The whole job, or one process's part of it. `arguments`: the command line without the program's name."""
+    """The whole job, or one process's part of it. `arguments`: the command line without the program's name.
+
+    Ends with status 1 and a message where something is wrong, a full disk or the death of another process among it;
+    with 128 and the signal's number where SIGTERM or Ctrl-C asked for the end in training, which is saved then.
+    """
     transformers_logging.disable_progress_bar()
-    try:
-        accelerator = make_accelerator()
-        processes = Processes.of(accelerator)
-        options = processes.ask_first(lambda: parse_training(arguments))
-        set_deterministic(options.config.deterministic)
-        if options.dry_run:
-            return dry_run(options, accelerator)
-        run, job = processes.in_turn(lambda: open_run(options, accelerator))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    try:
-        with run.tracked(options.config) as run:
+    with ExitStack() as held:
+        try:
+            accelerator = make_accelerator()
+            processes = Processes.of(accelerator)
+            options = processes.ask_first(lambda: parse_training(arguments))
+            set_deterministic(options.config.deterministic)
+            if options.dry_run:
+                return dry_run(options, accelerator)
+            run, job = processes.in_turn(lambda: open_run(options, accelerator, held))
+        except (ValueError, OSError) as error:
+            sys.exit(f"error: {error}")
+        with ending_with_a_message(run, processes), stop_on_signals(), run.tracked(options.config) as run:
             train(job, options.config, run, accelerator)
+
+
+@contextmanager
+def ending_with_a_message(run: RunFolder, processes: Processes) -> Iterator[None]:
+    """What can be expected to end training ends it with a message and a status, and no traceback."""
+    go_on = f"go on with: python train.py --out {run.path} --resume"
+    try:
+        yield
+    except WriteError as error:
+        sys.exit(f"error: {error}. {_what_is_kept(run)}; make room, then {go_on}")
+    except OSError as error:
+        sys.exit(f"error: {error}. {_what_is_kept(run)}; {go_on}")
     except TrainingStoppedError as stopped:
         processes.end(str(stopped))
+    except Stopped as stopped:
+        if processes.is_first:
+            print(f"stopped by {stopped}. {_what_is_kept(run)}; {go_on}", flush=True)
+        sys.exit(128 + stopped.number)
+    except RuntimeError as error:
+        if not is_lost_process(error):
+            raise
+        if processes.rank <= 1:  # one of the two is alive; torchrun says which process died, and of what
+            text = f"error: another process of this run has ended, so this one cannot go on. {_what_is_kept(run)}"
+            print(f"{text}; {go_on}", file=sys.stderr, flush=True)
+        sys.exit(1)
 
 
-def open_run(options: TrainingOptions, accelerator: Accelerator) -> tuple[RunFolder, Job]:
-    """The run folder, new or gone on with, and the checked job; of several processes the first makes it."""
+def _what_is_kept(run: RunFolder) -> str:
+    found = states(run.checkpoints)
+    return f"Kept: {found[-1]}" if found else "No state was saved yet"
+
+
+def open_run(options: TrainingOptions, accelerator: Accelerator, held: ExitStack) -> tuple[RunFolder, Job]:
+    """The run folder, new or gone on with, and the checked job; of several processes the first makes it.
+
+    It is locked until `held` closes: a second training into it is refused.
+    """
     processes = Processes.of(accelerator)
     if not processes.is_first:
         run = RunFolder(options.out, writes=False)
@@ -91,11 +132,14 @@ def open_run(options: TrainingOptions, accelerator: Accelerator) -> tuple[RunFol
     require_tracker(options.config.tracking)
     require_attention(options.config.attention)
     if options.resume:
+        held.enter_context(lock_run(RunFolder.open(options.out).path))
         run = RunFolder.resume(options.out, options.config)
+        _require_state(run)
         job = prepare(options, run)
     else:
         RunFolder.check_new(options.out)
         job = prepare(options, None)
+        held.enter_context(lock_run(options.out))
         run = RunFolder.create(options.out, options.config)
     print(_summary(job))
     if not run.catalog.exists():
@@ -115,6 +159,17 @@ def dry_run(options: TrainingOptions, accelerator: Accelerator) -> None:
     reference = copy.deepcopy(job.model) if needs_reference(config) else None
     model = trainable(job.model, job.catalog, config)
     print_plan(accelerator, model, reference, job.tokenizer, job.catalog, job.split, config)
+
+
+def _require_state(run: RunFolder) -> None:
+    """Refuse to go on from states that are damaged, gone or another run's, rather than to begin anew in silence."""
+    found = find_state(run.checkpoints, run.config_digest)
+    done = [stage for stage in ("sft", "grpo") if stage in run.results]
+    if found is None and done:
+        raise RunFolderError(
+            f"--resume {run.path}: expected a state in {run.checkpoints}, found none, but results.json has the figures "
+            f"of {done[-1]}: put the state back, or train anew with another --out"
+        )
 
 
 def require_engine_fits(config: Config, accelerator: Accelerator) -> None:
@@ -230,7 +285,8 @@ def train(job: Job, config: Config, run: RunFolder, accelerator: Accelerator) ->
         best_achievable={str(k): value for k, value in best.items()} if best else None,
     )
 
-    progress = processes.ask_first(lambda: read_progress(run.checkpoints / "state"))
+    found = processes.ask_first(lambda: find_state(run.checkpoints, run.config_digest))
+    progress = None if found is None else found[1]
     if progress is None or (progress.stage == "sft" and not progress.finished):
         torch.manual_seed(config.seed)
         model = trainable(job.model, catalog, config)
@@ -299,14 +355,14 @@ def _evaluate_stage(
             processes=processes,
         )
         users[part] = len(examples)
-    run.add_results(**{name: figures}, users=users)
+    _add_seconds(run, {name: figures, "users": users}, **{f"{name}_evaluation": time.monotonic() - started})
     run.tracking.add_results(name, figures)
-    _add_seconds(run, **{f"{name}_evaluation": time.monotonic() - started})
 
 
-def _add_seconds(run: RunFolder, **seconds: float) -> None:
+def _add_seconds(run: RunFolder, parts: dict[str, Any] | None = None, **seconds: float) -> None:
+    """Into the results, at once with other parts of them."""
     rounded = {name: round(value, 2) for name, value in seconds.items()}
-    run.add_results(seconds={**run.results.get("seconds", {}), **rounded})
+    run.add_results(**(parts or {}), seconds={**run.results.get("seconds", {}), **rounded})
 
 
 def _describe(job: Job) -> dict[str, Any]:
@@ -326,5 +382,9 @@ def _describe(job: Job) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except KeyboardInterrupt:  # while data, catalogue and model were made: later ones are heard in train
+        print("interrupted before training had begun", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     PartialState().destroy_process_group()

@@ -26,11 +26,12 @@ from transformers import PreTrainedTokenizerBase
 
 import train
 from tawin.catalog import Catalog
-from tawin.checkpoint import read_progress, replace_folder
+from tawin.checkpoint import find_state
 from tawin.cli import TrainingOptions, load_data
 from tawin.config import Config, GRPOConfig, with_options
 from tawin.data import Dataset, Split
 from tawin.distributed import make_accelerator
+from tawin.durable import replace_folder
 from tawin.policy import load_tokenizer
 from tawin.run_folder import RunFolder
 from tawin.trainer import train_sft
@@ -39,7 +40,7 @@ from .plan import TRAINED, Cell
 
 NOT_TRAINERS = ("sdpo", "exact")  # options of a row that are not fields of the trainer's config
 # What an SFT start does not depend on; the data set counts by its name, guards only where a run broke down.
-NOT_OF_SFT = ("grpo", "data", "data_cache", "guards", "watchdog", "tracking")
+NOT_OF_SFT = ("grpo", "data", "data_cache", "guards", "watchdog", "tracking", "checkpoints")
 
 
 @dataclass(frozen=True)
@@ -95,10 +96,17 @@ class Workspace:
         """The run folder of the SFT stage with these options, finished."""
         folder = self._start_folder(config, data)
         with self.lock(folder, wait=True):
-            progress = read_progress(folder / "checkpoints" / "state")
-            if progress is None or not progress.finished:
+            if not _is_finished(folder):
                 _train_start(dataclasses.replace(config, grpo=GRPOConfig(steps=0)), folder)
         return RunFolder.open(folder)
+
+
+def _is_finished(folder: Path) -> bool:
+    """Whether the stage of a run folder, which this process has locked, is."""
+    if not (folder / "config.yaml").exists():
+        return False
+    found = find_state(folder / "checkpoints", RunFolder.open(folder).config_digest)
+    return found is not None and found[1].finished
 
 
 @lru_cache(maxsize=1)

@@ -1,19 +1,22 @@
-"""Checkpoints: models in Hugging Face format, and the training state that --resume goes on from.
+"""Checkpoints: models in Hugging Face format, and the training states that --resume goes on from.
 
-    checkpoints/sft/      the best model of the SFT stage (safetensors, tokenizer): plain from_pretrained loads it
-    checkpoints/grpo/     the best model of the GRPO stage, the SFT start included
-    checkpoints/state/    weights in training, optimizer, schedule, progress
+    checkpoints/sft/                 the best model of the SFT stage (safetensors, tokenizer): from_pretrained loads it
+    checkpoints/grpo/                the best model of the GRPO stage, the SFT start included
+    checkpoints/state-grpo-000040/   weights in training, optimizer, schedule, progress, see states.py
 
-A folder is written beside its place and renamed, so that a reader or a crash never meets half of one. No pickle:
-tensors are safetensors, the rest JSON. Tensors are whole in it, whatever engine trained them, so a state goes on with
-any engine and any number of processes. All processes call what saves; the first one writes.
+A folder is written beside its place and renamed, so that a reader or a crash never meets half of one (durable.py). No
+pickle: tensors are safetensors, the rest JSON. Tensors are whole in it, whatever engine trained them, so a state goes
+on with any engine and any number of processes. All processes call what saves; the first one writes.
+
+A state has all that the next step depends on: weights, optimizer, schedule, the step, the best value so far, the size
+of metrics.jsonl, the digest of the config. There is no state of random numbers in it, of any process, because nothing
+random goes on from one step to the next: data order, rollouts and dropout of a step are functions of the seed, the step
+and the process's rank. The position in the data is the step.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +29,9 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase
 
 from .distributed import ALONE, Processes, like, whole
+from .durable import replace_folder
 from .policy import merged
+from .states import newest_whole, write_manifest
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Progress:
     best_step: int = -1  # -1: nothing evaluated yet
     best_value: float = -1.0
     stale: int = 0  # evaluations since the best one
+    evaluated: int = -1  # the step of the last evaluation; -1: none yet
     finished: bool = False
     seconds: float = 0.0
     metrics_size: int = 0  # bytes of metrics.jsonl that belong to the steps so far
@@ -57,9 +63,12 @@ def save_model(
         plain.save_pretrained(temporary, state_dict=weights)
         tokenizer.save_pretrained(temporary)
 
-    if processes.is_first:
-        replace_folder(folder, write)
-    processes.wait()
+    _write_first(folder, write, processes)
+
+
+def _write_first(folder: Path, write: Callable[[Path], None], processes: Processes) -> None:
+    """Where the first process cannot write, all end; no process goes on before the folder is there."""
+    processes.ask_first(lambda: replace_folder(folder, write) if processes.is_first else None)
 
 
 def _all_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -76,9 +85,14 @@ def save_state(
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     progress: Progress,
     *,
+    config_digest: str | None = None,
     processes: Processes = ALONE,
 ) -> None:
-    """Write all that a stage needs to go on as if it had never stopped."""
+    """Write all that a stage needs to go on as if it had never stopped.
+
+    Raises:
+        WriteError: on the first process, the others end; the states that were there are whole.
+    """
     weights = whole(((name, p) for name, p in model.named_parameters() if p.requires_grad), processes)
     moments, numbers = _split_tensors(optimizer.state_dict()["state"])
     tensors = _apart(whole(moments.items(), processes))
@@ -87,21 +101,28 @@ def save_state(
         temporary.mkdir()
         save_file(weights, temporary / "weights.safetensors")
         save_file(tensors, temporary / "optimizer.safetensors")
-        state = {"progress": asdict(progress), "optimizer": numbers, "scheduler": _plain(scheduler.state_dict())}
+        state = {
+            "progress": asdict(progress),
+            "optimizer": numbers,
+            "scheduler": _plain(scheduler.state_dict()),
+            "config": config_digest,
+        }
         (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        write_manifest(temporary)
 
-    if processes.is_first:
-        replace_folder(folder, write)
-    processes.wait()
+    _write_first(folder, write, processes)
 
 
-def read_progress(folder: Path) -> Progress | None:
-    """The progress in a state folder, or None where there is none yet."""
-    finish_replacing(folder)
-    path = folder / "state.json"
-    if not path.exists():
-        return None
-    return Progress(**json.loads(path.read_text(encoding="utf-8"))["progress"])
+def find_state(checkpoints: Path, config_digest: str) -> tuple[Path, Progress] | None:
+    """The state to go on from and how far it had come, None where there is none yet; see `newest_whole`."""
+    folder = newest_whole(checkpoints, config_digest)
+    return None if folder is None else (folder, read_progress(folder))
+
+
+def read_progress(folder: Path) -> Progress:
+    """The progress in a state folder."""
+    values = json.loads((folder / "state.json").read_text(encoding="utf-8"))["progress"]
+    return Progress(**{"evaluated": values["step"], **values})  # earlier versions saved after evaluations alone
 
 
 def load_state(
@@ -179,28 +200,3 @@ def _join_tensors(tensors: dict[str, torch.Tensor], numbers: dict[str, Any]) -> 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:
     """The part of a scheduler's state that JSON can hold: its counters, not its functions."""
     return {name: value for name, value in state.items() if name != "lr_lambdas"}
-
-
-def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Have `write` fill a folder beside its place, then put it there whole."""
-    folder.parent.mkdir(exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.writing")
-    old = folder.with_name(f".{folder.name}.old")
-    finish_replacing(folder)
-    shutil.rmtree(temporary, ignore_errors=True)
-    write(temporary)
-    for path in temporary.rglob("*"):
-        if path.is_file():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-    if folder.exists():
-        os.rename(folder, old)
-    os.rename(temporary, folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def finish_replacing(folder: Path) -> None:
-    """After a crash between the two renames of a replacement, the old folder is still whole: take it back."""
-    old = folder.with_name(f".{folder.name}.old")
-    if not folder.exists() and old.exists():
-        os.rename(old, folder)

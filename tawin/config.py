@@ -489,6 +489,30 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True)
+class CheckpointConfig:
+    """When the state that --resume goes on from is written, beside each evaluation, and how many are kept.
+
+    The best model of each stage is kept whatever is said here.
+    """
+
+    keep: int = 2
+    """Newest states that are kept; a second one stands in where the first is damaged."""
+    save_every: int | None = None
+    """Optimizer steps between saves; None: at evaluations alone."""
+    save_minutes: float | None = None
+    """Minutes of training after which a save is due once a step has ended; None: at evaluations alone."""
+
+    def __post_init__(self) -> None:
+        _require_type("checkpoints.keep", self.keep, int)
+        _require(self.keep >= 1, "checkpoints.keep", "at least 1", self.keep)
+        if self.save_every is not None:
+            _require_type("checkpoints.save_every", self.save_every, int)
+            _require(self.save_every >= 1, "checkpoints.save_every", "at least 1, or None", self.save_every)
+        minutes, expected = self.save_minutes, "above 0 and finite, or None"
+        _require(minutes is None or 0 < minutes < math.inf, "checkpoints.save_minutes", expected, minutes)
+
+
+@dataclass(frozen=True)
 class Config:
     """Train a generative recommender: SFT, then GRPO with TAWin."""
 
@@ -516,6 +540,7 @@ class Config:
     guards: GuardConfig = field(default_factory=GuardConfig)
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
         choices = ("sdpa", "flash_attention_2")

@@ -170,6 +170,11 @@ class Processes:
 ALONE = Processes()
 
 
+def is_lost_process(error: RuntimeError) -> bool:
+    """Whether a collective failed because another process is gone: NCCL's error has a type, gloo's has a text."""
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
+
+
 class EngineModule(nn.Module):
     """What the engine wraps: all parameters are below it, and whatever uses them runs within its forward."""
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from . import metrics
+from . import metrics, stopping
 from .catalog import Catalog
 from .config import EvaluationConfig
 from .data import Examples
@@ -42,6 +42,9 @@ def recommend(
 
     Histories of like length share a batch, so little is padded. The model is put into eval mode and back. Of several
     processes each takes every so many batches, and all get the whole result: the very one that one process gets.
+
+    Raises:
+        Stopped: within `stopping.stop_on_signals`, where a signal asked for it.
     """
     device = next(model.parameters()).device
     histories = Ragged.of(histories)
@@ -51,6 +54,8 @@ def recommend(
     scores = np.zeros((len(histories), config.beam_width), dtype=np.float32)
     batches = list(_batches(histories, config.batch_size))[processes.rank :: processes.count]
     for rows in tqdm(batches, desc=description, disable=None if progress else True, leave=False):
+        if stopping.asked():
+            break  # no answer is given then
         batch = histories.take(rows)
         input_ids, attention_mask = catalog.encode_histories(batch)
         bf16 = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")  # as in training
@@ -68,6 +73,7 @@ def recommend(
             for place, history in enumerate(batch):
                 found_items[place], found_scores[place] = _without(found_items[place], found_scores[place], history)
         items[rows], scores[rows] = found_items[:, : config.beam_width], found_scores[:, : config.beam_width]
+    stopping.stop_if_asked(processes)
     if processes.count > 1:  # rows of others are zero here: the sum over the processes is exact
         items = processes.sum(torch.from_numpy(items).to(processes.device)).cpu().numpy()
         scores = processes.sum(torch.from_numpy(scores).to(processes.device)).cpu().numpy()

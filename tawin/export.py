@@ -10,9 +10,10 @@ from importlib.resources import files
 from pathlib import Path
 
 from .catalog import Catalog
-from .checkpoint import finish_replacing, replace_folder
+from .durable import finish_replacing, read_folder, replace_folder
 from .load import DEFAULT_STAGE, SERVING_FILE, ServingOptions, best_model
 from .run_folder import RunFolder
+from .run_lock import is_in_use
 
 TRIE_FILE = "trie.safetensors"
 
@@ -29,12 +30,17 @@ def export(run: RunFolder, folder: Path, stage: str | None = None) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         what = "one with files in it" if folder.is_dir() else "a file"
         raise ValueError(f"{folder}: expected a new or empty folder to export to, got {what}")
-    finish_replacing(run.checkpoints / stage)
+    if not is_in_use(run.path):  # else training does that itself
+        finish_replacing(run.checkpoints / stage)
     model, catalog = best_model(run, stage), Catalog.load(run.catalog)
     options = ServingOptions(stage, run.config.split.max_history, run.config.evaluation)
 
     def write(new: Path) -> None:
-        shutil.copytree(model, new)
+        def copy(folder: Path) -> None:
+            shutil.rmtree(new, ignore_errors=True)
+            shutil.copytree(folder, new)
+
+        read_folder(model, copy)  # training may replace it meanwhile
         catalog.save(new)
         catalog.trie.save(new / TRIE_FILE)
         (new / SERVING_FILE).write_text(options.to_json(), encoding="utf-8")

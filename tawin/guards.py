@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from .distributed import Processes
-from .run_folder import RunFolder, write_atomically
+from .durable import write_atomically
+from .run_folder import RunFolder
 
 _NAMES_IN_A_MESSAGE = 5
 ORDER = ("weight", "rewards", "scores", "hidden", "log_probs", "ref_log_probs", "advantages", "gradient")

@@ -14,6 +14,7 @@ from torch import nn
 from .catalog import Catalog
 from .config import Config, EvaluationConfig
 from .data import Dataset, Split, load_dataset, split_leave_one_out
+from .durable import read_folder
 from .policy import load_model
 from .run_folder import RunFolder
 from .synthetic import make_synthetic
@@ -94,7 +95,7 @@ def load_serving(folder: Path, stage: str | None = None) -> Serving:
         options = ServingOptions(stage or DEFAULT_STAGE, run.config.split.max_history, run.config.evaluation)
         model_folder, catalog_folder = best_model(run, options.stage), run.catalog
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_model(model_folder).to(device).eval()
+    model = read_folder(model_folder, load_model).to(device).eval()  # training may replace it meanwhile
     return Serving(model, Catalog.load(catalog_folder).to(device), options)
 
 

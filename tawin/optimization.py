@@ -22,13 +22,15 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, get_scheduler
 
 from .backbone import backbone
-from .checkpoint import Progress, finish_replacing, load_state, read_progress, save_model, save_state
-from .config import GuardConfig, OptimizerConfig
+from .checkpoint import Progress, find_state, load_state, save_model, save_state
+from .config import CheckpointConfig, GuardConfig, OptimizerConfig
 from .distributed import EngineModule, Processes, is_sharded, on_whole_weights
 from .guards import Look, NonFiniteError, describe, gathered, nonfinite, require_finite_weights, write_report
 from .packing import packs
 from .phases import phase
 from .run_folder import RunFolder
+from .states import keep_newest, state_folder
+from .stopping import Stopped, stop_if_asked
 
 T = TypeVar("T")
 
@@ -51,8 +53,12 @@ class Stage:
     run: RunFolder
     progress: Progress
     max_grad_norm: float
+    saving: CheckpointConfig
+    config_digest: str
     _started: float
     guards: GuardConfig
+    _saved_step: int
+    _saved_at: float
 
     @classmethod
     def start(
@@ -65,6 +71,7 @@ class Stage:
         total_steps: int,
         run: RunFolder,
         guards: GuardConfig = GuardConfig(),  # noqa: B008 (frozen)
+        saving: CheckpointConfig = CheckpointConfig(),  # noqa: B008
     ) -> Stage:
         """Prepare a stage; where the run folder holds a state of this stage, go on from it."""
         processes = Processes.of(accelerator)
@@ -78,21 +85,16 @@ class Stage:
             num_training_steps=max(1, total_steps),
         )
         engine, optimizer = accelerator.prepare(EngineModule(model), optimizer)
-        folder = run.checkpoints / "state"
-
-        def clean_up() -> Progress | None:
-            finish_replacing(run.checkpoints / name)
-            return read_progress(folder)
-
-        progress = processes.ask_first(clean_up)
-        is_resumed = progress is not None and progress.stage == name
-        if progress is not None and is_resumed:
+        digest = run.config_digest
+        found = processes.ask_first(lambda: find_state(run.checkpoints, digest))
+        progress = Progress(name, metrics_size=found[1].metrics_size if found is not None else 0)
+        is_resumed = found is not None and found[1].stage == name
+        if found is not None and is_resumed:
+            folder, progress = found
             load_state(folder, model, optimizer.optimizer, scheduler)
-        else:
-            progress = Progress(name, metrics_size=progress.metrics_size if progress is not None else 0)
         run.forget_metrics_after(progress.metrics_size)
         run.tracking.begin(name, progress.step if is_resumed else None)
-        started = time.monotonic() - progress.seconds
+        now = time.monotonic()
         return cls(
             accelerator,
             processes,
@@ -104,18 +106,18 @@ class Stage:
             run,
             progress,
             config.max_grad_norm,
-            started,
+            saving,
+            digest,
+            now - progress.seconds,
             guards,
+            progress.step if is_resumed else -1,
+            now,
         )
 
     @property
     def seconds(self) -> float:
         """Seconds spent in this stage, resumed ones included."""
         return time.monotonic() - self._started
-
-    @property
-    def state_folder(self) -> Path:
-        return self.run.checkpoints / "state"
 
     def seed(self, seed: int) -> None:
         """Make the dropout of the next step a function of seed, stage, step and process: no random state is kept."""
@@ -237,6 +239,7 @@ class Stage:
             self.progress = dataclasses.replace(self.progress, best_step=self.progress.step, best_value=value, stale=0)
         else:
             self.progress = dataclasses.replace(self.progress, stale=self.progress.stale + 1)
+        self.progress = dataclasses.replace(self.progress, evaluated=self.progress.step)
 
     @property
     def best_model(self) -> Path:
@@ -244,18 +247,49 @@ class Stage:
         return self.run.checkpoints / self.progress.stage
 
     def save(self, *, finished: bool = False) -> None:
-        """Write the state that --resume goes on from."""
+        """Write the state that --resume goes on from; older ones than `checkpoints.keep` says are removed."""
+        self.require_finite_weights()
+        self.run.sync_metrics()
         self.progress = dataclasses.replace(
             self.progress, finished=finished, seconds=self.seconds, metrics_size=self.run.metrics_size
         )
         save_state(
-            self.state_folder,
+            state_folder(self.run.checkpoints, self.progress.stage, self.progress.step),
             self.model,
             self.optimizer.optimizer,
             self.scheduler,
             self.progress,
+            config_digest=self.config_digest,
             processes=self.processes,
         )
+        self._saved_step, self._saved_at = self.progress.step, time.monotonic()
+        if self.processes.is_first:
+            keep_newest(self.run.checkpoints, self.saving.keep)
+
+    def save_or_stop(self) -> None:
+        """To be called after each step and its evaluation: saves where it is due, ends where a signal asked for it.
+
+        Raises:
+            Stopped: on all processes, with the state of this step saved.
+        """
+        is_saved = self._saved_step == self.progress.step
+        if not is_saved and self._save_is_due():
+            self.save()
+            is_saved = True
+        try:
+            stop_if_asked(self.processes)
+        except Stopped:
+            if not is_saved:
+                self.save()
+            raise
+
+    def _save_is_due(self) -> bool:
+        every, minutes = self.saving.save_every, self.saving.save_minutes
+        if every is not None and self.progress.step % every == 0:
+            return True
+        # One clock counts: the first process's.
+        is_late = minutes is not None and time.monotonic() - self._saved_at >= 60.0 * minutes
+        return minutes is not None and self.processes.sums(float(is_late and self.processes.is_first))[0] > 0
 
 
 def _make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:

@@ -16,8 +16,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from .config import dump_yaml
+from .durable import write_atomically
 from .figures import DARK, FIGURES, LIGHT, png
-from .run_folder import write_atomically
 from .run_records import Group, look_up, read_runs
 
 _MARK = '<meta name="generator" content="tawin">'
@@ -147,7 +147,7 @@ def write_report(run_folders: Sequence[Path], out: Path | None = None) -> Path:
     for file, (caption, draw) in FIGURES.items():
         light, dark = (png(draw, groups, theme) for theme in (LIGHT, DARK))
         if light:
-            (out / file).write_bytes(light)
+            write_atomically(out / file, light)
             figures += _embedded(caption, light, dark)
     title = escape(f"tawin: {groups[0].label if len(groups) == 1 else f'{len(folders)} runs'}")
     page = f"""<!DOCTYPE html>

@@ -6,37 +6,36 @@
     catalog/        items, their tokens, their semantic ids
     checkpoints/    see checkpoint.py
     tensorboard/    see tracking.py
+    .lock           held by the process that trains, see run_lock.py
 
-A folder that holds another run is never written into; every whole file is written beside its place and renamed. Of
-several processes one writes.
+A folder that holds another run is never written into; every whole file is written beside its place and renamed, so that
+it can be read at any time. metrics.jsonl grows by a line at a time: its last line may be torn by a crash or half there
+for a reader, and is cut off when the run goes on. Of several processes one writes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from .config import Config, differences, dump_yaml, load_yaml
+from .durable import WriteError, clean_leftovers, sync_file, write_atomically
+from .run_lock import NAME as LOCK
+from .run_lock import in_use_message, is_in_use
 from .tracking import NOT_TRACKED, Tracking, start_tracking
 
 
 class RunFolderError(ValueError):
     """The folder cannot be used as asked; the message says why and what to do."""
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old content or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.writing")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,10 @@ class RunFolder:
         if not path.is_dir():
             raise RunFolderError(f"--out {path}: expected a folder, got a file")
         if (path / "config.yaml").exists():
+            if is_in_use(path):
+                raise RunFolderError(in_use_message(path))
             raise RunFolderError(f"--out {path}: holds another run; pass --resume to go on with it, or another folder")
-        if any(path.iterdir()):
+        if any(found.name not in (LOCK, ".config.yaml.writing") for found in path.iterdir()):  # what a crash leaves
             raise RunFolderError(f"--out {path}: expected a new or empty folder, got one with other files in it")
 
     @classmethod
@@ -81,16 +82,19 @@ class RunFolder:
     def resume(cls, path: Path, config: Config) -> RunFolder:
         """An existing run that is to go on with the same config; the fields that differ are named.
 
-        Guards and watchdog may differ: what they stopped may go on with others. So may the tracker.
+        Guards and watchdog may differ: what they stopped may go on with others. So may the tracker, and how often
+        states are saved and how many are kept. What a crash has left half written is removed.
         """
         run = cls.open(path)
-        found = differences(run.config, config)
-        changed = [one for one in found if not one[0].startswith(("guards.", "watchdog.", "tracking."))]
+        may_differ = ("guards.", "watchdog.", "tracking.", "checkpoints.")
+        changed = [one for one in differences(run.config, config) if not one[0].startswith(may_differ)]
         if changed:
             raise RunFolderError(
                 f"--resume {path}: the run was started with another config: "
                 + "; ".join(f"{name} was {old!r}, is now {new!r}" for name, old, new in changed)
             )
+        clean_leftovers(run.path)
+        clean_leftovers(run.checkpoints)
         return run
 
     @contextmanager
@@ -100,7 +104,8 @@ class RunFolder:
         try:
             yield replace(self, tracking=tracking)
         except BaseException:
-            tracking.finish(failed=True)
+            with suppress(OSError):  # a full disk is what has ended it, perhaps
+                tracking.finish(failed=True)
             raise
         tracking.finish(failed=False)
 
@@ -108,6 +113,12 @@ class RunFolder:
     def config(self) -> Config:
         """The config that the run was started with."""
         return load_yaml(self.path / "config.yaml")
+
+    @property
+    def config_digest(self) -> str:
+        """SHA-256 of the options in config.yaml, however they are written down."""
+        options = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+        return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
 
     @property
     def catalog(self) -> Path:
@@ -121,9 +132,19 @@ class RunFolder:
         """Append a line to metrics.jsonl."""
         if not self.writes:
             return
-        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        path = self.path / "metrics.jsonl"
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise WriteError(f"{path}: could not be written: {error}") from error
         self.tracking.log(line)
+
+    def sync_metrics(self) -> None:
+        """Have the system put metrics.jsonl on the disk: a state counts on the lines so far."""
+        path = self.path / "metrics.jsonl"
+        if self.writes and path.exists():
+            sync_file(path)
 
     @property
     def metrics_size(self) -> int:
@@ -132,9 +153,25 @@ class RunFolder:
         return path.stat().st_size if path.exists() else 0
 
     def forget_metrics_after(self, size: int) -> None:
-        """Cut metrics.jsonl to its first `size` bytes: the steps behind them will be done again."""
-        if self.writes and self.metrics_size > size:
-            os.truncate(self.path / "metrics.jsonl", size)
+        """Cut metrics.jsonl to its first `size` bytes: the steps behind them will be done again.
+
+        A file that is shorter has lost lines, which takes no crash but another hand: it is kept up to its last whole
+        line, with a warning.
+        """
+        found = self.metrics_size
+        if not self.writes or found == size:
+            return
+        path = self.path / "metrics.jsonl"
+        if found < size:
+            print(
+                f"warning: {path}: has {found:,} bytes, the state counts on {size:,}: lines are missing in it; the "
+                "training itself is not touched by that",
+                file=sys.stderr,
+            )
+            size = path.read_bytes().rfind(b"\n") + 1 if found else 0
+        if found > size:
+            os.truncate(path, size)
+            sync_file(path)
 
     @property
     def results(self) -> dict[str, Any]:

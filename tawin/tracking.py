@@ -21,6 +21,7 @@ from typing import Any
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 
 from .config import Config, TrackingConfig, dump_yaml
+from .durable import write_atomically
 
 FOLDER = "tensorboard"
 STATE_FILE = "tracking.json"
@@ -154,7 +155,7 @@ class Service(Tracking):
         else:
             self._tracker.log(numbers(line), step=line["step"])
         self._state["lines"] = self._line
-        self._path.write_text(json.dumps(self._state), encoding="utf-8")
+        write_atomically(self._path, json.dumps(self._state))
 
     def add_results(self, stage: str, figures: dict[str, dict[str, float]]) -> None:
         self._tracker.log(flat({"results": figures}, f"{stage}/"))

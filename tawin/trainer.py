@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ from .optimization import Stage
 from .policy import evaluating
 from .ragged import Ragged
 from .run_folder import RunFolder
+from .stopping import Stopped
 from .watchdog import Watchdog
 
 Reference = Callable[[Groups], Tensor]
@@ -63,28 +65,34 @@ def train_sft(
     sft = config.sft
     per_step = sft.batch_size * sft.gradient_accumulation
     steps_an_epoch, total = sft_steps(len(windows), sft)
-    stage = Stage.start("sft", accelerator, model, tokenizer, sft, total, run, config.guards)
+    stage = Stage.start("sft", accelerator, model, tokenizer, sft, total, run, config.guards, config.checkpoints)
     valid = sampled(split.valid, config.evaluation.valid_users, config.seed)
 
+    def check(loss: float | None = None) -> None:
+        """Evaluate and save where that is due and not done yet; with no step at all, the start itself."""
+        step = stage.progress.step
+        is_due = step == total or (step > 0 and step % (sft.evaluate_every * steps_an_epoch) == 0)
+        if step == stage.progress.evaluated or not is_due:
+            return
+        found = _evaluate(stage, catalog, valid, config)
+        stage.save(finished=step == total or stage.progress.stale >= sft.patience)
+        if total > 0:
+            _say(stage, f"epoch {-(-step // steps_an_epoch)}", found, loss)
+
+    check()  # one that a signal cut short
     with _bar(stage, total) as bar:
-        first_epoch = stage.progress.step // steps_an_epoch if steps_an_epoch else sft.epochs
-        for epoch in range(first_epoch, sft.epochs):
-            if stage.progress.step >= total or stage.progress.stale >= sft.patience:
-                break
-            for rows in epoch_batches(windows.lengths, per_step, np.random.default_rng((config.seed, 0, epoch))):
+        while stage.progress.step < total and stage.progress.stale < sft.patience:
+            epoch, done = divmod(stage.progress.step, steps_an_epoch)
+            batches = epoch_batches(windows.lengths, per_step, np.random.default_rng((config.seed, 0, epoch)))
+            for rows in islice(batches, done, None):
                 figures = sft_step(stage, catalog, windows, first_targets, rows, config)
                 stage.log(**figures, epoch=epoch + 1)
                 bar.update()
                 bar.set_postfix(loss=f"{figures['loss']:.3f}", refresh=False)
+                check(figures["loss"])
+                stage.save_or_stop()
                 if stage.progress.step == total:
                     break
-            if (epoch + 1) % sft.evaluate_every == 0 or stage.progress.step == total:
-                found = _evaluate(stage, catalog, valid, config)
-                stage.save(finished=stage.progress.step == total or stage.progress.stale >= sft.patience)
-                _say(stage, f"epoch {epoch + 1}", found, figures["loss"])
-    if stage.progress.best_step < 0:  # no epochs at all: the start itself
-        _evaluate(stage, catalog, valid, config)
-        stage.save(finished=True)
     return stage.progress
 
 
@@ -193,7 +201,7 @@ def train_grpo(
     steps = config.grpo.steps_on(len(split.rl))
     grpo = replace(config.grpo, steps=steps)
     config = replace(config, grpo=grpo)
-    stage = Stage.start("grpo", accelerator, model, tokenizer, grpo, steps, run, config.guards)
+    stage = Stage.start("grpo", accelerator, model, tokenizer, grpo, steps, run, config.guards, config.checkpoints)
     frozen = reference_log_probs(stage, reference) if grpo.beta > 0 else None
 
     def step() -> dict[str, float]:
@@ -226,14 +234,18 @@ def train_steps(
     """
     valid = sampled(valid, config.evaluation.valid_users, config.seed)
 
-    def check(when: str) -> None:
+    def check() -> None:
+        """Evaluate and save where that is due and not done yet."""
+        step = stage.progress.step
+        if step == stage.progress.evaluated or (step % evaluate_every and step < steps):
+            return
         found = _evaluate(stage, catalog, valid, config)
-        stage.save(finished=stage.progress.step >= steps)
-        _say(stage, when, found)
+        stage.save(finished=step >= steps)
+        _say(stage, f"step {step}" if step else "start", found)
 
     watchdog = Watchdog.of(stage, config)
-    if stage.progress.best_step < 0:
-        check("start")
+    check()
+    stage.save_or_stop()
     with _bar(stage, steps) as bar:
         while stage.progress.step < steps:
             figures = step()
@@ -241,8 +253,8 @@ def train_steps(
             bar.update()
             bar.set_postfix({name: f"{figures[name]:.3f}" for name in shown if name in figures}, refresh=False)
             watchdog.watch(stage, figures)
-            if stage.progress.step % evaluate_every == 0 or stage.progress.step == steps:
-                check(f"step {stage.progress.step}")
+            check()
+            stage.save_or_stop()
     return stage.progress
 
 
@@ -459,19 +471,23 @@ def reference_log_probs(stage: Stage, reference: nn.Module | None) -> Reference:
 
 
 def _evaluate(stage: Stage, catalog: Catalog, valid: Examples, config: Config) -> dict[str, float]:
-    """Figures on valid, recorded."""
+    """Figures on valid, recorded. Where a signal cuts it short, the state is saved: it is done again on resuming."""
     stage.require_finite_weights()
-    found = stage.infer(
-        lambda model: evaluate(
-            model,
-            catalog,
-            valid,
-            config.evaluation,
-            description="valid",
-            progress=stage.processes.is_first,
-            processes=stage.processes,
+    try:
+        found = stage.infer(
+            lambda model: evaluate(
+                model,
+                catalog,
+                valid,
+                config.evaluation,
+                description="valid",
+                progress=stage.processes.is_first,
+                processes=stage.processes,
+            )
         )
-    )
+    except Stopped:
+        stage.save()
+        raise
     stage.record(found, config.evaluation.select)
     return found
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 import train
 from tawin.distributed import Processes
+from tawin.states import states
 
 from .distributed_worker import ENGINE_OPTIONS, OPTIONS, recommendations, run_until, steps
 from .test_train import SMALL, metrics
@@ -157,7 +158,8 @@ def test_files_of_a_run_do_not_tell_how_many_wrote_it(two: Path, folder: Path) -
         return sorted(re.sub(r"tfevents\..*", "tfevents", name) for name in names)  # when, where, which process
 
     assert files(two / "run") == files(folder / "one")
-    ours, theirs = (load_file(run / "checkpoints/state/optimizer.safetensors") for run in (two / "run", folder / "one"))
+    newest = (states(run / "checkpoints")[-1] for run in (two / "run", folder / "one"))
+    ours, theirs = (load_file(state / "optimizer.safetensors") for state in newest)
     assert {name: (t.shape, t.dtype) for name, t in ours.items()} == {n: (t.shape, t.dtype) for n, t in theirs.items()}
 
 
@@ -212,7 +214,7 @@ def test_processes_skip_and_stop_alike_where_one_of_them_has_a_loss_that_is_not_
     assert all(report["figures"] == {"loss": "nan", "gradient norm": "nan"} for report in reports)
     assert all(one["tensor"].startswith("gradient of") for report in reports for one in report["found"])
     assert commands[two.name].output.count("error: grpo: the loss is nan") == 1
-    state = load_file(two / "guarded" / "checkpoints" / "state" / "weights.safetensors")
+    state = load_file(states(two / "guarded" / "checkpoints")[-1] / "weights.safetensors")
     assert all(bool(tensor.isfinite().all()) for tensor in state.values())
 
 

@@ -25,6 +25,7 @@ from tawin.evaluate import evaluate, sampled
 from tawin.optimization import Stage
 from tawin.policy import load_model
 from tawin.run_folder import RunFolder
+from tawin.states import states
 from tawin.synthetic import make_synthetic
 
 from .tawin.events import count_event_files_from_zero, scalars
@@ -354,7 +355,7 @@ def test_moments_of_8_bits_train_and_a_stopped_run_goes_on_as_if_it_never_was(
         stopping.setattr(Stage, "update", update_or_stop)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "stopped", *options)
-    moments = load_file(tmp_path / "stopped" / "checkpoints" / "state" / "optimizer.safetensors")
+    moments = load_file(states(tmp_path / "stopped" / "checkpoints")[-1] / "optimizer.safetensors")
     assert torch.uint8 in {tensor.dtype for tensor in moments.values()}
     train.main(["--out", str(tmp_path / "stopped"), "--resume"])
     assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")

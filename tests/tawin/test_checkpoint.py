@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
 
-from tawin.checkpoint import Progress, load_state, read_progress, save_model, save_state
+from tawin.checkpoint import Progress, find_state, load_state, read_progress, save_model, save_state
 from tawin.config import PolicyConfig
 from tawin.distributed import Processes
 from tawin.policy import add_lora, load_model
+from tawin.states import state_folder
 from tawin.tokenizer import make_semantic_tokenizer
 
 from .models import tiny_model
@@ -129,12 +131,21 @@ def test_a_failed_save_leaves_the_old_checkpoint(tokenizer, tmp_path: Path, monk
     assert (tmp_path / "best" / "model.safetensors").read_bytes() == before
 
 
-def test_a_crash_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
+def test_a_state_says_how_far_it_is_and_of_which_config(tmp_path: Path) -> None:
     model = tiny_model("qwen2")
-    save_state(tmp_path / "state", model, *training_setup(model), Progress("grpo", step=4))
-    (tmp_path / "state").rename(tmp_path / ".state.old")  # where a replacement stands between its two renames
-    assert read_progress(tmp_path / "state") == Progress("grpo", step=4)
+    for number, progress in enumerate((Progress("sft", step=4, finished=True), Progress("grpo", step=0, evaluated=0))):
+        folder = state_folder(tmp_path, progress.stage, progress.step)
+        save_state(folder, model, *training_setup(model), progress, config_digest="ours")
+        assert find_state(tmp_path, "ours") == (folder, progress), number
+    with pytest.raises(ValueError, match="expected a state of this run's config"):
+        find_state(tmp_path, "theirs")
 
 
 def test_no_state_is_no_progress(tmp_path: Path) -> None:
-    assert read_progress(tmp_path / "state") is None
+    assert find_state(tmp_path, "") is None
+
+
+def test_a_state_of_an_earlier_version_was_saved_after_an_evaluation(tmp_path: Path) -> None:
+    progress = {"stage": "grpo", "step": 40, "best_step": 20, "best_value": 0.5, "stale": 1, "metrics_size": 9}
+    (tmp_path / "state.json").write_text(json.dumps({"progress": progress}))
+    assert read_progress(tmp_path) == Progress(**progress, evaluated=40)

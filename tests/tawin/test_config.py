@@ -134,6 +134,7 @@ def test_every_option_is_documented_in_yaml_order() -> None:
         "guards",
         "watchdog",
         "tracking",
+        "checkpoints",
     ]
 
 

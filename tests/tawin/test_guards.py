@@ -15,12 +15,14 @@ from safetensors.torch import load_file
 
 import train
 from tawin import trainer
+from tawin.checkpoint import read_progress
 from tawin.config import Config, GRPOConfig, GuardConfig, SFTConfig
 from tawin.data import Examples, Split
 from tawin.guards import Finding, NonFiniteError, merged, nonfinite
 from tawin.optimization import Stage
 from tawin.ragged import Ragged
 from tawin.run_folder import RunFolder
+from tawin.states import states
 from tawin.tokenizer import make_semantic_tokenizer
 from tawin.trainer import grpo_step, prompt_rows, train_sft
 
@@ -259,7 +261,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     for name in ("sft", "grpo"):  # GRPO's is the SFT start
         tensors = load_file(out / "checkpoints" / name / "model.safetensors")
         assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
-    state = load_file(out / "checkpoints" / "state" / "weights.safetensors")
+    state = load_file(states(out / "checkpoints")[-1] / "weights.safetensors")
     assert all(bool(tensor.isfinite().all()) for tensor in state.values())
 
 
@@ -286,7 +288,7 @@ def test_a_run_that_was_stopped_goes_on_with_skips_from_its_last_checkpoint(
     said = capsys.readouterr().err
     assert caught.value.code == 1
     assert said.count("error: grpo: the loss is nan") == 1 and "at step 4" in said and "--guards.nonfinite skip" in said
-    assert json.loads((out / "checkpoints" / "state" / "state.json").read_text())["progress"]["step"] == 2
+    assert read_progress(states(out / "checkpoints")[-1]).step == 2
 
     train.main(["--out", str(out), "--resume", "--guards.nonfinite=skip"])
     lines = [json.loads(text) for text in (out / "metrics.jsonl").read_text().splitlines()]
