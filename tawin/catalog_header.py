@@ -27,8 +27,8 @@ def write_header(path: Path, values: dict[str, Any]) -> None:
 def read_header(path: Path) -> dict[str, Any]:
     """The values by their names, lists as tuples; DataError for what `write_header` does not write."""
     try:
-        header = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        header = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: expected the JSON file that Catalog.save writes, cannot read it: {error}") from error
     if isinstance(header, dict) and header.get("format") == 1 and not {"separator", "suffix", "empty"} & set(header):
         header = {**header, "format": FORMAT, "separator": [], "suffix": [], "empty": header.get("prefix")}
@@ -39,12 +39,12 @@ def read_header(path: Path) -> dict[str, Any]:
         if name in _LISTS:
             if not (isinstance(value, list) and len(value) >= _LISTS[name] and all(map(_is_token, value))):
                 needed = "a list of at least one token" if _LISTS[name] else "a list of tokens"
-                raise DataError(f"{path}: {name}: expected {needed}, got {value!r}")
+                raise DataError(f"{path}: {name}: expected {needed} in [0, 2 ** 31), got {value!r}")
             values[name] = tuple(value)
         elif not (_is_token(value) or (value is None and name == "end_token")):
-            raise DataError(f"{path}: expected tokens of 0 or more as pad_token and end_token (or null), got {header}")
+            raise DataError(f"{path}: expected tokens in [0, 2 ** 31) as pad_token and end_token (or null), got {header}")
     return values
 
 
 def _is_token(value: object) -> bool:
-    return type(value) is int and value >= 0
+    return type(value) is int and 0 <= value < 2**31

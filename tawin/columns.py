@@ -35,7 +35,7 @@ def open_parquet(path: Path, required: tuple[str, ...]) -> Iterator[pq.ParquetFi
                 if column not in names:
                     raise DataError(f"{path}: column '{column}': expected, but the file has only {', '.join(names)}")
             yield file
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # names of columns may be no text
         raise DataError(f"{path}: expected a parquet file, got one that cannot be read: {error}") from error
 
 
@@ -119,6 +119,8 @@ def _require_no_nulls(count: int, column: str, path: Path) -> None:
 
 
 def _int64(values: pa.Array, column: str, path: Path) -> np.ndarray:
+    if len(values) == 0:  # of any type, also one that casts to no integers
+        return np.zeros(0, dtype=np.int64)
     try:
         return values.cast(pa.int64()).to_numpy(zero_copy_only=False)
     except pa.ArrowInvalid as error:

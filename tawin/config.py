@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import reprlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -539,13 +540,13 @@ def dump_yaml(config: Config) -> str:
 def load_yaml(path: Path, base: Config | None = None) -> Config:
     """A config from a YAML file; fields that it leaves out come from `base` (default: the defaults).
 
-    Raises ValueError that names the file and the unknown field or wrong type.
+    Raises ValueError that names the file and the unknown field, wrong type or value out of range.
     """
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not valid YAML: {error}") from None
     if values is None:
         values = {}
@@ -569,11 +570,14 @@ def _updated(section: Any, values: dict[str, Any], source: str, prefix: str) -> 
         old = fields[name]
         if dataclasses.is_dataclass(old):
             if not isinstance(value, dict):
-                raise ValueError(f"{source}: {full}: expected a mapping of options, got {value!r}")
+                raise ValueError(f"{source}: {full}: expected a mapping of options, got {reprlib.repr(value)}")
             changes[name] = _updated(old, value, source, f"{full}.")
         else:
             changes[name] = _typed(type(section), name, value, f"{source}: {full}")
-    return dataclasses.replace(section, **changes)
+    try:
+        return dataclasses.replace(section, **changes)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{source}: {error}") from None
 
 
 def _typed(section: type, name: str, value: Any, where: str) -> Any:
@@ -594,7 +598,8 @@ def _typed(section: type, name: str, value: Any, where: str) -> Any:
         with contextlib.suppress(ValueError):
             value = float(value)  # YAML 1.1 reads 1e-5 as a string
     if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
-        raise ValueError(f"{where}: expected {annotation}, got {value!r}")
+        # A few lines of YAML can name a value that is gigabytes of text.
+        raise ValueError(f"{where}: expected {annotation}, got {reprlib.repr(value)}")
     return float(value) if isinstance(value, int) and is_float else value
 
 

@@ -5,6 +5,10 @@ a range of bytes for each array, then the arrays' bytes without gaps. The safete
 written here, and those that it wrote of the same arrays and metadata are read here. Arrays have the machine's byte
 order, which is little-endian wherever Triton runs.
 
+The metadata holds a CRC-32 of the arrays' bytes: a bit that has flipped may make another good trie, of other items,
+which no check of the arrays can tell. It is against damage, not against people. A file without it, as the library may
+have written, is checked as a trie alone.
+
 The module knows what makes four arrays a trie, not how they are built.
 """
 
@@ -15,6 +19,7 @@ import json
 import mmap
 import os
 import reprlib
+import zlib
 from collections.abc import Iterator, Mapping
 from io import BufferedReader
 from typing import Any, BinaryIO
@@ -23,6 +28,7 @@ import torch
 
 ARRAYS = ("child_offsets", "edge_tokens", "item_offsets", "item_ids")
 _FORMAT = "tawin_kernels.ItemTrie.1"
+_CHECKSUM = "crc32"  # eight hexadecimal digits
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the library safetensors
 _INT32_BYTES = 4
@@ -31,21 +37,18 @@ _CHUNK = 2**18  # nodes or items that are looked at together
 
 def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, torch.Tensor]) -> None:
     """Write the four int32 arrays; an existing file is replaced at once, never left half written."""
-    header: dict[str, Any] = {"__metadata__": {"format": _FORMAT}}
-    end = 0
-    for name in ARRAYS:
-        begin, end = end, end + arrays[name].nbytes
-        header[name] = {"dtype": "I32", "shape": list(arrays[name].shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the format aligns the arrays at 8 bytes
     temporary = f"{os.fsdecode(path)}.{os.getpid()}.tmp"
     try:
         with open(temporary, "wb") as file:
-            file.write(len(text).to_bytes(_LENGTH_BYTES, "little") + text)
+            file.write(_header(arrays, 0))
+            checksum = 0
             for name in ARRAYS:
                 buffer = bytearray(arrays[name].nbytes)
                 torch.frombuffer(buffer, dtype=torch.int32).copy_(arrays[name])
+                checksum = zlib.crc32(buffer, checksum)
                 file.write(buffer)
+            file.seek(0)
+            file.write(_header(arrays, checksum))  # as long as the first
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -53,6 +56,17 @@ def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, torch.Tensor
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def _header(arrays: Mapping[str, torch.Tensor], checksum: int) -> bytes:
+    header: dict[str, Any] = {"__metadata__": {"format": _FORMAT, _CHECKSUM: f"{checksum:08x}"}}
+    end = 0
+    for name in ARRAYS:
+        begin, end = end, end + arrays[name].nbytes
+        header[name] = {"dtype": "I32", "shape": list(arrays[name].shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format aligns the arrays at 8 bytes
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text
 
 
 def read_arrays(path: str | os.PathLike[str], *, memory_map: bool = False) -> dict[str, torch.Tensor]:
@@ -67,44 +81,55 @@ def read_arrays(path: str | os.PathLike[str], *, memory_map: bool = False) -> di
     multiple of 4 bytes (those written here do); OSError for one that cannot be read.
     """
     with open(path, "rb") as file:
-        header, data_bytes = _read_header(file, path)
+        header, expected, data_bytes = _read_header(file, path)
         counts = _counts_in_file_order(header, data_bytes, path)
-        arrays = _map(file, counts, path) if memory_map else _read(file, counts, path)
+        arrays, found = _map(file, counts, path) if memory_map else _read(file, counts, path)
     damage = _damage(**arrays)
+    if expected not in (None, f"{found:08x}"):
+        damage = f"the CRC-32 of its arrays is {found:08x}, expected {expected!r}"
     if damage is not None:
         raise ValueError(f"path: {os.fsdecode(path)} holds a damaged trie: {damage}")
     return arrays
 
 
-def _read(file: BufferedReader, counts: dict[str, int], path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    arrays = {}
+def _read(
+    file: BufferedReader, counts: dict[str, int], path: str | os.PathLike[str]
+) -> tuple[dict[str, torch.Tensor], int]:
+    """The arrays, and the CRC-32 of their bytes."""
+    arrays, checksum = {}, 0
     for name, count in counts.items():
         buffer = bytearray(count * _INT32_BYTES)
         if file.readinto(buffer) != len(buffer):
             raise _unreadable(path, f"it ends within {name}")
+        checksum = zlib.crc32(buffer, checksum)
         arrays[name] = torch.frombuffer(buffer, dtype=torch.int32)
-    return arrays
+    return arrays, checksum
 
 
-def _map(file: BufferedReader, counts: dict[str, int], path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+def _map(
+    file: BufferedReader, counts: dict[str, int], path: str | os.PathLike[str]
+) -> tuple[dict[str, torch.Tensor], int]:
+    """The arrays, and the CRC-32 of their bytes."""
     position = file.tell()
     if position % _INT32_BYTES:
         raise _unreadable(path, f"its arrays begin at byte {position}, expected a multiple of {_INT32_BYTES} to map it")
     # Of the open file, not of the path: what is mapped is what the header was read from. The tensors keep it mapped.
     mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    with memoryview(mapped) as view:
+        checksum = zlib.crc32(view[position:])
     arrays = {}
     for name, count in counts.items():
         arrays[name] = torch.frombuffer(mapped, dtype=torch.int32, count=count, offset=position)
         position += count * _INT32_BYTES
-    return arrays
+    return arrays, checksum
 
 
 def _unreadable(path: str | os.PathLike[str], reason: str) -> ValueError:
     return ValueError(f"path: {os.fsdecode(path)} is not a readable safetensors file: {reason}")
 
 
-def _read_header(file: BinaryIO, path: str | os.PathLike[str]) -> tuple[dict[str, Any], int]:
-    """The entries of the four arrays, not yet checked, and how many bytes follow them."""
+def _read_header(file: BinaryIO, path: str | os.PathLike[str]) -> tuple[dict[str, Any], Any, int]:
+    """The entries of the four arrays and the checksum, not yet checked, and how many bytes follow them."""
     size = os.fstat(file.fileno()).st_size
     if size < _LENGTH_BYTES:
         raise _unreadable(path, f"it has {size} bytes, expected at least {_LENGTH_BYTES}")
@@ -119,12 +144,14 @@ def _read_header(file: BinaryIO, path: str | os.PathLike[str]) -> tuple[dict[str
         raise _unreadable(path, f"its header is {reprlib.repr(header)}, expected a JSON object")
     metadata = header.pop("__metadata__", None)
     file_format = metadata.get("format") if isinstance(metadata, dict) else None
-    if file_format != _FORMAT or sorted(header) != sorted(ARRAYS):
+    # Nothing else is metadata: the checksum's name may be what was damaged.
+    is_known = isinstance(metadata, dict) and metadata.keys() <= {"format", _CHECKSUM}
+    if file_format != _FORMAT or not is_known or sorted(header) != sorted(ARRAYS):
         raise ValueError(
             f"path: expected a file that ItemTrie.save wrote (format {_FORMAT!r}, tensors {', '.join(ARRAYS)}), got "
-            f"format {reprlib.repr(file_format)}, tensors {reprlib.repr(sorted(header))} in {os.fsdecode(path)}"
+            f"metadata {reprlib.repr(metadata)}, tensors {reprlib.repr(sorted(header))} in {os.fsdecode(path)}"
         )
-    return header, size - _LENGTH_BYTES - length
+    return header, metadata.get(_CHECKSUM), size - _LENGTH_BYTES - length
 
 
 def _counts_in_file_order(header: dict[str, Any], data_bytes: int, path: str | os.PathLike[str]) -> dict[str, int]:

@@ -307,12 +307,14 @@ def test_a_data_folder_is_not_overwritten_by_a_catalogue(tmp_path: Path) -> None
         ({"format": 3}, r"catalog.json: expected the keys .* with format 2"),
         ({"format": 1}, r"catalog.json: expected the keys .* with format 2"),
         ({"more": 2}, r"catalog.json: expected the keys"),
-        ({"prefix": []}, r"prefix: expected a list of at least one token, got \[\]"),
+        ({"prefix": []}, r"prefix: expected a list of at least one token in \[0, 2 \*\* 31\), got \[\]"),
         ({"prefix": [1.5]}, r"prefix: expected"),
-        ({"suffix": None}, r"suffix: expected a list of tokens, got None"),
+        ({"suffix": None}, r"suffix: expected a list of tokens in \[0, 2 \*\* 31\), got None"),
         ({"empty": []}, r"empty: expected a list of at least one token"),
-        ({"pad_token": -1}, r"expected tokens of 0 or more as pad_token and end_token"),
-        ({"end_token": "x"}, r"expected tokens of 0 or more as pad_token and end_token"),
+        ({"separator": [2**70]}, r"separator: expected a list of tokens in \[0, 2 \*\* 31\), got \[11805"),
+        ({"pad_token": -1}, r"expected tokens in \[0, 2 \*\* 31\) as pad_token and end_token"),
+        ({"pad_token": 2**31}, r"expected tokens in \[0, 2 \*\* 31\) as pad_token and end_token"),
+        ({"end_token": "x"}, r"expected tokens in \[0, 2 \*\* 31\) as pad_token and end_token"),
     ],
 )
 def test_a_changed_header_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
