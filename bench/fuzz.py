@@ -23,7 +23,6 @@ import signal
 import sys
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -69,7 +68,7 @@ class Found:
     target: str
     seed: int
     cases: int = 0
-    outcomes: Counter[str] = field(default_factory=Counter)
+    outcomes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_OUTCOMES, 0))
     failures: int = 0
     first_failures: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
@@ -118,8 +117,9 @@ def run_target(target: str, where: Where, *, cases: int, seed: int = 0, seconds:
     for number in range(cases):
         outcome, error = run_case(case, seed, number)
         found.cases += 1
-        found.outcomes[outcome] += 1
-        if outcome == "failed":
+        if outcome != "failed":
+            found.outcomes[outcome] += 1
+        else:
             found.failures += 1
             if len(found.first_failures) < _FAILURES_KEPT:
                 found.first_failures.append({"case": number, "error": error})
@@ -153,12 +153,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     targets = options.targets or list(OPS if options.device == "cuda" else TARGETS)
     if unknown := sorted(set(targets) - set(TARGETS)):
         parser.error(f"TARGET: expected some of {', '.join(TARGETS)}, got {', '.join(unknown)}")
+    numbers = [number for number in (options.cases, options.seconds, options.minutes) if number is not None]
+    if min(numbers, default=1) <= 0 or options.seed < 0:
+        parser.error("--cases, --seconds, --minutes: expected numbers above 0; --seed: 0 or more")
     if options.device == "cuda" and not torch.cuda.is_available():
         print("there is no CUDA device: nothing to run")
         return 2
-    if min(options.cases or 1, options.seconds or 1, options.minutes or 1) <= 0 or options.seed < 0:
-        parser.error("--cases, --seconds, --minutes: expected numbers above 0; --seed: 0 or more")
-    faulthandler.enable()
     torch.set_num_threads(1)
     where = Where(torch.device(options.device), options.impl)
     if options.case is not None:
@@ -186,4 +186,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    faulthandler.enable()  # a crash says where
     sys.exit(main())

@@ -1,12 +1,14 @@
 """One call on a machine with a GPU: is it right, and how fast is it?
 
 Run: python -m bench.gpu --out FOLDER [--minutes 9.5] [--quick] [--parts ceilings,tests,...]
+     python -m bench.gpu --out FOLDER --parts fuzz,sanitize
 
 The parts, each with its share of the minutes; what one does not use is left to those after it:
 * ceilings: the bytes a second of a large copy on the device and the bf16 FLOPs a second of a large matrix product, on
   random data (zeros draw less power and run faster);
 * tests: pytest tests/kernels;
 * checks: bench.kernel_checks, every op against the reference op in fp64 at shapes of real work;
+* fuzz and sanitize, only where --parts names them: bench.fuzz on the GPU, and compute-sanitizer over the kernel tests;
 * a part for each benchmark suite, `pytest bench/bench_<name>.py`; --quick takes each one's base point alone.
 All but the ceilings are processes of their own: what crashes or hangs takes nothing else with it. FOLDER gets one JSON
 file named by device and time (UTC), written anew after every part, so a call that is cut off leaves what it had.
@@ -19,9 +21,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import os
 import re
-import signal
 import statistics
 import subprocess
 import sys
@@ -37,12 +37,11 @@ import torch
 import triton
 
 from .foundation import machine_facts
+from .process import LAST_CHARACTERS, pytest_command, run_process
+from .sanitize import TOOLS, run_tools
 
-ROOT = Path(__file__).parent.parent
 DEVICE = torch.device("cuda")
 _PYTEST_STOPPED = 2
-_SECONDS_TO_FINISH = 5  # after an interrupt
-_LAST_CHARACTERS = 6000  # of a process's output that are kept
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,14 @@ def parts(quick: bool) -> list[Part]:
         Part("tests", 3.0, run_tests),
         Part("checks", 2.0, run_checks),
         *(Part(suite.name, suite.weight, partial(run_suite, suite, quick)) for suite in SUITES),
+    ]
+
+
+def optional_parts() -> list[Part]:
+    """What takes minutes by itself and is no measurement: run where it is asked for by name. Not run on a GPU yet."""
+    return [
+        Part("fuzz", 1.0, run_fuzz),
+        Part("sanitize", 2.0, lambda limit: run_tools(TOOLS, ["tests/kernels"], limit)),
     ]
 
 
@@ -143,7 +150,7 @@ def _event_times(work: Callable[..., Any], tensors: Sequence[torch.Tensor], seco
 
 
 def run_tests(limit: float) -> dict[str, Any]:
-    result = run_process(pytest_command("tests/kernels", limit), limit)
+    result = run_process(pytest_command("tests/kernels", limit=limit), limit)
     return {**result, "passed": result["status"] == 0, "summary": _last_line(result["output"])}
 
 
@@ -153,7 +160,7 @@ def run_checks(limit: float, *arguments: str) -> dict[str, Any]:
     # Warnings and tracebacks stand between the lines of JSON.
     lines = result["output"].splitlines()
     checks = [json.loads(line) for line in lines if line.startswith('{"check"')]
-    rest = "\n".join(line for line in lines if not line.startswith('{"check"'))[-_LAST_CHARACTERS:]
+    rest = "\n".join(line for line in lines if not line.startswith('{"check"'))[-LAST_CHARACTERS:]
     failed = [check["check"] for check in checks if not check["passed"]]
     return {
         **result,
@@ -164,11 +171,19 @@ def run_checks(limit: float, *arguments: str) -> dict[str, Any]:
     }
 
 
+def run_fuzz(limit: float) -> dict[str, Any]:
+    minutes = max(0.1, (limit - 30) / 60)  # what it takes to start
+    command = [sys.executable, "-m", "bench.fuzz", "--device", "cuda", "--minutes", f"{minutes:.2f}"]
+    result = run_process(command, limit)
+    lines = [line for line in result["output"].splitlines() if " cases, " in line]
+    return {**result, "passed": result["status"] == 0, "summary": "; ".join(lines) or _last_line(result["output"])}
+
+
 def run_suite(suite: Suite, quick: bool, limit: float) -> dict[str, Any]:
     """Out of time it passes, with what was measured by then."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "benchmark.json"
-        command = [*pytest_command(f"bench/bench_{suite.name}.py", limit), f"--benchmark-json={path}"]
+        command = [*pytest_command(f"bench/bench_{suite.name}.py", limit=limit), f"--benchmark-json={path}"]
         if quick and suite.base:
             command += ["-k", suite.base]
         result = run_process(command, limit)
@@ -180,50 +195,6 @@ def run_suite(suite: Suite, quick: bool, limit: float) -> dict[str, Any]:
         "passed": result["out_of_time"] or result["status"] in (0, _PYTEST_STOPPED),
         "summary": f"{len(measured)} measured; {_last_line(result['output'])}",
         "benchmarks": measured,
-    }
-
-
-def pytest_command(path: str, limit: float) -> list[str]:
-    """It begins no test when it has used most of its time."""
-    return [
-        sys.executable,
-        "-m",
-        "pytest",
-        path,
-        "-p",
-        "bench.stop_after",
-        "--stop-after",
-        f"{(limit - _SECONDS_TO_FINISH) * 0.8:.0f}",
-    ]
-
-
-def run_process(command: Sequence[str], limit: float, *, keep_all: bool = False) -> dict[str, Any]:
-    """A process in the repository's root; out of time it is interrupted, and killed if that does not help."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET" or keep_all}
-    start = time.monotonic()
-    with tempfile.TemporaryFile() as file:  # no pipe, which a child left behind could hold open
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        out_of_time = False
-        try:
-            process.wait(max(1.0, limit - _SECONDS_TO_FINISH))
-        except subprocess.TimeoutExpired:
-            out_of_time = True
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(_SECONDS_TO_FINISH)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        file.seek(0)
-        output = file.read().decode(errors="replace")
-    return {
-        "command": " ".join(command[1:]),
-        "status": process.returncode,
-        "out_of_time": out_of_time,
-        "seconds": round(time.monotonic() - start, 1),
-        "output": output if keep_all else output[-_LAST_CHARACTERS:],
     }
 
 
@@ -317,11 +288,12 @@ def microseconds_of(benchmark: dict[str, Any]) -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.splitlines()[0])
-    names = [part.name for part in parts(quick=False)]
+    usual = [part.name for part in parts(quick=False)]
+    names = [*usual, *(part.name for part in optional_parts())]
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the JSON file goes")
     parser.add_argument("--minutes", type=float, default=9.5, help="for all parts together")
     parser.add_argument("--quick", action="store_true", help="only the base point of each benchmark suite")
-    parser.add_argument("--parts", default=",".join(names), help=f"some of {','.join(names)}")
+    parser.add_argument("--parts", default=",".join(usual), help=f"some of {','.join(names)}")
     options = parser.parse_args(arguments)
     wanted = options.parts.split(",")
     if unknown := set(wanted) - set(names):
@@ -336,7 +308,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("\n".join(f"{name}: {value}" for name, value in machine.items()), flush=True)
     path = report_path(options.out, machine["device"], datetime.datetime.now(datetime.UTC))
     report: dict[str, Any] = {"machine": machine, "minutes": options.minutes, "quick": options.quick, "parts": {}}
-    chosen = [part for part in parts(options.quick) if part.name in wanted]
+    chosen = [part for part in (*parts(options.quick), *optional_parts()) if part.name in wanted]
     run_all(chosen, options.minutes, report, lambda: save_report(path, report))
     print(f"written: {path}\n{table(report)}")
     return 0 if all(result["passed"] for result in report["parts"].values()) else 1

@@ -42,7 +42,9 @@ def read_header(path: Path) -> dict[str, Any]:
                 raise DataError(f"{path}: {name}: expected {needed} in [0, 2 ** 31), got {value!r}")
             values[name] = tuple(value)
         elif not (_is_token(value) or (value is None and name == "end_token")):
-            raise DataError(f"{path}: expected tokens in [0, 2 ** 31) as pad_token and end_token (or null), got {header}")
+            raise DataError(
+                f"{path}: expected tokens in [0, 2 ** 31) as pad_token and end_token (or null), got {header}"
+            )
     return values
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import gpu
+from bench import gpu, process
 from bench.gpu import Part, Suite
 from bench.kernel_checks import Compared, distance, outcome, same_bits
 
@@ -44,7 +44,12 @@ def test_arguments_that_make_no_sense_are_refused(arguments: list[str], capsys: 
 
 def test_every_suite_that_is_named_is_there() -> None:
     for suite in gpu.SUITES:
-        assert (gpu.ROOT / "bench" / f"bench_{suite.name}.py").is_file()
+        assert (process.ROOT / "bench" / f"bench_{suite.name}.py").is_file()
+
+
+def test_fuzzing_and_the_sanitizer_are_run_only_where_they_are_named() -> None:
+    assert [part.name for part in gpu.optional_parts()] == ["fuzz", "sanitize"]
+    assert not {"fuzz", "sanitize"} & {part.name for part in gpu.parts(quick=False)}
 
 
 def test_a_failing_part_stops_no_other_and_every_part_is_saved() -> None:
@@ -71,12 +76,12 @@ def test_a_failing_part_stops_no_other_and_every_part_is_saved() -> None:
 
 
 def test_a_process_out_of_time_is_ended_and_its_output_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "_SECONDS_TO_FINISH", 0.5)
+    monkeypatch.setattr(process, "_SECONDS_TO_FINISH", 0.5)
     deaf = (
         "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('here', flush=True); time.sleep(600)"
     )
     begin = time.monotonic()
-    result = gpu.run_process([sys.executable, "-c", deaf], 2.0)
+    result = process.run_process([sys.executable, "-c", deaf], 2.0)
     assert time.monotonic() - begin < 60
     assert result["out_of_time"]
     assert result["status"] != 0
@@ -84,7 +89,7 @@ def test_a_process_out_of_time_is_ended_and_its_output_kept(monkeypatch: pytest.
 
 
 def test_a_process_that_ends_tells_its_status_and_output() -> None:
-    result = gpu.run_process([sys.executable, "-c", "print('well'); raise SystemExit(3)"], 60.0)
+    result = process.run_process([sys.executable, "-c", "print('well'); raise SystemExit(3)"], 60.0)
     assert (result["status"], result["output"].strip(), result["out_of_time"]) == (3, "well", False)
 
 
@@ -106,8 +111,8 @@ def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
     (tmp_path / "bench" / "bench_sleep.py").write_text(SUITE)
     (tmp_path / "bench" / "__init__.py").touch()
     for name in ("stop_after.py",):
-        (tmp_path / "bench" / name).write_text((gpu.ROOT / "bench" / name).read_text())
-    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+        (tmp_path / "bench" / name).write_text((process.ROOT / "bench" / name).read_text())
+    monkeypatch.setattr(process, "ROOT", tmp_path)
     return Suite("sleep", 1.0, "ours")
 
 
@@ -131,14 +136,14 @@ def test_a_suite_out_of_time_keeps_what_it_measured(suite: Suite) -> None:
     text = SUITE.replace('["ours", "slow"]', "range(60)").replace(
         "benchmark.pedantic", "time.sleep(0.5); benchmark.pedantic"
     )
-    (gpu.ROOT / "bench" / "bench_sleep.py").write_text(text)
+    (process.ROOT / "bench" / "bench_sleep.py").write_text(text)
     result = gpu.run_suite(suite, quick=False, limit=16.0)
     assert result["passed"]
     assert 0 < len(result["benchmarks"]) < 60, result["output"]
 
 
 def test_a_suite_that_fails_is_a_failure(suite: Suite) -> None:
-    (gpu.ROOT / "bench" / "bench_sleep.py").write_text("def test_agreement():\n    assert False\n")
+    (process.ROOT / "bench" / "bench_sleep.py").write_text("def test_agreement():\n    assert False\n")
     result = gpu.run_suite(suite, quick=False, limit=60.0)
     assert not result["passed"]
     assert "1 failed" in result["summary"]

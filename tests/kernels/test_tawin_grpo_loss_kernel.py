@@ -21,20 +21,6 @@ VALUE_TOLERANCE = 3e-5
 GRADIENT_TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def poisoned_memory():
-    """An element that no kernel writes is NaN, or for integers a row that does not exist."""
-    empty, empty_like = torch.empty, torch.empty_like
-
-    def poisoned(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.fill_(NAN if tensor.is_floating_point() else 2**30)
-
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(torch, "empty", lambda *size, **options: poisoned(empty(*size, **options)))
-        monkeypatch.setattr(torch, "empty_like", lambda *tensor, **options: poisoned(empty_like(*tensor, **options)))
-        yield
-
-
 def completions(seed: int = 0, dtype: torch.dtype = torch.float32, *, shared: bool = False, trie: bool = False) -> dict:
     """Four groups of five: live, dead, all positive, and live with a completion that does not exist."""
     generator = torch.Generator().manual_seed(seed)

@@ -1,0 +1,65 @@
+"""Parts of a GPU run as processes of their own: what crashes or hangs takes nothing else with it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+LAST_CHARACTERS = 6000  # of a process's output that are kept
+_SECONDS_TO_FINISH = 5  # after an interrupt
+
+
+def pytest_command(*paths: str, limit: float) -> list[str]:
+    """It begins no test when it has used most of its time."""
+    return [
+        sys.executable,
+        "-m",
+        "pytest",
+        *paths,
+        "-p",
+        "bench.stop_after",
+        "--stop-after",
+        f"{(limit - _SECONDS_TO_FINISH) * 0.8:.0f}",
+    ]
+
+
+def run_process(command: Sequence[str], limit: float, *, keep_all: bool = False, **variables: str) -> dict[str, Any]:
+    """A process in the repository's root; out of time it is interrupted, and killed if that does not help.
+
+    variables: of its environment, beside ours.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET" or keep_all}
+    environment |= variables
+    start = time.monotonic()
+    with tempfile.TemporaryFile() as file:  # no pipe, which a child left behind could hold open
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        out_of_time = False
+        try:
+            process.wait(max(1.0, limit - _SECONDS_TO_FINISH))
+        except subprocess.TimeoutExpired:
+            out_of_time = True
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(_SECONDS_TO_FINISH)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        file.seek(0)
+        output = file.read().decode(errors="replace")
+    return {
+        "command": " ".join(command[1:]),
+        "status": process.returncode,
+        "out_of_time": out_of_time,
+        "seconds": round(time.monotonic() - start, 1),
+        "output": output if keep_all else output[-LAST_CHARACTERS:],
+    }
