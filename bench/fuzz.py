@@ -11,8 +11,8 @@ two good ways: "passed", the answer agrees with a slow one in fp64 that shares n
 ValueError or TypeError that names what was wrong, where the input was. Anything else is a failure: another exception, a
 wrong answer, an answer where a refusal was due, more than 20 seconds. A crash ends the process and with it the run.
 
-The targets, and what each draws, are in fuzz_trie.py, fuzz_ops.py, fuzz_search.py and fuzz_data.py. tests/fuzz/ runs a
-few cases of each. --out writes fuzz-<date and time>.json. The exit status is 1 if a case failed.
+The targets, and what each draws, are in the fuzz_<what>.py beside this file. tests/fuzz/ runs a few cases of each.
+--out writes fuzz-<date and time>.json. The exit status is 1 if a case failed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import fuzz_data, fuzz_ops, fuzz_search, fuzz_trie
+from . import fuzz_data, fuzz_losses, fuzz_ops, fuzz_search, fuzz_trie
 from .foundation import RESULTS, machine_facts
 from .fuzz_ops import Where
 from .measure import write_results
@@ -45,10 +45,10 @@ Case = Callable[[np.random.Generator], str]
 
 OPS: dict[str, Callable[[Where], Case]] = {
     "beam_step": fuzz_ops.beam_step_case,
-    "advantages": fuzz_ops.advantages_case,
-    "losses": fuzz_ops.losses_case,
+    "advantages": fuzz_losses.advantages_case,
+    "losses": fuzz_losses.losses_case,
     "log_probs": fuzz_ops.log_probs_case,
-    "tawin_loss": fuzz_ops.tawin_loss_case,
+    "tawin_loss": fuzz_losses.tawin_loss_case,
 }
 OTHERS: dict[str, Callable[[], Case]] = {
     "trie": fuzz_trie.trie_case,

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tawin_kernels import ItemTrie
 
-from bench import fuzz, fuzz_ops, fuzz_search, fuzz_trie
+from bench import fuzz, fuzz_losses, fuzz_ops, fuzz_search, fuzz_trie
 from bench.fuzz import Found, line, run_case, run_target
 from bench.fuzz_ops import Where
 
@@ -37,8 +37,8 @@ def test_a_beam_step_with_its_scores_out_of_order_is_found(monkeypatch: pytest.M
 
 
 def test_an_advantage_that_is_slightly_off_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = fuzz_ops.group_advantages
-    monkeypatch.setattr(fuzz_ops, "group_advantages", lambda *a, **options: right(*a, **options) * 1.001)
+    right = fuzz_losses.group_advantages
+    monkeypatch.setattr(fuzz_losses, "group_advantages", lambda *a, **options: right(*a, **options) * 1.001)
     assert failures("advantages").failures > 10
 
 

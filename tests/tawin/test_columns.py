@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tawin.columns import DataError, read_integer_list_batches
+from tawin.columns import DataError, read_integer_list_batches, read_integers, read_table
 
 
 def write_lists(path: Path, lists: pa.Array, row_group_size: int) -> Path:
@@ -53,3 +53,21 @@ def test_a_batch_is_held_and_not_the_file(tmp_path: Path, row_groups: int) -> No
     # Dictionaries, which parquet tries first, and a few batches at different stages; the file is 20 batches.
     assert len(held) == 20
     assert max(held) < 8 * batch_rows * length * 8 < values.nbytes / 2
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.int64()), pa.string(), pa.list_(pa.list_(pa.uint8()))])
+def test_a_column_without_rows_is_one_of_no_integers_whatever_its_type(tmp_path: Path, kind: pa.DataType) -> None:
+    path = tmp_path / "file.parquet"
+    pq.write_table(pa.table({"ids": pa.array([], kind)}), path)
+    read = read_integers(read_table(path, required=("ids",)), "ids", path)
+    assert read.dtype == np.int64 and len(read) == 0
+
+
+def test_a_file_whose_column_names_are_no_text_is_no_parquet_file(tmp_path: Path) -> None:
+    path = tmp_path / "file.parquet"
+    pq.write_table(pa.table({"item_id": pa.array([1])}), path)
+    content = path.read_bytes()
+    assert content.count(b"item_id") > 1
+    path.write_bytes(content.replace(b"item_id", b"item\xd1id"))
+    with pytest.raises(DataError, match=r"file.parquet: expected a parquet file, got one that cannot be read"):
+        read_table(path, required=("item_id",))

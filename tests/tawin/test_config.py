@@ -83,6 +83,32 @@ def test_a_bad_yaml_is_refused_by_name(text: str, message: str, tmp_path: Path) 
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"seed: \xff", "not valid YAML: 'utf-8' codec can't decode"),
+        (b"[" * 5000, "not valid YAML: maximum recursion depth"),
+        (b"grpo: {warmup_share: .nan}", "grpo.warmup_share: expected in [0, 1], got nan"),
+        (b"split: {rl_targets: true}", "split.rl_targets: expected int, got True"),
+    ],
+)
+def test_whatever_is_wrong_with_a_yaml_its_name_comes_first(raw: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(raw)
+    with pytest.raises(ValueError) as caught:
+        load_yaml(path)
+    assert str(caught.value).startswith(f"{path}: ") and message in str(caught.value)
+
+
+def test_a_yaml_whose_value_would_be_gigabytes_of_text_is_refused_in_a_few_words(tmp_path: Path) -> None:
+    levels = [f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]" for level in range(1, 12)]
+    path = tmp_path / "bomb.yaml"
+    path.write_text("\n".join(["seed: &a0 [1, 1, 1]", *levels, "model: *a11"]).replace("a11: &a11", "data: &a11"))
+    with pytest.raises(ValueError) as caught:
+        load_yaml(path)
+    assert len(str(caught.value)) < 1000
+
+
 def test_a_yaml_that_runs_code_is_not_run(tmp_path: Path) -> None:
     path = tmp_path / "evil.yaml"
     path.write_text(f"seed: !!python/object/apply:os.mkdir ['{tmp_path / 'made'}']")
