@@ -152,6 +152,7 @@ def dry_run(options: TrainingOptions, accelerator: Accelerator) -> None:
     if accelerator.num_processes > 1:
         raise ValueError(f"--dry-run: expected one process, got {accelerator.num_processes}")
     config = options.config
+    require_attention(config.attention)
     require_engine_fits(config, accelerator)
     RunFolder.check_new(options.out)
     job = prepare(options, None)

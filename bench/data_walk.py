@@ -46,7 +46,7 @@ from tawin.data import (
 from tawin.interactions import map_interactions
 from tawin.ragged import Ragged
 from tawin.semantic_ids import build_semantic_ids
-from tawin.trainer import _epoch_batches
+from tawin.trainer import epoch_batches
 
 from .beam_cases import LEVELS, draw_items
 from .foundation import RESULTS, machine_facts
@@ -177,7 +177,7 @@ def walks(catalog: Catalog, split: Split, windows: Ragged, first_targets: np.nda
     def encode_histories(rows: np.ndarray) -> int:
         return int(catalog.encode_histories(split.rl.take(rows).histories)[1].sum())
 
-    window_batches = _epoch_batches(windows.lengths, BATCH, next(orders))
+    window_batches = epoch_batches(windows.lengths, BATCH, next(orders))
     order = next(orders).permutation(len(histories))
     prompt_batches = (order[start : start + BATCH] for start in range(0, len(order), BATCH))
     return [

@@ -26,9 +26,10 @@ from accelerate.utils import AutocastKwargs
 from tawin_kernels import ItemTrie
 from torch import Tensor, nn
 
-from tawin.catalog import PADDING, Catalog
+from tawin.catalog import Catalog
 from tawin.config import Config, GRPOConfig, TAWinConfig
 from tawin.data import Examples, split_leave_one_out
+from tawin.encoding import PADDING
 from tawin.optimization import Stage
 from tawin.policy import evaluating
 from tawin.rollout import beam_sequences

@@ -9,10 +9,9 @@ dense indexes here; this module knows nothing of users, splits or models.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +35,7 @@ from .columns import (
 )
 from .config import CatalogConfig, PromptConfig
 from .data import Dataset
-from .encoding import Encoder
+from .encoding import Encoder, padded_table, rows_of
 from .prompt import prompt_tokens
 from .ragged import Ragged
 from .semantic_ids import build_semantic_ids
@@ -49,7 +48,6 @@ from .tokenizer import (
 
 CATALOG_FILE = "catalog.json"
 ITEMS_FILE = "items.parquet"
-PADDING = -1  # fills token_ids behind an item's last token
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,13 +148,13 @@ class Catalog:
             self._require_same_as(folder)
             return
         folder.mkdir(parents=True, exist_ok=True)
-        history = None if self.history_tokens is None else list(_rows(self.history_tokens))
+        history = None if self.history_tokens is None else list(rows_of(self.history_tokens))
         table = pa.table(
             {
                 "item_id": pa.array(self.item_ids, type=pa.int64()),
                 "title": optional_array(self.titles, self.num_items, pa.string()),
                 "semantic_id": optional_array(self.semantic_ids, self.num_items, pa.list_(pa.int64())),
-                "token_ids": pa.array(list(_rows(self.token_ids)), type=pa.list_(pa.int64())),
+                "token_ids": pa.array(list(rows_of(self.token_ids)), type=pa.list_(pa.int64())),
                 "history_tokens": optional_array(history, self.num_items, pa.list_(pa.int64())),
             }
         )
@@ -202,11 +200,11 @@ class Catalog:
 
     @cached_property
     def _encoder(self) -> Encoder:
-        tokens = Ragged.of(list(_rows(self.token_ids)))
-        history = tokens if self.history_tokens is None else Ragged.of(list(_rows(self.history_tokens)))
+        completions = rows_of(self.token_ids)
+        history = completions if self.history_tokens is None else rows_of(self.history_tokens)
         parts = (self.prefix, self.separator, self.suffix, self._empty)
         around = [np.array(part, dtype=np.int64) for part in parts]
-        return Encoder(history, tokens, Ragged.of(around), self.pad_token)
+        return Encoder(history, completions if self.one_target else Ragged.of([]), Ragged.of(around), self.pad_token)
 
     @property
     def _around(self) -> dict[str, Any]:
@@ -371,7 +369,7 @@ def _assemble(
     empty: tuple[int, ...],
     **around: Any,
 ) -> Catalog:
-    padded, lengths = _table(tokens)
+    padded, lengths = padded_table(tokens)
     trie = ItemTrie.from_sequences(padded, lengths=lengths)
     return Catalog(
         item_ids,
@@ -381,22 +379,9 @@ def _assemble(
         trie,
         trie.leaf_of_item,
         empty=None if empty == around["prefix"] + around["suffix"] else empty,
-        history_tokens=None if history is None else _table(history)[0],
+        history_tokens=None if history is None else padded_table(history)[0],
         **around,
     )
-
-
-def _table(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows padded with -1, int64 [rows, longest], and their lengths."""
-    lengths = np.array([len(row) for row in rows])
-    table = np.full((len(rows), lengths.max()), PADDING, dtype=np.int64)
-    table[np.arange(table.shape[1]) < lengths[:, None]] = list(chain.from_iterable(rows))
-    return torch.from_numpy(table), torch.from_numpy(lengths)
-
-
-def _rows(table: torch.Tensor) -> Iterator[np.ndarray]:
-    """The rows of such a table without their padding."""
-    return (row[row != PADDING] for row in table.cpu().numpy())
 
 
 def _equal(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:

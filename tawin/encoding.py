@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 
 import numpy as np
 import torch
@@ -16,6 +17,23 @@ import torch
 from .ragged import Ragged, count_within
 
 IGNORED = -100  # the label of a token without a loss
+PADDING = -1  # fills a table of tokens behind a row's last one
+
+
+def padded_table(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows padded with -1, int64 [rows, longest], and their lengths."""
+    lengths = np.array([len(row) for row in rows])
+    table = np.full((len(rows), lengths.max()), PADDING, dtype=np.int64)
+    table[np.arange(table.shape[1]) < lengths[:, None]] = list(chain.from_iterable(rows))
+    return torch.from_numpy(table), torch.from_numpy(lengths)
+
+
+def rows_of(table: torch.Tensor) -> Ragged:
+    """The rows of such a table without their padding."""
+    values = table.cpu().numpy()
+    real = values != PADDING
+    stops = real.sum(axis=1, dtype=np.int64).cumsum()
+    return Ragged(values[real], np.concatenate(([0], stops[:-1])), stops)
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +43,7 @@ class Encoder:
     histories: Ragged
     """The tokens of each item within a history."""
     completions: Ragged
-    """The tokens of each item where it completes a prompt."""
+    """The tokens of each item where it completes a prompt; none where windows have more targets than one."""
     surroundings: Ragged
     """What stands before the first item, between two, behind the last, and all of the prompt of an empty history."""
     pad_token: int

@@ -136,8 +136,9 @@ def test_what_this_machine_lacks_is_named(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="flash-attn may well run here")
 def test_it_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"error: attention: 'flash_attention_2' needs a CUDA device"):
-        train.main([f"--attention={FLASH}", "--out", str(tmp_path / "run")])
+    for options in ([], ["--dry-run"]):
+        with pytest.raises(SystemExit, match=r"error: attention: 'flash_attention_2' needs a CUDA device"):
+            train.main([f"--attention={FLASH}", "--out", str(tmp_path / "run"), *options])
     assert not (tmp_path / "run").exists()
 
 
