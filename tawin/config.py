@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import re
 import reprlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -486,7 +487,9 @@ class TrackingConfig:
 
     def __post_init__(self) -> None:
         _require_choices(self, "tracking")
-        _require(bool(self.project.strip()), "tracking.project", "a name", self.project)
+        # Trackio makes a file of it.
+        is_name = re.fullmatch(r"\w[\w .-]*", self.project) is not None
+        _require(is_name, "tracking.project", "a name of letters, digits, spaces and _ . -, no path", self.project)
 
 
 @dataclass(frozen=True)

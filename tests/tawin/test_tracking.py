@@ -211,7 +211,7 @@ def test_tracking_is_no_part_of_the_experiment(tmp_path: Path) -> None:
     assert len(read_runs([run.path, other.path])) == 1
 
 
-@pytest.mark.parametrize("values", [{"to": "mlflow"}, {"project": " "}])
+@pytest.mark.parametrize("values", [{"to": "mlflow"}, {"project": " "}, {"project": "../outside"}])
 def test_options_that_mean_nothing_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"tracking.{next(iter(values))}: expected"):
         TrackingConfig(**values)
