@@ -24,8 +24,10 @@ from tawin_kernels import ItemTrie
 
 from tawin.catalog import Catalog
 from tawin.columns import DataError
-from tawin.config import PRESETS, Config, dump_yaml, load_yaml
+from tawin.config import Config
+from tawin.config_files import dump_yaml, load_yaml
 from tawin.data import Dataset, load_dataset
+from tawin.presets import PRESETS
 
 from .fuzz_trie import cut_off, draw_items, flip_bits, insert_or_remove, noise, overwrite, prefix_pair
 

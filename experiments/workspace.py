@@ -28,7 +28,8 @@ import train
 from tawin.catalog import Catalog
 from tawin.checkpoint import find_state
 from tawin.cli import TrainingOptions, load_data
-from tawin.config import Config, GRPOConfig, with_options
+from tawin.config import Config, GRPOConfig
+from tawin.config_files import with_options
 from tawin.data import Dataset, Split
 from tawin.distributed import make_accelerator
 from tawin.durable import replace_folder

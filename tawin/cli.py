@@ -15,9 +15,11 @@ from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
 from .commands import evaluate, export, recommend, report
-from .config import KS, PRESETS, Config, load_yaml
+from .config import KS, Config
+from .config_files import load_yaml
 from .load import load_data
 from .prepare import command as prepare
+from .presets import PRESETS
 from .run_folder import RunFolder
 
 __all__ = ["COMMANDS", "TrainingOptions", "load_data", "main", "parse_training", "print_results"]

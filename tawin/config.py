@@ -1,22 +1,17 @@
 """Every option of the main job, as frozen dataclasses: the field names are the command line and the YAML.
 
-A run's config is the preset, then the YAML file, then the command line; the later one wins. This module knows nothing
-of data or models: it only checks that values make sense by themselves and names the first difference between two
-configs.
+A run's config is the preset (presets.py), then the YAML file (config_files.py), then the command line; the later one
+wins. This module knows nothing of data or models: it only checks that values make sense by themselves.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import re
-import reprlib
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Literal, get_args, get_origin, get_type_hints
 
-import yaml
 from tawin_kernels import TAWin
 
 KS = (1, 3, 5, 10)  # the cut-offs that every evaluation reports
@@ -558,126 +553,3 @@ class Config:
             "'' where options of `prompt` are given (write it into prompt.template)",
             self.catalog.instruction,
         )
-
-
-def dump_yaml(config: Config) -> str:
-    """The config as YAML, one field a line, in the order of the dataclasses."""
-    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
-
-
-def load_yaml(path: Path, base: Config | None = None) -> Config:
-    """A config from a YAML file; fields that it leaves out come from `base` (default: the defaults).
-
-    Raises ValueError that names the file and the unknown field, wrong type or value out of range.
-    """
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid YAML: {error}") from None
-    if values is None:
-        values = {}
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected a mapping of options, got {type(values).__name__}")
-    return with_options(base or Config(), values, str(path))
-
-
-def with_options(config: Config, values: dict[str, Any], source: str) -> Config:
-    """The config with some of its options changed: a mapping as in the YAML; `source` is named in a ValueError."""
-    return _updated(config, values, source, "")
-
-
-def _updated(section: Any, values: dict[str, Any], source: str, prefix: str) -> Any:
-    fields = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
-    changes: dict[str, Any] = {}
-    for name, value in values.items():
-        full = f"{prefix}{name}"
-        if name not in fields:
-            raise ValueError(f"{source}: unknown option {full!r}; expected one of {sorted(fields)}")
-        old = fields[name]
-        if dataclasses.is_dataclass(old):
-            if not isinstance(value, dict):
-                raise ValueError(f"{source}: {full}: expected a mapping of options, got {reprlib.repr(value)}")
-            changes[name] = _updated(old, value, source, f"{full}.")
-        else:
-            changes[name] = _typed(type(section), name, value, f"{source}: {full}")
-    try:
-        return dataclasses.replace(section, **changes)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{source}: {error}") from None
-
-
-def _typed(section: type, name: str, value: Any, where: str) -> Any:
-    """Check a YAML value against the field's annotation; where a float is wanted, 1 and '1e-5' will do."""
-    hints = {
-        "int": (int,),
-        "float": (float, int),
-        "bool": (bool,),
-        "str": (str,),
-        "str | None": (str, type(None)),
-        "int | None": (int, type(None)),
-        "float | None": (float, int, type(None)),
-    }
-    annotation = {f.name: f.type for f in dataclasses.fields(section)}[name]
-    expected = hints.get(str(annotation), (str,))  # what is left is a Literal of strings, checked by the dataclass
-    is_float = annotation in ("float", "float | None")
-    if is_float and isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            value = float(value)  # YAML 1.1 reads 1e-5 as a string
-    if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
-        # A few lines of YAML can name a value that is gigabytes of text.
-        raise ValueError(f"{where}: expected {annotation}, got {reprlib.repr(value)}")
-    return float(value) if isinstance(value, int) and is_float else value
-
-
-def differences(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
-    """Fields in which two configs differ: (dotted name, old value, new value)."""
-    return list(_walk_differences(dataclasses.asdict(old), dataclasses.asdict(new), ""))
-
-
-def _walk_differences(old: dict[str, Any], new: dict[str, Any], prefix: str) -> list[tuple[str, Any, Any]]:
-    found: list[tuple[str, Any, Any]] = []
-    for name in old:
-        if isinstance(old[name], dict):
-            found += _walk_differences(old[name], new[name], f"{prefix}{name}.")
-        elif old[name] != new[name]:
-            found.append((f"{prefix}{name}", old[name], new[name]))
-    return found
-
-
-PRESETS: dict[str, Config] = {
-    # A first look: synthetic data, under 3 minutes on 2 CPU cores.
-    "demo": Config(
-        policy=PolicyConfig(hidden_size=64, layers=2, intermediate_size=192),
-        sft=SFTConfig(learning_rate=3e-3, epochs=12),
-        grpo=GRPOConfig(learning_rate=2e-4, batch_size=128, steps=60),
-        evaluation=EvaluationConfig(valid_users=2000),
-    ),
-    # Real catalogues of up to 31,000 users on 2 CPU cores, within 20 minutes.
-    "cpu-small": Config(
-        policy=PolicyConfig(attention_dropout=0.1),
-        sft=SFTConfig(weight_decay=0.1, epochs=14, max_steps=4000),
-        evaluation=EvaluationConfig(test_users=5000),
-    ),
-    # The paper's settings (arXiv 2604.22504), on a GPU: Qwen2.5-0.5B with titles prompted for in ReRe's way. What it
-    # leaves open is ReRe's: batches, weight of the KL term, warm-up. The window is a choice (docs/METHOD.md).
-    "paper": Config(
-        model="Qwen/Qwen2.5-0.5B",
-        catalog=CatalogConfig(item_tokens="title"),
-        prompt=PromptConfig(style="rere"),
-        sft=SFTConfig(learning_rate=3e-4, batch_size=16, gradient_accumulation=8, epochs=10, patience=3),
-        grpo=GRPOConfig(
-            learning_rate=1e-5,
-            batch_size=16,
-            gradient_accumulation=4,
-            steps=None,
-            epochs=1,
-            group_size=16,
-            beta=1e-3,
-            warmup_share=0.03,
-            tawin=TAWinConfig(anchor=2.0, temperature=1.0),
-        ),
-        evaluation=EvaluationConfig(beam_width=50),
-    ),
-}

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from .config import dump_yaml
+from .config_files import dump_yaml
 from .durable import write_atomically
 from .figures import DARK, FIGURES, LIGHT, png
 from .run_records import Group, look_up, read_runs

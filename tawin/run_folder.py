@@ -27,7 +27,8 @@ from typing import Any
 
 import yaml
 
-from .config import Config, differences, dump_yaml, load_yaml
+from .config import Config
+from .config_files import differences, dump_yaml, load_yaml
 from .durable import WriteError, clean_leftovers, sync_file, write_atomically
 from .run_lock import NAME as LOCK
 from .run_lock import in_use_message, is_in_use

@@ -20,7 +20,8 @@ from typing import Any
 
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 
-from .config import Config, TrackingConfig, dump_yaml
+from .config import Config, TrackingConfig
+from .config_files import dump_yaml
 from .durable import write_atomically
 
 FOLDER = "tensorboard"

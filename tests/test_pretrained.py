@@ -18,8 +18,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import train
 from tawin import cli
 from tawin.catalog import Catalog
-from tawin.config import PRESETS, SyntheticConfig, load_yaml
+from tawin.config import SyntheticConfig
+from tawin.config_files import load_yaml
 from tawin.data import Dataset, Items, load_dataset, save_dataset
+from tawin.presets import PRESETS
 from tawin.prompt import STYLES, template_of
 from tawin.run_folder import RunFolder
 from tawin.synthetic import make_synthetic

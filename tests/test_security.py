@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from tawin.config import Config, load_yaml
+from tawin.config import Config
+from tawin.config_files import load_yaml
 from tawin.data import load_dataset, save_dataset
 from tawin.policy import load_model, load_tokenizer
 from tawin.report import write_report

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tawin.cli import parse_training
-from tawin.config import PRESETS
+from tawin.presets import PRESETS
 from tawin.run_folder import RunFolder
 
 

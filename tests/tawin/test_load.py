@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from tawin.config import PRESETS, Config, SplitConfig
+from tawin.config import Config, SplitConfig
 from tawin.data import save_dataset
 from tawin.load import load_data
+from tawin.presets import PRESETS
 from tawin.synthetic import make_synthetic
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tawin.config import PRESETS, CheckpointConfig, GRPOConfig
+from tawin.config import CheckpointConfig, GRPOConfig
 from tawin.durable import WriteError
+from tawin.presets import PRESETS
 from tawin.run_folder import RunFolder, RunFolderError
 from tawin.run_lock import lock_run
 

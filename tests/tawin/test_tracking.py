@@ -13,7 +13,8 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 
 from tawin import tracking
-from tawin.config import Config, TrackingConfig, load_yaml
+from tawin.config import Config, TrackingConfig
+from tawin.config_files import load_yaml
 from tawin.run_folder import RunFolder
 from tawin.run_records import read_runs
 from tawin.tracking import NOT_TRACKED, Service, flat, numbers, require_tracker, start_tracking

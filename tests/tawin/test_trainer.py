@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from tawin.checkpoint import Progress
-from tawin.config import PRESETS, Config, GRPOConfig, PolicyConfig, SyntheticConfig, TAWinConfig
+from tawin.config import Config, GRPOConfig, PolicyConfig, SyntheticConfig, TAWinConfig
 from tawin.data import Examples, Split
 from tawin.distributed import Processes
 from tawin.dropout import add_dropout
@@ -21,6 +21,7 @@ from tawin.objective import Groups, completion_log_probs
 from tawin.optimization import Stage
 from tawin.phases import phase_seconds
 from tawin.policy import add_lora
+from tawin.presets import PRESETS
 from tawin.ragged import Ragged
 from tawin.run_folder import RunFolder
 from tawin.tokenizer import make_semantic_tokenizer

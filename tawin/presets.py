@@ -1,0 +1,50 @@
+"""Where the options of a run begin: the presets of train.py."""
+
+from __future__ import annotations
+
+from .config import (
+    CatalogConfig,
+    Config,
+    EvaluationConfig,
+    GRPOConfig,
+    PolicyConfig,
+    PromptConfig,
+    SFTConfig,
+    TAWinConfig,
+)
+
+PRESETS: dict[str, Config] = {
+    # A first look: synthetic data, under 3 minutes on 2 CPU cores.
+    "demo": Config(
+        policy=PolicyConfig(hidden_size=64, layers=2, intermediate_size=192),
+        sft=SFTConfig(learning_rate=3e-3, epochs=12),
+        grpo=GRPOConfig(learning_rate=2e-4, batch_size=128, steps=60),
+        evaluation=EvaluationConfig(valid_users=2000),
+    ),
+    # Real catalogues of up to 31,000 users on 2 CPU cores, within 20 minutes.
+    "cpu-small": Config(
+        policy=PolicyConfig(attention_dropout=0.1),
+        sft=SFTConfig(weight_decay=0.1, epochs=14, max_steps=4000),
+        evaluation=EvaluationConfig(test_users=5000),
+    ),
+    # The paper's settings (arXiv 2604.22504), on a GPU: Qwen2.5-0.5B with titles prompted for in ReRe's way. What it
+    # leaves open is ReRe's: batches, weight of the KL term, warm-up. The window is a choice (docs/METHOD.md).
+    "paper": Config(
+        model="Qwen/Qwen2.5-0.5B",
+        catalog=CatalogConfig(item_tokens="title"),
+        prompt=PromptConfig(style="rere"),
+        sft=SFTConfig(learning_rate=3e-4, batch_size=16, gradient_accumulation=8, epochs=10, patience=3),
+        grpo=GRPOConfig(
+            learning_rate=1e-5,
+            batch_size=16,
+            gradient_accumulation=4,
+            steps=None,
+            epochs=1,
+            group_size=16,
+            beta=1e-3,
+            warmup_share=0.03,
+            tawin=TAWinConfig(anchor=2.0, temperature=1.0),
+        ),
+        evaluation=EvaluationConfig(beam_width=50),
+    ),
+}
