@@ -22,6 +22,7 @@ from tawin.checkpoint import Progress
 from tawin.config import Config, EvaluationConfig
 from tawin.data import Examples, Split
 from tawin.run_folder import RunFolder
+from tawin.states import states
 from tawin.tokenizer import make_semantic_tokenizer
 from tests.tawin.models import FAMILIES, tiny_model
 from tests.tawin.test_objective import small_catalog
@@ -179,8 +180,10 @@ def test_a_run_that_was_stopped_and_resumed_ends_as_one_that_never_was(forwards:
     assert dataclasses.replace(resumed[0], seconds=0, metrics_size=0) == dataclasses.replace(
         whole[0], seconds=0, metrics_size=0
     )
-    for name in ("sdpo/model.safetensors", "state/weights.safetensors", "state/optimizer.safetensors"):
-        ours, theirs = (load_file(tmp_path / run / "checkpoints" / name) for run in ("stopped", "whole"))
+    checkpoints = [tmp_path / run / "checkpoints" for run in ("stopped", "whole")]
+    newest = states(checkpoints[1])[-1].name
+    for name in ("sdpo/model.safetensors", f"{newest}/weights.safetensors", f"{newest}/optimizer.safetensors"):
+        ours, theirs = (load_file(folder / name) for folder in checkpoints)
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[tensor], theirs[tensor]) for tensor in theirs)
 
