@@ -6,6 +6,7 @@ Whoever sets TRITON_INTERPRET=1 runs all tests on the kernels, the trainer's too
 """
 
 import os
+import signal
 
 import hypothesis
 import torch
@@ -16,6 +17,10 @@ if not torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ:
 
     live_rows(torch.ones(1, dtype=torch.bool))  # the first launch imports more of Triton, which looks again
     del os.environ["TRITON_INTERPRET"]
+
+# A suite that was started in the background has Ctrl-C ignored, and so would be what tests send.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No test fails for being slow on a busy machine, and small shapes run on one thread.
 hypothesis.settings.register_profile("tawin", deadline=None)
