@@ -70,10 +70,3 @@ def find_column(header: Sequence[str], wanted: str | None, usual: Sequence[str],
 
 def _plain(name: str) -> str:
     return name.replace("_", "").replace(" ", "").lower()
-
-
-def fields_at(row: Sequence[str], places: Sequence[int], width: int) -> list[str]:
-    """ValueError where the row has not `width` fields, or an id or a time spans lines."""
-    if len(row) != width:
-        raise ValueError(f"expected {width} fields, got {len(row)}")
-    return [row[place].strip() for place in places]
