@@ -316,6 +316,7 @@ class _Rollout:
     wrong: dict[str, float]
     """What of the rollout is not finite, the same on all processes; it lies in some of `all_groups`."""
     all_groups: list[Groups]
+    """Empty where all is finite: they hold the rollout's caches."""
 
 
 def _roll_out_all(stage: Stage, catalog: Catalog, chosen: Examples, config: Config) -> _Rollout:
@@ -362,7 +363,7 @@ def _roll_out_all(stage: Stage, catalog: Catalog, chosen: Examples, config: Conf
     }
     tokens = [dealt[index].mask.sum() for index in runs]
     nonfinite = {"sum of rewards and scores": math.nan} if wrong else {}
-    return _Rollout(parts, tokens, denominator, grpo, figures, nonfinite, batches)
+    return _Rollout(parts, tokens, denominator, grpo, figures, nonfinite, batches if wrong else [])
 
 
 def _backward(
