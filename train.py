@@ -157,7 +157,7 @@ def dry_run(options: TrainingOptions, accelerator: Accelerator) -> None:
     RunFolder.check_new(options.out)
     job = prepare(options, None)
     print(_summary(job))
-    reference = copy.deepcopy(job.model) if needs_reference(config) else None
+    reference = copy.deepcopy(job.model) if config.needs_reference else None
     model = trainable(job.model, job.catalog, config)
     print_plan(accelerator, model, reference, job.tokenizer, job.catalog, job.split, config)
 
@@ -316,12 +316,7 @@ def train(job: Job, config: Config, run: RunFolder, accelerator: Accelerator) ->
 def policy_and_reference(start: Path, catalog: Catalog, config: Config) -> tuple[nn.Module, nn.Module | None]:
     """What GRPO begins with; no reference where there is no KL term, or adapters can be switched off for it."""
     model = trainable(load_model(start), catalog, config)
-    return model, load_model(start) if needs_reference(config) else None
-
-
-def needs_reference(config: Config) -> bool:
-    """Whether the KL term takes a model of its own."""
-    return config.grpo.beta > 0 and config.policy.lora_rank == 0
+    return model, load_model(start) if config.needs_reference else None
 
 
 def trainable(model: nn.Module, catalog: Catalog, config: Config) -> nn.Module:

@@ -1,8 +1,8 @@
-"""Which attention a plain causal forward runs: sdpa, or FlashAttention 2 where a run asks for it.
+"""The plain causal forward, and which attention it runs: sdpa, or FlashAttention 2 where a run asks for it.
 
 A forward that is told who sees whom by a 4-D mask (rollouts, evaluation, the policy's forward over groups) runs sdpa
 always: FlashAttention takes no such mask. Supervised fine-tuning has sequences that are causal but for their padding;
-its forward is what `--attention flash_attention_2` is about. Knows nothing of prompts, batches or losses.
+its forward is what `--attention flash_attention_2` is about. Knows nothing of prompts, items or losses.
 """
 
 from __future__ import annotations
@@ -13,6 +13,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from tawin_kernels import linear_log_probs
+from torch import Tensor, nn
+
+from .backbone import backbone
 
 SMALLEST_CAPABILITY = (8, 0)  # of a GPU that FlashAttention 2 runs on
 
@@ -50,3 +54,19 @@ def attending_by(config: Any, attention: str) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation = before
+
+
+def causal_log_probs(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, attention: str
+) -> tuple[Tensor, Tensor]:
+    """Hidden states [B, S, H], and log p of each label but the first, [B, S - 1], 0 where it is -100.
+
+    input_ids, attention_mask, labels: int64 [B, S], right-padded; labels are not shifted.
+    """
+    parts = backbone(model)
+    with attending_by(parts.config, attention):
+        hidden = parts.decoder(
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+        ).last_hidden_state  # [B, S, H]
+    weight, bias = parts.head_in(hidden.dtype)
+    return hidden, linear_log_probs(hidden[:, :-1], weight, labels[:, 1:], bias=bias)

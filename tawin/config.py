@@ -553,3 +553,8 @@ class Config:
             "'' where options of `prompt` are given (write it into prompt.template)",
             self.catalog.instruction,
         )
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the KL term takes a model of its own: adapters can be switched off for it."""
+        return self.grpo.beta > 0 and self.policy.lora_rank == 0

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from .backbone import backbone
 from .catalog import Catalog
-from .config import GRPOConfig
+from .causal_attention import causal_log_probs
+from .config import Config, GRPOConfig
 from .guards import Finding, of_groups
 from .objective import Groups
 from .policy import evaluating
@@ -85,23 +86,18 @@ def _look_into(
 
 @torch.no_grad()
 def look_into_windows(
-    model: nn.Module, catalog: Catalog, windows: Ragged, first_targets: np.ndarray, rows: np.ndarray, size: int
+    model: nn.Module, catalog: Catalog, windows: Ragged, first_targets: np.ndarray, rows: np.ndarray, config: Config
 ) -> list[Finding]:
-    """Hidden states and log-probs of the training windows at `rows`, `size` of them a forward."""
+    """Hidden states and log-probs of the training windows at `rows`, as many of them a forward as in training."""
     found: list[Finding] = []
-    device = next(model.parameters()).device
+    device, size = next(model.parameters()).device, config.sft.batch_size
     for start in range(0, len(rows), size):
         chosen = rows[start : start + size]
         input_ids, attention_mask, labels = (
             part.to(device) for part in catalog.encode_windows(windows.take(chosen), first_targets[chosen])
         )
-        parts = backbone(model)
         with evaluating(model):
-            hidden = parts.decoder(
-                input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-            ).last_hidden_state  # [B, S, H]
-            weight, bias = parts.head_in(hidden.dtype)
-            log_probs = linear_log_probs(hidden[:, :-1], weight, labels[:, 1:], bias=bias)
+            hidden, log_probs = causal_log_probs(model, input_ids, attention_mask, labels, config.attention)
         found += _of_windows("hidden", ~hidden.isfinite() & attention_mask.bool()[..., None], chosen)
         found += _of_windows("log_probs", ~log_probs.isfinite(), chosen)
     return found

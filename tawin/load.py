@@ -62,6 +62,20 @@ class ServingOptions:
     evaluation: EvaluationConfig
     """Beam width, batch size, normalizer, and whether items of the history are left out."""
 
+    def asked_for(self, top: int, *, exclude_history: bool, batch_size: int | None = None) -> ServingOptions:
+        """The same for a request of `top` items: the search is never narrower than that or the evaluation's.
+
+        exclude_history: as it is in the evaluation where that leaves items of the history out anyway.
+        batch_size: histories of one search; None: as in the evaluation.
+        """
+        evaluation = dataclasses.replace(
+            self.evaluation,
+            beam_width=max(self.evaluation.beam_width, top),
+            batch_size=batch_size or self.evaluation.batch_size,
+            exclude_history=exclude_history or self.evaluation.exclude_history,
+        )
+        return dataclasses.replace(self, evaluation=evaluation)
+
     def to_json(self) -> str:
         search = {name: getattr(self.evaluation, name) for name in ("beam_width", "normalizer", "exclude_history")}
         values = {"format": SERVING_FORMAT, "stage": self.stage, "max_history": self.max_history, **search}

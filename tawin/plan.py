@@ -132,7 +132,6 @@ def memory(model: nn.Module, catalog: Catalog, plan: Plan, config: Config, *, bf
     """
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    has_reference = config.grpo.beta > 0 and config.policy.lora_rank == 0
     moments = [_moment_bytes(section.optimizer) * trained for section in (config.sft, config.grpo)]
     known: Known = "exact" if {config.sft.optimizer, config.grpo.optimizer} == {"adamw"} else "estimate"
     size = 2 if bf16 else 4
@@ -149,7 +148,7 @@ def memory(model: nn.Module, catalog: Catalog, plan: Plan, config: Config, *, bf
         Bytes("weights, fp32", 4 * parameters, 4 * parameters, "exact"),
         Bytes("gradients, fp32", 4 * trained, 4 * trained, "exact"),
         Bytes("optimizer's moments", moments[0], moments[1], known),
-        Bytes("reference model, fp32", 0, 4 * parameters * has_reference, "exact"),
+        Bytes("reference model, fp32", 0, 4 * parameters * config.needs_reference, "exact"),
         Bytes("cache of evaluation or rollout", searched * cache, max(rolled_out, searched) * cache, "estimate"),
         Bytes("activations of a forward", sft_tokens * activation, grpo_tokens * activation, "estimate"),
     ]

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from .catalog import Catalog
 from .columns import open_parquet, read_integer_lists
+from .durable import sync_file
 from .evaluate import Recommendations, recommend
 from .load import Serving
 from .ragged import Ragged
@@ -69,20 +70,14 @@ def recommend_file(
     """
     if out.exists():
         raise ValueError(f"--out {out}: exists already; choose another file or remove it first")
-    evaluation = serving.options.evaluation
-    evaluation = dataclasses.replace(
-        evaluation,
-        beam_width=max(evaluation.beam_width, top),
-        batch_size=batch_size or evaluation.batch_size,
-        exclude_history=exclude_history or evaluation.exclude_history,
-    )
-    serving = dataclasses.replace(serving, options=dataclasses.replace(serving.options, evaluation=evaluation))
+    options = serving.options.asked_for(top, exclude_history=exclude_history, batch_size=batch_size)
+    serving = dataclasses.replace(serving, options=options)
     served = Served()
     with open_parquet(histories, ("item_ids",)) as file:
         names = [name for name in ("user_id", "item_ids") if name in file.schema_arrow.names]
         fields = [file.schema_arrow.field("user_id")] if "user_id" in names else []
         schema = pa.schema([*fields, *_output_fields(titles)])
-        chunks = file.iter_batches(evaluation.batch_size * BATCHES_A_CHUNK, columns=names)
+        chunks = file.iter_batches(options.evaluation.batch_size * BATCHES_A_CHUNK, columns=names)
         bar = tqdm(total=file.metadata.num_rows, desc="recommend", unit="user", disable=None if progress else True)
         with bar, _written(out, schema) as writer:
             for chunk in chunks:
@@ -102,8 +97,7 @@ def _written(out: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
     try:
         with pq.ParquetWriter(part, schema, compression="zstd") as writer:
             yield writer
-        with open(part, "rb") as file:
-            os.fsync(file.fileno())
+        sync_file(part)
         os.replace(part, out)
     except BaseException:
         part.unlink(missing_ok=True)

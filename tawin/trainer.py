@@ -21,15 +21,13 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from tawin_kernels import linear_log_probs
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from .backbone import backbone
 from .balance import balanced
 from .catalog import Catalog
-from .causal_attention import attending_by
+from .causal_attention import causal_log_probs
 from .checkpoint import Progress
 from .config import KS, Config, GRPOConfig, SFTConfig
 from .data import Examples, Split, target_windows, training_windows
@@ -113,13 +111,12 @@ def sft_step(
 ) -> dict[str, float]:
     """One step on some of the windows, its update included; gives its figures."""
     stage.model.train()
-    size = config.sft.batch_size
     rate = stage.scheduler.get_last_lr()[0]
     stage.seed(config.seed)
     loss = _sft_backward(stage, catalog, windows, first_targets, rows, config)
     own = rows[stage.processes.share(len(rows))]
     look = partial(
-        look_into_windows, catalog=catalog, windows=windows, first_targets=first_targets, rows=own, size=size
+        look_into_windows, catalog=catalog, windows=windows, first_targets=first_targets, rows=own, config=config
     )
     norm = stage.update(figures={"loss": loss}, look=look)
     return {"loss": loss, "learning_rate": rate, "grad_norm": norm}
@@ -159,13 +156,7 @@ def _window_loss(
     input_ids, attention_mask, labels = (part.to(device) for part in batch)
 
     def loss(model: nn.Module) -> tuple[Tensor]:
-        parts = backbone(model)
-        with attending_by(parts.config, attention):
-            hidden = parts.decoder(
-                input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-            ).last_hidden_state  # [B, S, H]
-        weight, bias = parts.head_in(hidden.dtype)
-        log_probs = linear_log_probs(hidden[:, :-1], weight, labels[:, 1:], bias=bias)
+        _, log_probs = causal_log_probs(model, input_ids, attention_mask, labels, attention)
         return (-log_probs.sum() / tokens,)
 
     return loss

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -106,12 +105,7 @@ def _item_ids(history: str, sources: SourceIds | None) -> list[int]:
 
 def _ranked(serving: Serving, history: np.ndarray, options: argparse.Namespace) -> list[tuple[int, float]]:
     """At most `--top` items and their log p, best first."""
-    evaluation = serving.options.evaluation
-    evaluation = dataclasses.replace(
-        evaluation,
-        beam_width=max(evaluation.beam_width, options.top),
-        exclude_history=options.exclude_history or evaluation.exclude_history,
-    )
-    found = recommend(serving.model, serving.catalog, [history], evaluation)
+    asked = serving.options.asked_for(options.top, exclude_history=options.exclude_history)
+    found = recommend(serving.model, serving.catalog, [history], asked.evaluation)
     pairs = zip(found.items[0].tolist(), found.scores[0].tolist(), strict=True)
     return [(item, score) for item, score in pairs if item >= 0][: options.top]

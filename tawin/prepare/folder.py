@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from ..columns import DataError, integer_type, optional_array
 from ..data import INTERACTIONS_FILE, ITEMS_FILE
+from ..durable import sync_file, sync_folder
 
 USERS_FILE = "users.parquet"
 REPORT_FILE = "prepare.json"
@@ -123,11 +124,12 @@ def _appearing(folder: Path) -> Iterator[Path]:
     try:
         yield part
         part.chmod(0o777 & ~_umask())
-        for path in [*part.iterdir(), part]:
-            _sync(path)
+        for path in part.iterdir():
+            sync_file(path)
+        sync_folder(part)
         require_new(folder)
         os.rename(part, folder)  # an empty folder gives way to it, one with files does not
-        _sync(folder.parent)
+        sync_folder(folder.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -136,11 +138,3 @@ def _umask() -> int:
     found = os.umask(0)
     os.umask(found)
     return found
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

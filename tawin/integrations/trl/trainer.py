@@ -198,7 +198,7 @@ class TAWinGRPOTrainer(GRPOTrainer):
         """
         log_ratio = log_probs - old
         if self.importance_sampling_level == "sequence":
-            log_ratio = (log_ratio * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
+            log_ratio = _of_sequences(log_ratio, mask)
         distance = ref - log_probs
         return ((distance.exp() - distance - 1.0) * log_ratio.exp()).masked_fill(~mask, 0.0)
 
@@ -223,7 +223,7 @@ class TAWinGRPOTrainer(GRPOTrainer):
         """TRL's metrics of clipping, of all rows: those that were left out are not clipped."""
         metrics = self._metrics["train" if self.model.training else "eval"]
         if self.importance_sampling_level == "sequence":
-            log_ratio = (log_ratio * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
+            log_ratio = _of_sequences(log_ratio, mask)
             mask = torch.ones_like(log_ratio, dtype=torch.bool)
         ratio, advantages = log_ratio.exp(), advantages[:, None]
         if self.loss_type == "cispo":
@@ -237,3 +237,8 @@ class TAWinGRPOTrainer(GRPOTrainer):
         shares = [(clipped & mask).sum(1) / mask.sum(1).clamp(min=1) for clipped in (low, high)]  # of each row
         metrics["clip_ratio/low_min"].append(self.accelerator.gather(shares[0]).min().item())
         metrics["clip_ratio/high_max"].append(self.accelerator.gather(shares[1]).max().item())
+
+
+def _of_sequences(log_ratio: Tensor, mask: Tensor) -> Tensor:
+    """The mean of each row's tokens, [N, 1]."""
+    return (log_ratio * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)

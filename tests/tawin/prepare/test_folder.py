@@ -79,7 +79,7 @@ def test_what_fails_on_the_way_leaves_nothing(
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(module, "_sync", fail)
+    monkeypatch.setattr(module, "sync_folder", fail)
     with pytest.raises(type(error)):
         write_folder(PREPARED, {}, tmp_path / "data")
     assert list(tmp_path.iterdir()) == []
