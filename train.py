@@ -41,6 +41,7 @@ from tawin.dropout import add_dropout
 from tawin.dry_run import print_plan
 from tawin.durable import WriteError, replace_folder
 from tawin.evaluate import evaluate, sampled
+from tawin.grpo import train_grpo
 from tawin.guards import TrainingStoppedError
 from tawin.optimization import require_optimizer
 from tawin.packing import checkpoint_activations
@@ -50,10 +51,10 @@ from tawin.report import write_report
 from tawin.run_folder import RunFolder, RunFolderError
 from tawin.run_lock import lock_run
 from tawin.semantic_ids import build_semantic_ids
+from tawin.sft import train_sft
 from tawin.states import states
 from tawin.stopping import Stopped, stop_on_signals
 from tawin.tracking import require_tracker
-from tawin.trainer import train_grpo, train_sft
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ from tawin.data import (
 from tawin.interactions import map_interactions
 from tawin.ragged import Ragged
 from tawin.semantic_ids import build_semantic_ids
-from tawin.trainer import epoch_batches
+from tawin.sft import epoch_batches
 
 from .beam_cases import LEVELS, draw_items
 from .foundation import RESULTS, machine_facts

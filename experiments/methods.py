@@ -33,10 +33,10 @@ from tawin.config import Config
 from tawin.data import Examples, Split, training_sequences
 from tawin.enumerate import exact_metrics
 from tawin.evaluate import recommend, sampled, target_ranks
+from tawin.grpo import train_grpo
 from tawin.policy import load_model
 from tawin.ragged import Ragged
 from tawin.run_folder import RunFolder
-from tawin.trainer import train_grpo
 
 from .baselines import SequenceModelOptions, fit, ranks
 from .plan import TRAINED, Cell

@@ -35,7 +35,7 @@ from tawin.distributed import make_accelerator
 from tawin.durable import replace_folder
 from tawin.policy import load_tokenizer
 from tawin.run_folder import RunFolder
-from tawin.trainer import train_sft
+from tawin.sft import train_sft
 
 from .plan import TRAINED, Cell
 

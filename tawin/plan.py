@@ -16,7 +16,7 @@ from .catalog import Catalog
 from .config import Config
 from .data import Examples, Split
 from .ragged import Ragged
-from .trainer import sft_steps, sft_windows
+from .sft import sft_steps, sft_windows
 
 SAMPLE = 4096  # prompts and sequences whose tokens are counted; of more, the mean is that of a sample
 

@@ -23,9 +23,10 @@ from .catalog import Catalog
 from .config import Config
 from .data import Split
 from .evaluate import recommend, sampled
+from .grpo import grpo_step, reference_log_probs
 from .optimization import Stage
 from .run_folder import RunFolder
-from .trainer import epoch_batches, grpo_step, reference_log_probs, sft_step, sft_windows
+from .sft import epoch_batches, sft_step, sft_windows
 
 WARM_UP = 1
 MEASURED = 2

@@ -22,19 +22,20 @@ from safetensors.torch import save_file
 from torch.distributed.fsdp import FSDPModule
 
 import train
-from tawin import trainer
+from tawin import grpo
 from tawin.balance import balanced
 from tawin.config import Config, EvaluationConfig, GRPOConfig, PolicyConfig, SFTConfig
 from tawin.data import Examples
 from tawin.distributed import Processes, make_accelerator, whole
 from tawin.evaluate import recommend
+from tawin.grpo import grpo_backward
 from tawin.objective import Groups
 from tawin.optimization import Stage
 from tawin.ragged import Ragged
 from tawin.rollout import beam_sequences
 from tawin.run_folder import RunFolder
+from tawin.sft import _backward as sft_backward
 from tawin.tokenizer import make_semantic_tokenizer
-from tawin.trainer import _sft_backward, grpo_backward
 
 from .tawin.models import tiny_model
 from .tawin.test_objective import small_catalog
@@ -135,7 +136,7 @@ def step_with_dead_groups(stage: Stage, config: Config) -> tuple[dict[str, float
 
 def guarded(out: Path, processes: Processes) -> list[int]:
     """Exit statuses of a run in which the last process alone has a loss of NaN, in steps 2 and 4 and 5 of GRPO."""
-    group_loss, seed = trainer.group_loss, Stage.seed
+    group_loss, seed = grpo.group_loss, Stage.seed
     at = [0]
 
     def noted(stage: Stage, number: int) -> None:
@@ -148,7 +149,7 @@ def guarded(out: Path, processes: Processes) -> list[int]:
         return found._replace(loss=found.loss * torch.nan) if is_wrong else found
 
     status = 0
-    with patch.object(Stage, "seed", noted), patch.object(trainer, "group_loss", wrong):
+    with patch.object(Stage, "seed", noted), patch.object(grpo, "group_loss", wrong):
         try:
             train.main([*OPTIONS, *GUARDED, "--out", str(out)])
         except SystemExit as ended:
@@ -177,7 +178,7 @@ def step_on_three_windows(stage: Stage) -> tuple[float, dict[str, torch.Tensor]]
     """Loss and gradients of SFT forwards of two windows and of one: there one of two processes has none."""
     windows = Ragged.of([np.array(window) for window in ([0, 1, 2], [3, 4], [5, 6, 1, 0])])
     config = Config(sft=SFTConfig(batch_size=2))
-    loss = _sft_backward(stage, small_catalog(), windows, np.ones(3, dtype=np.int64), np.arange(3), config)
+    loss = sft_backward(stage, small_catalog(), windows, np.ones(3, dtype=np.int64), np.arange(3), config)
     return loss, gradients_of(stage)
 
 

@@ -21,8 +21,8 @@ from tawin.causal_attention import attending_by, require_attention, require_mode
 from tawin.config import PolicyConfig
 from tawin.packing import checkpoint_activations
 from tawin.policy import build_model
+from tawin.sft import window_loss
 from tawin.tokenizer import make_semantic_tokenizer
-from tawin.trainer import _window_loss
 
 from .models import tiny_model
 
@@ -59,7 +59,7 @@ def batch(rows: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def loss_and_gradients(model: nn.Module, attention: str) -> tuple[Tensor, list[Tensor]]:
     model.zero_grad()
-    (loss,) = _window_loss(batch(3), 10.0, torch.device("cpu"), attention)(model)
+    (loss,) = window_loss(batch(3), 10.0, torch.device("cpu"), attention)(model)
     loss.backward()
     return loss.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
 

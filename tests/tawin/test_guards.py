@@ -14,17 +14,18 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 import train
-from tawin import trainer
+from tawin import grpo
 from tawin.checkpoint import read_progress
 from tawin.config import Config, GRPOConfig, GuardConfig, SFTConfig
 from tawin.data import Examples, Split
+from tawin.grpo import grpo_step, prompt_rows
 from tawin.guards import Finding, NonFiniteError, merged, nonfinite
 from tawin.optimization import Stage
 from tawin.ragged import Ragged
 from tawin.run_folder import RunFolder
+from tawin.sft import train_sft
 from tawin.states import states
 from tawin.tokenizer import make_semantic_tokenizer
-from tawin.trainer import grpo_step, prompt_rows, train_sft
 
 from ..test_train import SMALL
 from .models import tiny_model
@@ -187,7 +188,7 @@ def test_completions_that_a_small_catalogue_lacks_are_no_fault(tmp_path: Path) -
 
 def poisoned(name: str, value: float) -> Callable[..., Any]:
     """`roll_out`, but for one value of the group of the third prompt of a batch."""
-    roll_out = trainer.roll_out
+    roll_out = grpo.roll_out
 
     def poison(*arguments: Any, **options: Any) -> Any:
         groups = roll_out(*arguments, **options)
@@ -202,7 +203,7 @@ def test_a_reward_or_score_that_is_not_finite_is_named_with_its_user(
     name: str, value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = stage_of(tiny_model("qwen2", seed=1), tmp_path)
-    monkeypatch.setattr(trainer, "roll_out", poisoned(name, value))
+    monkeypatch.setattr(grpo, "roll_out", poisoned(name, value))
     user = 100 + prompt_rows(7, seed=0, batch=0, size=7)[2]
     with pytest.raises(NonFiniteError, match=rf"first in {name} \(1 values, users {user}\)"):
         grpo_step(stage, small_catalog(), prompts(), Config(grpo=GRPOConfig(batch_size=7, group_size=4)), None)
@@ -226,14 +227,14 @@ def test_a_reference_that_is_not_finite_is_named_with_its_users(tmp_path: Path) 
 
 def test_a_skip_ends_all_updates_of_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = stage_of(tiny_model("qwen2", seed=1), tmp_path, SKIP)
-    group_loss, calls = trainer.group_loss, []
+    group_loss, calls = grpo.group_loss, []
 
     def wrong_in_the_second(*arguments: Any) -> Any:
         calls.append(1)
         result = group_loss(*arguments)
         return result._replace(loss=result.loss * torch.nan) if len(calls) == 2 else result
 
-    monkeypatch.setattr(trainer, "group_loss", wrong_in_the_second)
+    monkeypatch.setattr(grpo, "group_loss", wrong_in_the_second)
     config = Config(grpo=GRPOConfig(batch_size=7, group_size=4, updates=4))
     grpo_step(stage, small_catalog(), prompts(), config, None)
     assert len(calls) == 2
@@ -269,7 +270,7 @@ def test_a_run_that_was_stopped_goes_on_with_skips_from_its_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    group_loss, seed_step = trainer.group_loss, Stage.seed
+    group_loss, seed_step = grpo.group_loss, Stage.seed
     at = [0]  # the step that is being taken
 
     def noted(stage: Stage, seed: int) -> None:
@@ -281,7 +282,7 @@ def test_a_run_that_was_stopped_goes_on_with_skips_from_its_last_checkpoint(
         return result._replace(loss=result.loss * torch.nan) if at[0] == 4 else result
 
     monkeypatch.setattr(Stage, "seed", noted)
-    monkeypatch.setattr(trainer, "group_loss", wrong_in_step_4)
+    monkeypatch.setattr(grpo, "group_loss", wrong_in_step_4)
     options = ["--grpo.steps=6", "--grpo.batch-size=16", "--out", str(out)]
     with pytest.raises(SystemExit) as caught:
         train.main([*SMALL, *options])

@@ -14,12 +14,13 @@ from accelerate import Accelerator
 from tawin import plan as plan_module
 from tawin.catalog import Catalog
 from tawin.config import CatalogConfig, Config, GRPOConfig, SFTConfig
+from tawin.grpo import train_grpo
 from tawin.load import load_data
 from tawin.plan import Plan, make_plan, memory
 from tawin.policy import add_lora, load_model, load_tokenizer
 from tawin.run_folder import RunFolder
 from tawin.run_records import read_metrics
-from tawin.trainer import sft_windows, train_grpo, train_sft
+from tawin.sft import sft_windows, train_sft
 
 from .runs import SMALL, make_run
 

@@ -13,9 +13,9 @@ from accelerate import Accelerator
 
 from tawin.config import Config, EvaluationConfig, GRPOConfig, WatchdogConfig
 from tawin.data import Examples, Split
+from tawin.grpo import train_grpo
 from tawin.run_folder import RunFolder
 from tawin.tokenizer import make_semantic_tokenizer
-from tawin.trainer import train_grpo
 from tawin.watchdog import Watchdog, WatchdogError
 
 from .models import tiny_model

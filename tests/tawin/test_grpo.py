@@ -1,4 +1,4 @@
-"""The two loops: data order, the reference of the KL term, and that training does what it is for."""
+"""The GRPO loop: data order, the reference of the KL term, and that training does what it is for."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tawin.config import Config, GRPOConfig, PolicyConfig, SyntheticConfig, TAWi
 from tawin.data import Examples, Split
 from tawin.distributed import Processes
 from tawin.dropout import add_dropout
+from tawin.grpo import _roll_out, grpo_backward, grpo_step, prompt_rows, reference_log_probs, train_grpo
 from tawin.objective import Groups, completion_log_probs
 from tawin.optimization import Stage
 from tawin.phases import phase_seconds
@@ -25,30 +26,9 @@ from tawin.presets import PRESETS
 from tawin.ragged import Ragged
 from tawin.run_folder import RunFolder
 from tawin.tokenizer import make_semantic_tokenizer
-from tawin.trainer import (
-    _roll_out,
-    epoch_batches,
-    grpo_backward,
-    grpo_step,
-    prompt_rows,
-    reference_log_probs,
-    train_grpo,
-)
 
 from .models import tiny_model
 from .test_objective import rolled_out, small_catalog
-
-
-def test_an_epoch_holds_every_row_once_in_batches_of_like_length() -> None:
-    lengths = np.random.default_rng(0).integers(2, 12, 1000)
-    batches = list(epoch_batches(lengths, 8, np.random.default_rng(1)))
-    assert sorted(np.concatenate(batches)) == list(range(1000))
-    spread = np.mean([np.ptp(lengths[rows]) for rows in batches])
-    assert spread < 1.5  # random batches of eight spread over some eight lengths
-    again = list(epoch_batches(lengths, 8, np.random.default_rng(1)))
-    assert all(np.array_equal(a, b) for a, b in zip(batches, again, strict=True))
-    other = np.concatenate(list(epoch_batches(lengths, 8, np.random.default_rng(2))))
-    assert not np.array_equal(np.concatenate(batches), other)
 
 
 def test_prompts_come_in_shuffled_epochs_without_a_gap() -> None:
@@ -79,28 +59,6 @@ def test_the_reference_of_a_lora_policy_is_the_model_it_started_from_without_dro
     assert stage.model.training
     stage.model.eval()
     assert not torch.allclose(completion_log_probs(stage.model, groups), start, atol=1e-2)
-
-
-def test_a_gradient_that_is_not_finite_stops_training_before_it_is_applied(tmp_path: Path) -> None:
-    model = tiny_model("qwen2")
-    stage = stage_of(model, tmp_path)
-    before = [p.detach().clone() for p in model.parameters()]
-    next(iter(model.parameters())).grad = torch.full_like(next(iter(model.parameters())), torch.nan)
-    with pytest.raises(FloatingPointError, match="grpo: the gradient norm is nan at step 1"):
-        stage.update()
-    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
-
-
-def test_a_step_whose_groups_are_all_dead_moves_the_weights_by_momentum_alone(tmp_path: Path) -> None:
-    model = tiny_model("qwen2")
-    stage = stage_of(model, tmp_path)
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    stage.update()
-    stage.scheduler.step()  # past the warm-up's rate of zero
-    before = [p.detach().clone() for p in model.parameters()]
-    stage.update()
-    assert all(not torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.01])

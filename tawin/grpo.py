@@ -1,178 +1,33 @@
-"""The two training loops, supervised fine-tuning and GRPO. Each goes on from the run folder's state if there is one.
-
-Both are deterministic: the data order is a function of seed and epoch, dropout and random completions of seed and step.
-So on the CPU a run that was stopped and resumed ends as one that never was; on a GPU as nearly as its kernels repeat
-themselves.
-
-Nor does the number of processes change an experiment. A forward's batch is dealt out, whole groups at that; what a
-prompt draws is drawn for the whole batch; the loss of a step is divided by the whole batch's count; what is logged is
-of the whole batch. Only dropout differs: it has a seed a process.
-"""
+"""GRPO with TAWin: a rollout, rewards, and one or more updates a step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from .balance import balanced
 from .catalog import Catalog
-from .causal_attention import causal_log_probs
 from .checkpoint import Progress
-from .config import KS, Config, GRPOConfig, SFTConfig
-from .data import Examples, Split, target_windows, training_windows
+from .config import Config, GRPOConfig
+from .data import Examples, Split
 from .distributed import Processes, is_sharded
-from .evaluate import evaluate, sampled
-from .findings import count_wrong, look_into_groups, look_into_windows
+from .findings import count_wrong, look_into_groups
 from .objective import Groups, completion_log_probs, group_loss, loss_denominator, may_share_prompts, roll_out
 from .optimization import Stage
 from .policy import evaluating
-from .ragged import Ragged
 from .run_folder import RunFolder
-from .stopping import Stopped
-from .watchdog import Watchdog
+from .training_loop import train_steps
 
 Reference = Callable[[Groups], Tensor]
-
-
-def train_sft(
-    accelerator: Accelerator,
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    catalog: Catalog,
-    split: Split,
-    config: Config,
-    run: RunFolder,
-) -> Progress:
-    """Next-item cross-entropy, one sequence a user with a loss on every item that has a history; one sequence an item
-    where prompts have text between or behind their items.
-
-    Stops early where valid recall has not risen for `sft.patience` evaluations. The best model is in checkpoints/sft.
-    """
-    windows, first_targets = sft_windows(catalog, split, config)
-    sft = config.sft
-    per_step = sft.batch_size * sft.gradient_accumulation
-    steps_an_epoch, total = sft_steps(len(windows), sft)
-    stage = Stage.start("sft", accelerator, model, tokenizer, sft, total, run, config.guards, config.checkpoints)
-    valid = sampled(split.valid, config.evaluation.valid_users, config.seed)
-
-    def check(loss: float | None = None) -> None:
-        """Evaluate and save where that is due and not done yet; with no step at all, the start itself."""
-        step = stage.progress.step
-        is_due = step == total or (step > 0 and step % (sft.evaluate_every * steps_an_epoch) == 0)
-        if step == stage.progress.evaluated or not is_due:
-            return
-        found = _evaluate(stage, catalog, valid, config)
-        stage.save(finished=step == total or stage.progress.stale >= sft.patience)
-        if total > 0:
-            _say(stage, f"epoch {-(-step // steps_an_epoch)}", found, loss)
-
-    check()  # one that a signal cut short
-    with _bar(stage, total) as bar:
-        while stage.progress.step < total and stage.progress.stale < sft.patience:
-            epoch, done = divmod(stage.progress.step, steps_an_epoch)
-            batches = epoch_batches(windows.lengths, per_step, np.random.default_rng((config.seed, 0, epoch)))
-            for rows in islice(batches, done, None):
-                figures = sft_step(stage, catalog, windows, first_targets, rows, config)
-                stage.log(**figures, epoch=epoch + 1)
-                bar.update()
-                bar.set_postfix(loss=f"{figures['loss']:.3f}", refresh=False)
-                check(figures["loss"])
-                stage.save_or_stop()
-                if stage.progress.step == total:
-                    break
-    return stage.progress
-
-
-def sft_windows(catalog: Catalog, split: Split, config: Config) -> tuple[Ragged, np.ndarray]:
-    """The sequences of an epoch, and the index of the first target in each."""
-    cut = target_windows if catalog.one_target else training_windows
-    return cut(split.sft, config.split.max_history)
-
-
-def sft_steps(windows: int, sft: SFTConfig) -> tuple[int, int]:
-    """Steps of an epoch, and in all where it is not stopped early."""
-    steps_an_epoch = -(-windows // (sft.batch_size * sft.gradient_accumulation))
-    return steps_an_epoch, min(steps_an_epoch * sft.epochs, sft.max_steps or steps_an_epoch * sft.epochs)
-
-
-def sft_step(
-    stage: Stage, catalog: Catalog, windows: Ragged, first_targets: np.ndarray, rows: np.ndarray, config: Config
-) -> dict[str, float]:
-    """One step on some of the windows, its update included; gives its figures."""
-    stage.model.train()
-    rate = stage.scheduler.get_last_lr()[0]
-    stage.seed(config.seed)
-    loss = _sft_backward(stage, catalog, windows, first_targets, rows, config)
-    own = rows[stage.processes.share(len(rows))]
-    look = partial(
-        look_into_windows, catalog=catalog, windows=windows, first_targets=first_targets, rows=own, config=config
-    )
-    norm = stage.update(figures={"loss": loss}, look=look)
-    return {"loss": loss, "learning_rate": rate, "grad_norm": norm}
-
-
-def _sft_backward(
-    stage: Stage,
-    catalog: Catalog,
-    windows: Ragged,
-    first_targets: np.ndarray,
-    rows: np.ndarray,
-    config: Config,
-) -> float:
-    """Forward and backward of one step over `rows`, sft.batch_size sequences a forward; the loss, nats a token."""
-    batches, size = [], config.sft.batch_size
-    for start in range(0, len(rows), size):
-        chosen = rows[start : start + size]
-        own = chosen[stage.processes.share(len(chosen))]
-        kept = own if len(own) else chosen[:1]  # a process that has no row runs one for company
-        input_ids, attention_mask, labels = catalog.encode_windows(windows.take(kept), first_targets[kept])
-        batches.append((input_ids, attention_mask, labels if len(own) else torch.full_like(labels, -100)))
-    (tokens,) = stage.processes.sums(sum(int((labels >= 0).sum()) for _, _, labels in batches))
-    losses = [
-        stage.backward(
-            _window_loss(batch, tokens, stage.accelerator.device, config.attention), is_last=index == len(batches) - 1
-        )[0]
-        for index, batch in enumerate(batches)
-    ]
-    (loss,) = stage.processes.sums(torch.stack(losses).sum())
-    return loss
-
-
-def _window_loss(
-    batch: tuple[Tensor, Tensor, Tensor], tokens: float, device: torch.device, attention: str
-) -> Callable[[nn.Module], tuple[Tensor]]:
-    """Of a model: the cross-entropy of a batch [B, S] over the labels that are not -100, divided by `tokens`."""
-    input_ids, attention_mask, labels = (part.to(device) for part in batch)
-
-    def loss(model: nn.Module) -> tuple[Tensor]:
-        _, log_probs = causal_log_probs(model, input_ids, attention_mask, labels, attention)
-        return (-log_probs.sum() / tokens,)
-
-    return loss
-
-
-def epoch_batches(lengths: np.ndarray, size: int, random: np.random.Generator) -> Iterator[np.ndarray]:
-    """Every row once, in batches of sequences of like length (little padding), in random order."""
-    order = random.permutation(len(lengths))
-    pool = 16 * size
-    batches = []
-    for start in range(0, len(order), pool):
-        rows = order[start : start + pool]
-        rows = rows[np.argsort(lengths[rows], kind="stable")]
-        batches += [rows[i : i + size] for i in range(0, len(rows), size)]
-    for index in random.permutation(len(batches)):
-        yield batches[index]
 
 
 def train_grpo(
@@ -203,50 +58,6 @@ def train_grpo(
     return train_steps(
         stage, catalog, split.valid, config, step, steps, grpo.evaluate_every, shown=("reward", "live_share")
     )
-
-
-def train_steps(
-    stage: Stage,
-    catalog: Catalog,
-    valid: Examples,
-    config: Config,
-    step: Callable[[], dict[str, float]],
-    steps: int,
-    evaluate_every: int,
-    *,
-    shown: tuple[str, ...],
-) -> Progress:
-    """Take the stage to `steps` steps; evaluates at its start, every so many steps and at the end, and saves there.
-
-    Args:
-        valid: evaluated as `config.evaluation` says, which also chooses the best model.
-        step: one step, its update included; the figures that it gives are logged.
-        shown: the figures that stand beside the progress bar.
-    """
-    valid = sampled(valid, config.evaluation.valid_users, config.seed)
-
-    def check() -> None:
-        """Evaluate and save where that is due and not done yet."""
-        step = stage.progress.step
-        if step == stage.progress.evaluated or (step % evaluate_every and step < steps):
-            return
-        found = _evaluate(stage, catalog, valid, config)
-        stage.save(finished=step >= steps)
-        _say(stage, f"step {step}" if step else "start", found)
-
-    watchdog = Watchdog.of(stage, config)
-    check()
-    stage.save_or_stop()
-    with _bar(stage, steps) as bar:
-        while stage.progress.step < steps:
-            figures = step()
-            stage.log(**figures)
-            bar.update()
-            bar.set_postfix({name: f"{figures[name]:.3f}" for name in shown if name in figures}, refresh=False)
-            watchdog.watch(stage, figures)
-            check()
-            stage.save_or_stop()
-    return stage.progress
 
 
 def grpo_step(
@@ -460,40 +271,3 @@ def reference_log_probs(stage: Stage, reference: nn.Module | None) -> Reference:
             return completion_log_probs(model, groups)
 
     return without_adapters
-
-
-def _evaluate(stage: Stage, catalog: Catalog, valid: Examples, config: Config) -> dict[str, float]:
-    """Figures on valid, recorded. Where a signal cuts it short, the state is saved: it is done again on resuming."""
-    stage.require_finite_weights()
-    try:
-        found = stage.infer(
-            lambda model: evaluate(
-                model,
-                catalog,
-                valid,
-                config.evaluation,
-                description="valid",
-                progress=stage.processes.is_first,
-                processes=stage.processes,
-            )
-        )
-    except Stopped:
-        stage.save()
-        raise
-    stage.record(found, config.evaluation.select)
-    return found
-
-
-def _bar(stage: Stage, total: int) -> tqdm:
-    """Of the first process, on a terminal."""
-    name, step = stage.progress.stage, stage.progress.step
-    disable = None if stage.processes.is_first else True  # None: shown on a terminal, not in a log file
-    return tqdm(total=total, initial=step, desc=name, unit="step", mininterval=1.0, disable=disable)
-
-
-def _say(stage: Stage, when: str, found: dict[str, float], loss: float | None = None) -> None:
-    """A line on the terminal for an evaluation."""
-    recalls = "  ".join(f"R@{k} {found[f'recall@{k}']:.4f}" for k in KS)
-    line = f"{stage.progress.stage} {when}: valid {recalls}" + (f"  loss {loss:.3f}" if loss is not None else "")
-    if stage.processes.is_first:
-        tqdm.write(line)
