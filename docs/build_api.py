@@ -217,7 +217,10 @@ wins. Besides: `--preset`, `--config`, `--out`, `--resume` and `--dry-run`, as `
 
 def options_page() -> str:
     """Every option of train.py: the field docstrings of tawin.config, its defaults and what presets change."""
-    trees = load("tawin.config").members
+    package = load("tawin.config")
+    trees = dict(package.members)
+    for module in package.modules.values():
+        trees |= module.classes
     return OPTIONS_INTRODUCTION + "".join(section_text(trees, "", Config()))
 
 

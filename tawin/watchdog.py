@@ -77,8 +77,9 @@ class Watchdog:
             said = f"{stage.progress.stage} step {stage.progress.step}: {alarm.message}"
             if self._config.action == "stop":
                 raise WatchdogError(
-                    f"{said}. The run was stopped (watchdog.action 'stop'); its checkpoints are those of the last "
-                    "evaluation: start again with other options, or go on with --resume --watchdog.action warn"
+                    f"{said}. The run was stopped (watchdog.action 'stop'); the best model so far and the last "
+                    "saved state are kept: start again with other options, or go on with --resume --watchdog.action "
+                    "warn"
                 )
             if stage.processes.is_first:
                 tqdm.write(f"warning: {said}")

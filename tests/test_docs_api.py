@@ -61,7 +61,7 @@ def test_every_option_is_described(build_api: ModuleType) -> None:
     rows = [line for line in build_api.options_page().splitlines() if line.startswith("| `--")]
     assert len(rows) > 70
     for row in rows:
-        assert not row.endswith("|  |"), f"no docstring in tawin/config.py: {row}"
+        assert not row.endswith("|  |"), f"no docstring in tawin/config: {row}"
 
 
 def test_items_of_one_line_and_of_sections_become_a_list(build_api: ModuleType) -> None:

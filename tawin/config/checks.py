@@ -1,0 +1,23 @@
+"""Checks of an option's value; what they raise names the option, what was expected and what came."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args, get_origin, get_type_hints
+
+
+def require(condition: bool, field_name: str, expected: str, value: object) -> None:
+    if not condition:
+        raise ValueError(f"{field_name}: expected {expected}, got {value!r}")
+
+
+def require_type(field_name: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError(f"{field_name}: expected {kind.__name__}, got {value!r}")
+
+
+def require_choices(config: object, section: str) -> None:
+    """Every field that is annotated as a Literal holds one of its values."""
+    for name, hint in get_type_hints(type(config)).items():
+        if get_origin(hint) is Literal:
+            choices = get_args(hint)
+            require(getattr(config, name) in choices, f"{section}.{name}", f"one of {choices}", getattr(config, name))
