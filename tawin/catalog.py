@@ -8,7 +8,6 @@ dense indexes here; this module knows nothing of users, splits or models.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -35,6 +34,7 @@ from .columns import (
 )
 from .config import CatalogConfig, PromptConfig
 from .data import Dataset
+from .durable import replacing_file
 from .encoding import Encoder, padded_table, rows_of
 from .prompt import prompt_tokens
 from .ragged import Ragged
@@ -159,8 +159,8 @@ class Catalog:
             }
         )
         # Each file appears whole or not at all, and the header last: a folder with a header is a catalogue.
-        pq.write_table(table, folder / (ITEMS_FILE + ".part"))
-        os.replace(folder / (ITEMS_FILE + ".part"), folder / ITEMS_FILE)
+        with replacing_file(folder / ITEMS_FILE) as part:
+            pq.write_table(table, part)
         write_header(folder / CATALOG_FILE, self._around)
 
     @classmethod

@@ -6,11 +6,11 @@ Version 2. Version 1 had neither separator, suffix nor empty: there the prefix w
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from .columns import DataError
+from .durable import write_atomically
 
 FORMAT = 2
 HEADER = ("prefix", "separator", "suffix", "empty", "pad_token", "end_token")
@@ -19,9 +19,7 @@ _LISTS = {"prefix": 1, "separator": 0, "suffix": 0, "empty": 1}  # and how many 
 
 def write_header(path: Path, values: dict[str, Any]) -> None:
     """`values` by the names in HEADER; the file appears whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps({"format": FORMAT, **values}) + "\n")
-    os.replace(part, path)
+    write_atomically(path, json.dumps({"format": FORMAT, **values}) + "\n")
 
 
 def read_header(path: Path) -> dict[str, Any]:

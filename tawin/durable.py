@@ -14,8 +14,8 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,23 +31,30 @@ class WriteError(OSError):
     """A file or folder could not be written; what was there before is whole."""
 
 
+@contextmanager
+def replacing_file(path: Path) -> Iterator[Path]:
+    """A path to write a file at: once the block has ended it is put in the place of `path`, and is gone if it fails."""
+    temporary = path.with_name(f".{path.name}.writing")
+    try:
+        yield temporary
+        sync_file(temporary)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader sees the old content or the new one, never a part. Text is UTF-8.
 
     Raises:
         WriteError: the disk is full, or whatever else the system says; names the path.
     """
-    temporary = path.with_name(f".{path.name}.writing")
     try:
-        with open(temporary, "wb") as file:
-            file.write(content.encode("utf-8") if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
+        with replacing_file(path) as temporary:
+            temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise WriteError(f"{path}: could not be written: {error}") from error
 
 

@@ -8,10 +8,7 @@ The file appears whole or not at all.
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +19,7 @@ from tqdm import tqdm
 
 from .catalog import Catalog
 from .columns import open_parquet, read_integer_lists
-from .durable import sync_file
+from .durable import replacing_file
 from .evaluate import Recommendations, recommend
 from .load import Serving
 from .ragged import Ragged
@@ -79,7 +76,8 @@ def recommend_file(
         schema = pa.schema([*fields, *_output_fields(titles)])
         chunks = file.iter_batches(options.evaluation.batch_size * BATCHES_A_CHUNK, columns=names)
         bar = tqdm(total=file.metadata.num_rows, desc="recommend", unit="user", disable=None if progress else True)
-        with bar, _written(out, schema) as writer:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with bar, replacing_file(out) as part, pq.ParquetWriter(part, schema, compression="zstd") as writer:
             for chunk in chunks:
                 started = time.monotonic()
                 columns, counts = _recommend_chunk(serving, pa.Table.from_batches([chunk]), histories, top, titles)
@@ -87,21 +85,6 @@ def recommend_file(
                 served += dataclasses.replace(counts, seconds=time.monotonic() - started)
                 bar.update(chunk.num_rows)
     return served
-
-
-@contextmanager
-def _written(out: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-    """A writer of a file beside its place, which is put there when all went well and deleted else."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f".{out.name}.writing")
-    try:
-        with pq.ParquetWriter(part, schema, compression="zstd") as writer:
-            yield writer
-        sync_file(part)
-        os.replace(part, out)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def _output_fields(titles: bool) -> list[pa.Field]:

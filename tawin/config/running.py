@@ -45,9 +45,9 @@ class GuardConfig:
     """What is done where a loss, reward, score or gradient is not finite (`tawin.guards`)."""
 
     nonfinite: Literal["stop", "skip"] = "stop"
-    """stop: the run ends with a report. skip: nothing more is updated in that step (of several grpo.updates those before it stay),
-    it is counted and logged, and the next one begins.
-    Weights that are not finite stop the run either way."""
+    """stop: the run ends with a report. skip: nothing more is updated in that step (of several
+    grpo.updates those before it stay), it is counted and logged, and the next one begins. Weights that are not finite
+    stop the run either way."""
     max_skips: int = 10
     """Steps in a row that may be skipped; one more stops the run."""
 
