@@ -6,7 +6,6 @@ A number is seconds, milliseconds, microseconds or nanoseconds; which one is tol
 
 from __future__ import annotations
 
-import math
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -15,6 +14,7 @@ _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _SECONDS_END = 10**11  # in seconds: the year 5138; in milliseconds: 1973
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _YEAR_10000 = 253_402_300_800_000
+_LARGEST = _YEAR_10000 * 10**6  # in nanoseconds, the smallest unit
 
 
 class TimeReader:
@@ -26,22 +26,15 @@ class TimeReader:
 
     def read(self, value: str | int | float) -> int:
         """Milliseconds since 1970. ValueError, with the reason, for what is no time or not of the log's kind."""
-        if isinstance(value, str):
-            try:
-                number: int | float = int(value)
-            except ValueError:
-                try:
-                    number = float(value)
-                except ValueError:
-                    found = read_date(value)
-                    self._agree("date", value)
-                    return found
-        elif type(value) is int or type(value) is float:
-            number = value
-        else:
-            raise ValueError(f"expected a time, got {value!r}")
-        if not math.isfinite(number):
-            raise ValueError(f"expected a time, got {value!r}")
+        number = _number(value)
+        if number is None:
+            if not isinstance(value, str):
+                raise ValueError(f"expected a time, got {_shown(value)}")
+            found = read_date(value)
+            self._agree("date", value)
+            return found
+        if not abs(number) < _LARGEST:  # NaN too; whole numbers may be too large for any arithmetic with floats
+            raise ValueError(f"expected a time before the year 10000, got {_shown(value)}")
         unit = self._unit
         if unit is None or not self._is_told:
             unit = _unit_of(number)
@@ -58,7 +51,9 @@ class TimeReader:
             self._unit = kind
         elif self._unit != kind:
             told = "a date" if self._unit == "date" else f"a time in {self._unit}"
-            raise ValueError(f"expected {told}, as the first one is, got {value!r} (--time-unit says it for certain)")
+            raise ValueError(
+                f"expected {told}, as the first one is, got {_shown(value)} (--time-unit says it for certain)"
+            )
 
 
 def read_date(text: str) -> int:
@@ -67,12 +62,29 @@ def read_date(text: str) -> int:
         found = datetime.fromisoformat(text.strip())
     except ValueError:
         raise ValueError(
-            f"expected seconds since 1970 or a date like 2018-07-07 or 2018-07-07 22:09:11, got {text!r}"
+            f"expected seconds since 1970 or a date like 2018-07-07 or 2018-07-07 22:09:11, got {_shown(text)}"
         ) from None
     if found.tzinfo is None:
         found = found.replace(tzinfo=UTC)
     since = found - EPOCH
     return (since.days * 86_400 + since.seconds) * 1000 + since.microseconds // 1000
+
+
+def _number(value: object) -> int | float | None:
+    """None for what is no number, also for a text that spells none."""
+    if type(value) is int or type(value) is float:
+        return value
+    if isinstance(value, str):
+        for kind in (int, float):
+            try:
+                return kind(value)
+            except ValueError:
+                continue
+    return None
+
+
+def _shown(value: object) -> str:
+    return repr(value)[:80]
 
 
 def _unit_of(number: int | float) -> str:
@@ -86,5 +98,5 @@ def _unit_of(number: int | float) -> str:
 
 def _within(milliseconds: int, value: object) -> int:
     if abs(milliseconds) >= _YEAR_10000:
-        raise ValueError(f"expected a time before the year 10000, got {value!r}")
+        raise ValueError(f"expected a time before the year 10000, got {_shown(value)}")
     return milliseconds

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tawin.prepare.times import TimeReader, read_date
+from tawin.prepare.times import TimeReader, Unit, read_date
 
 SECOND = 1_530_000_000  # 2018-06-26 08:00:00 UTC
 MS = SECOND * 1000
@@ -38,11 +38,18 @@ def test_a_time_is_read_to_the_millisecond(value: str | int | float, expected: i
 
 
 @pytest.mark.parametrize(
-    "value", ["", "yesterday", "07/07/2018", "nan", "inf", float("nan"), None, True, [1], "2018-13-01"]
+    "value",
+    [
+        *("", "yesterday", "07/07/2018", "nan", "inf", float("nan"), None, True, [1], "2018-13-01"),
+        *(10**400, "1" + 400 * "0", 1e306, "-1e306", "9" * 5000),  # no float holds them, or none their milliseconds
+    ],
+    ids=lambda value: repr(value)[:20],
 )
-def test_what_is_no_time_is_refused(value: object) -> None:
-    with pytest.raises(ValueError, match=r"^expected "):
-        TimeReader().read(value)  # type: ignore[arg-type]
+@pytest.mark.parametrize("unit", ["auto", "s", "ns"])
+def test_what_is_no_time_is_refused_in_a_few_words(value: object, unit: Unit) -> None:
+    with pytest.raises(ValueError, match=r"^expected ") as caught:
+        TimeReader(unit).read(value)  # type: ignore[arg-type]
+    assert len(str(caught.value)) < 200
 
 
 @pytest.mark.parametrize(
