@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,9 @@ from .log import Log
 from .reading import Reading
 from .source import Columns, Format, Item, Options, require_file
 from .table import OF_ITEMS, USUAL, Places, read_item_table, table_files
-from .times import EPOCH, TimeReader
+from .times import TimeReader
 
 BATCH_ROWS = 2**16
-MILLISECOND = timedelta(milliseconds=1)
 
 
 @dataclass(frozen=True)
@@ -35,11 +33,14 @@ class ParquetTable:
         for path in self.files:
             count = reading.start(path, "row")
             with open_parquet(path, ()) as file:
-                places = Places.find(file.schema_arrow.names, self.columns, log.wants_rating, path)
+                schema = file.schema_arrow
+                places = Places.find(schema.names, self.columns, log.wants_rating, path)
+                is_time = places.time is not None and _is_time(schema.field(places.time), path)
+                reader = TimeReader("ms") if is_time else times
                 for row in _rows(reading, file, path, places):
                     count.lines += 1
                     try:
-                        _add(log, times, row, has_time=places.time is not None)
+                        _add(log, reader, row, has_time=places.time is not None)
                     except ValueError as error:
                         reading.report(count, count.lines, str(error))
             reading.finish(count)
@@ -91,12 +92,7 @@ def _add(log: Log, times: TimeReader, row: tuple[str | None, str | None, Any, An
     user, item, time, rating = row
     if has_time and time is None:
         raise ValueError("expected a time, got null")
-    read = None
-    if isinstance(time, datetime):
-        read = (time - EPOCH) // MILLISECOND
-    elif time is not None:
-        read = times.read(time)
-    log.add((user or "").strip(), (item or "").strip(), read, rating)
+    log.add((user or "").strip(), (item or "").strip(), times.read(time) if has_time else None, rating)
 
 
 def _batches(
@@ -117,14 +113,26 @@ def _ids(values: pa.Array, name: str, path: Path) -> list[str | None]:
     return pc.cast(values, pa.string()).to_pylist()
 
 
+def _is_time(field: pa.Field, path: Path) -> bool:
+    """Whether the column has points in time or dates. DataError for a time of day or a duration."""
+    if pa.types.is_temporal(field.type) and not (pa.types.is_timestamp(field.type) or pa.types.is_date(field.type)):
+        raise DataError(f"{path}: column '{field.name}': expected points in time, got {field.type}")
+    return pa.types.is_temporal(field.type)
+
+
 def _times(values: pa.Array) -> list[Any]:
-    """Points in time and dates as datetimes in UTC, anything else as it is."""
+    """Points in time and dates as milliseconds since 1970, anything else as it is."""
     if pa.types.is_temporal(values.type):
-        values = values.cast(pa.timestamp("ms")).cast(pa.timestamp("ms", tz="UTC"))
+        # A finer unit is cut off; a coarser one may not fit, which arrow refuses.
+        is_finer = pa.types.is_timestamp(values.type) and values.type.unit in ("us", "ns")
+        tz = values.type.tz if pa.types.is_timestamp(values.type) else None
+        values = values.cast(pa.timestamp("ms", tz=tz), safe=not is_finer).cast(pa.int64())
     return values.to_pylist()
 
 
 def _open(source: Path, options: Options) -> ParquetTable:
+    if not options.columns.has_header:
+        raise ValueError("--no-header: expected it with csv, whose columns may have no names; those of parquet have")
     if options.items is not None:
         require_file(options.items, "a csv or parquet of items and titles")
     return ParquetTable(table_files(source, (".parquet",), options), options.items, options.columns)

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tawin.columns import DataError
+from tawin.prepare import Columns
 from tawin.prepare import parquet as module
 
 from .folders import made, sequences, times, titles
@@ -33,6 +34,8 @@ def write_table(path: Path, **columns: Any) -> Path:
         pa.array([MS[0] / 1000, MS[2] / 1000, MS[1] / 1000], pa.float64()),
         pa.array([MS[0], MS[2], MS[1]], pa.timestamp("ms")),
         pa.array([datetime.fromtimestamp(MS[place] / 1000, UTC) for place in (0, 2, 1)]),
+        pa.array([1000 * MS[0] + 1, 1000 * MS[2] + 999, 1000 * MS[1] + 5], pa.timestamp("us")),
+        pa.array([1_000_000 * MS[0] + 7, 1_000_000 * MS[2], 1_000_000 * MS[1]], pa.timestamp("ns", "Asia/Tokyo")),
         pa.array(["2023-11-14 22:13:20", "2023-11-16 22:13:20", "2023-11-15 22:13:20"]),
     ],
 )
@@ -78,6 +81,17 @@ def test_malformed_rows_are_counted_by_row(tmp_path: Path) -> None:
     assert not (tmp_path / "more").exists()
 
 
+def test_points_in_time_that_no_calendar_has_are_malformed_and_the_others_are_read(tmp_path: Path) -> None:
+    for kind, far in ((pa.timestamp("ms"), 4 * 10**14), (pa.date32(), 2**31 - 1)):
+        path = write_table(
+            tmp_path / "log.parquet", user=[7] * 4, item=["a", "far", "b", "c"], time=pa.array([1, far, 2, 3], kind)
+        )
+        report = made("parquet", path, tmp_path / str(kind), max_malformed=0.5)
+        assert sequences(tmp_path / str(kind)) == {"7": ["a", "b", "c"]}
+        (said,) = report["malformed"]
+        assert said.startswith(f"{path}, row 2: expected a time before the year 10000, got ")
+
+
 def test_a_folder_of_parts_with_titles_in_parquet(tmp_path: Path) -> None:
     for part, (item, time) in enumerate(zip("abc", MS, strict=True)):
         write_table(tmp_path / "log" / f"part-{part}.parquet", user=["7"], item=[item], time=[time])
@@ -93,11 +107,22 @@ def test_a_folder_of_parts_with_titles_in_parquet(tmp_path: Path) -> None:
         ({"user": [1.5], "item": ["a"], "time": [1]}, r"column 'user': expected ids, strings or integers, got double"),
         ({"user": [1], "item": [["a"]], "time": [1]}, r"column 'item': expected ids, strings or integers, got list"),
         ({"user": [1], "item": ["a"]}, r"expected a column for the time, got user, item; "),
+        (
+            {"user": [1], "item": ["a"], "time": pa.array([1], pa.time32("s"))},
+            r"column 'time': expected points in time, got time32",
+        ),
+        ({"user": [1], "item": ["a"], "time": pa.array([1], pa.duration("s"))}, r"expected points in time, got durat"),
     ],
 )
 def test_columns_of_another_type_or_name_are_refused(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         made("parquet", write_table(tmp_path / "log.parquet", **columns), tmp_path / "data")
+
+
+def test_columns_without_names_are_those_of_csv(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "log.parquet", user=[7], item=["a"], time=[1])
+    with pytest.raises(ValueError, match=r"--no-header: expected it with csv"):
+        made("parquet", path, tmp_path / "data", columns=Columns(has_header=False))
 
 
 def test_what_is_no_parquet_is_refused_by_name(tmp_path: Path) -> None:
