@@ -78,7 +78,9 @@ def write_folder(prepared: Prepared, report: dict[str, Any], folder: Path) -> No
             "source_id": pa.array(prepared.user_sources, pa.string()),
         }
         pq.write_table(pa.table(users), part / USERS_FILE)
-        (part / REPORT_FILE).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+        # A file's name may hold bytes that are no text: they become JSON's own \udcff.
+        (part / REPORT_FILE).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def public_ids(sources: list[str]) -> np.ndarray:

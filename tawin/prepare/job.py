@@ -126,7 +126,7 @@ def _described(kept: _Kept, log: Log, source: Source, reading: Reading, *, keeps
             item_sources.append(item.source_id)
             titles.append(None)
             semantic_ids.append(None)
-        title = " ".join((item.title or "").split())
+        title = " ".join(_whole(item.title or "").split())
         titles[place] = titles[place] or title or None
         semantic_ids[place] = semantic_ids[place] or item.semantic_id
     return Prepared(
@@ -138,6 +138,11 @@ def _described(kept: _Kept, log: Log, source: Source, reading: Reading, *, keeps
         titles=titles if any(titles) else None,
         semantic_ids=_complete(semantic_ids, item_sources),
     )
+
+
+def _whole(title: str) -> str:
+    """Halves of surrogate pairs, as of an emoji that was cut in two, are joined or replaced: no file can hold them."""
+    return title if title.isascii() else title.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _complete(semantic_ids: list[tuple[int, ...] | None], item_sources: list[str]) -> list[tuple[int, ...]] | None:

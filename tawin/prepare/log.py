@@ -46,11 +46,10 @@ class Log:
         time: milliseconds since 1970, or None in every row where the source's own order is the order in time.
         rating: only looked at where a least rating is asked for.
         """
-        for name, value in (("user", user), ("item", item)):
-            if not value or len(value) > MAX_ID_LENGTH:
-                raise ValueError(_bad_id(name, value))
+        require_id("user", user)
+        require_id("item", item)
         chosen = self._selection
-        if chosen.min_rating is not None and _rating(rating) < chosen.min_rating:
+        if chosen.min_rating is not None and read_rating(rating) < chosen.min_rating:
             self.below_min_rating += 1
         elif (chosen.after is not None and _known(time) < chosen.after) or (
             chosen.before is not None and _known(time) >= chosen.before
@@ -78,19 +77,24 @@ class Log:
         )
 
 
-def _bad_id(name: str, value: object) -> str:
+def require_id(name: str, value: str) -> None:
+    """ValueError for what cannot be an id; half of a surrogate pair, which JSON can spell, is in no file of text."""
     if not value:
-        return f"expected the {name}, got none"
-    return f"expected the {name} in at most {MAX_ID_LENGTH} characters, got {len(str(value))}"
+        raise ValueError(f"expected the {name}, got none")
+    if len(value) > MAX_ID_LENGTH:
+        raise ValueError(f"expected the {name} in at most {MAX_ID_LENGTH} characters, got {len(value)}")
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError(f"expected the {name} in whole characters, got {value[:80]!r}")
 
 
-def _rating(value: str | float | None) -> float:
+def read_rating(value: str | float | None) -> float:
+    """ValueError for what is no number."""
     try:
         found = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         found = math.nan
     if math.isnan(found):
-        raise ValueError(f"expected a rating (--min-rating needs one), got {value!r}")
+        raise ValueError(f"expected a rating (--min-rating needs one), got {repr(value)[:80]}")
     return found
 
 

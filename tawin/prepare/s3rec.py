@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .log import MAX_ID_LENGTH, Log
+from .log import Log, require_id
 from .reading import Reading
 from .source import Columns, Format, Item, Options, require_file
 from .table import read_item_table
@@ -32,8 +32,12 @@ class S3Rec:
             if not items:
                 reading.report(count, number, f"expected items after user {user}, got none")
                 continue
-            if max(len(user), *map(len, items)) > MAX_ID_LENGTH:
-                reading.report(count, number, f"expected ids of at most {MAX_ID_LENGTH} characters, got a longer one")
+            try:
+                require_id("user", user)
+                for item in items:
+                    require_id("item", item)
+            except ValueError as error:
+                reading.report(count, number, str(error))
                 continue
             for item in items:
                 log.add(user, item, None)

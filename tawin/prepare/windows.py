@@ -18,13 +18,14 @@ from typing import Any
 
 from ..columns import DataError
 from .delimited import find_column, read_rows
-from .log import Log
+from .log import Log, read_rating, require_id
 from .reading import FileCount, Reading
 from .source import Format, Item, Options, one_file, require_file
 from .times import TimeReader
 
 PARTS = ("train", "valid", "test")
 KEPT = 256  # of a user's last items, to which the next window is joined; histories have ten
+MAX_CODE = 2**31 - 1  # items.parquet has int32
 _SEMANTIC_ID = re.compile(r"(?:<[a-z]_\d+>)+")
 _CODE = re.compile(r"_(\d+)>")
 
@@ -125,11 +126,11 @@ def _rows(reading: Reading, path: Path) -> Iterator[tuple[FileCount, int, int, d
 
 
 def _window(row: dict[str, str], times: TimeReader, wants_rating: bool) -> Window:
-    user, target = row["user_id"].strip(), row["item_id"].strip()
-    if not user or not target:
-        raise ValueError("expected a user and an item, got none")
-    history = _list(row, "history_item_id")
-    items = [*(str(item) for item in history), target]
+    user = row["user_id"].strip()
+    items = _items(row)
+    require_id("user", user)
+    for item in items:
+        require_id("item", item)
     found: dict[str, list[Any]] = {}
     for name, wanted in (("timestamp", "timestamp" in row), ("rating", wants_rating)):
         found[name] = [*_list(row, f"history_{name}"), row.get(name)] if wanted else [None] * len(items)
@@ -138,8 +139,16 @@ def _window(row: dict[str, str], times: TimeReader, wants_rating: bool) -> Windo
     if "timestamp" in row:
         found["timestamp"] = [times.read(value) for value in found["timestamp"]]
     if wants_rating:
-        found["rating"] = [float(value) for value in found["rating"]]
+        found["rating"] = [read_rating(value) for value in found["rating"]]
     return Window(user, items, found["timestamp"], found["rating"])
+
+
+def _items(row: dict[str, str]) -> list[str]:
+    """The history and the target."""
+    history = _list(row, "history_item_id")
+    if not all(type(item) is int for item in history):
+        raise ValueError(f"expected whole numbers as history_item_id, got {row['history_item_id'][:80]!r}")
+    return [*map(str, history), row["item_id"].strip()]
 
 
 def _list(row: dict[str, str], name: str) -> list[Any]:
@@ -164,18 +173,26 @@ def _described(fields: list[str]) -> Item:
 def _semantic_id(text: str) -> tuple[int, ...]:
     if not _SEMANTIC_ID.fullmatch(text.strip()):
         raise ValueError(f"expected a semantic id like <a_12><b_3><c_4>, got {text[:80]!r}")
-    return tuple(int(code) for code in _CODE.findall(text))
+    codes = tuple(int(code) for code in _CODE.findall(text))
+    if max(codes) > MAX_CODE:
+        raise ValueError(f"expected codes of at most {MAX_CODE}, got {text[:80]!r}")
+    return codes
 
 
 def _items_of_windows(reading: Reading, path: Path) -> Iterator[Item]:
-    """Titles and semantic ids as the windows themselves repeat them, each item once."""
+    """Titles and semantic ids as the windows themselves repeat them, each item once; none where they have neither."""
     seen: set[str] = set()
     for count, number, lines, row in _rows(reading, path):
+        if "item_title" not in row and "item_sid" not in row:
+            continue
         try:
-            items = [*(str(item) for item in _list(row, "history_item_id")), row["item_id"].strip()]
+            items = _items(row)
             if seen.issuperset(items):
                 continue
-            titles = [*_texts(row, "history_item_title"), row.get("item_title", "")]
+            require_id("item", items[-1])
+            titles = (
+                [*_texts(row, "history_item_title"), row["item_title"]] if "item_title" in row else [""] * len(items)
+            )
             ids = [*_texts(row, "history_item_sid"), row["item_sid"]] if "item_sid" in row else []
             if len(titles) != len(items) or len(ids) not in (0, len(items)):
                 raise ValueError(f"expected a title and an id of each of {len(items)} items, got others")
@@ -203,7 +220,10 @@ def _open(source: Path, options: Options) -> Windows:
         files: dict[str, Path] = {"": source}
         missing: tuple[str, ...] = ()
     else:
-        require_folder(source)
+        if not source.is_dir():
+            raise DataError(
+                f"{source}: expected a folder with train, valid, test and info, or one csv file, found neither"
+            )
         found = {part: _part(source / part, "*.csv", options.category) for part in PARTS}
         files = {part: path for part, path in found.items() if path is not None}
         missing = tuple(part for part in PARTS if part not in files)
@@ -213,11 +233,6 @@ def _open(source: Path, options: Options) -> Windows:
     if info is not None:
         require_file(info, "an info file")
     return Windows(tuple(files.values()), info, missing)
-
-
-def require_folder(source: Path) -> None:
-    if not source.is_dir():
-        raise DataError(f"{source}: expected a folder with train, valid, test and info, or one csv file, found neither")
 
 
 def _part(folder: Path, pattern: str, category: str | None) -> Path | None:

@@ -117,6 +117,24 @@ def test_metadata_of_2014_is_read_though_it_is_python_and_no_json(tmp_path: Path
     assert report["malformed"][0].startswith(f"{meta}, line 2: expected a JSON object, got none: malformed node")
 
 
+def test_halves_of_characters_are_no_ids_and_are_replaced_in_titles(tmp_path: Path) -> None:
+    write_objects(tmp_path / "Office.json", *REVIEWS, review_2018("A1", "B\ud83d", 9), review_2018("A\udcff", "B1", 9))
+    meta = [{"asin": "B1", "title": "Pen \ud83d"}, {"asin": "B2", "title": "Ink \U0001f58b"}]
+    write_objects(tmp_path / "meta_Office.json", *meta)
+    report = made("amazon2018", tmp_path, tmp_path / "data", max_malformed=0.5)
+    path = tmp_path / "Office.json"
+    assert report["malformed"] == [
+        f"{path}, line 8: expected the item in whole characters, got 'B\\ud83d'",
+        f"{path}, line 9: expected the user in whole characters, got 'A\\udcff'",
+    ]
+    assert titles(tmp_path / "data") == {"B1": "Pen \ufffd", "B2": "Ink \U0001f58b", "B3": None}
+    python = write(
+        tmp_path / "2014.json", r"{'asin': 'B1', 'title': '\ud83d'}", r"{'asin': 'B2', 'title': '\ud83d\udd8b'}"
+    )
+    made("amazon2018", path, tmp_path / "more", max_malformed=0.5, items=python)
+    assert titles(tmp_path / "more") == {"B1": "\ufffd", "B2": "\U0001f58b", "B3": None}
+
+
 def test_ratings_only_of_2018_are_item_user_rating_time(tmp_path: Path) -> None:
     path = write(tmp_path / "Office.csv", "B1,A1,5.0,100", "B2,A1,2.0,50", "B3,A1,4.0,75", "B3,A1", "B3,A1,4.0,soon")
     report = made("amazon2018", path, tmp_path / "data", max_malformed=0.5)

@@ -110,6 +110,13 @@ def test_the_report_is_in_the_folder_and_says_what_was_asked_and_what_was_left_o
     }
 
 
+def test_a_file_whose_name_is_no_text_is_read_and_named_in_the_report(tmp_path: Path) -> None:
+    path = write(tmp_path / "log \udcff.csv", "user,item,time", "1,2,3", "1,3,4", "1,4,5")
+    report = made("csv", path, tmp_path / "data")
+    assert json.loads((tmp_path / "data" / "prepare.json").read_text()) == report
+    assert report["source"] == "log \udcff.csv"
+
+
 def test_nothing_is_read_where_the_folder_holds_files(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine").write_text("mine")

@@ -33,6 +33,7 @@ def test_unwanted_interactions_are_counted_and_their_ids_are_not_kept() -> None:
         (("", "x", 1, 5), "expected the user, got none"),
         (("a", "", 1, 5), "expected the item, got none"),
         (("a", "x" * 1001, 1, 5), "expected the item in at most 1000 characters, got 1001"),
+        (("a", "x\ud800", 1, 5), "expected the item in whole characters, got 'x.ud800'"),
         (("a", "x", 1, None), "expected a rating"),
         (("a", "x", 1, "good"), "expected a rating"),
         (("a", "x", 1, "nan"), "expected a rating"),

@@ -34,12 +34,13 @@ def test_titles_may_come_from_a_csv(tmp_path: Path) -> None:
 
 
 def test_malformed_lines_are_counted_by_line(tmp_path: Path) -> None:
-    path = write(tmp_path / "Beauty.txt", *LINES, "1 9", "4", f"5 {'x' * 1001}")
-    report = made("s3rec", path, tmp_path / "data", max_malformed=0.5)
+    path = write(tmp_path / "Beauty.txt", *LINES, "1 9", "4", f"5 {'x' * 1001}", f"{'y' * 1001} 1")
+    report = made("s3rec", path, tmp_path / "data", max_malformed=0.7)
     assert report["malformed"] == [
         f"{path}, line 4: expected a line a user, got another one of user 1",
         f"{path}, line 5: expected items after user 4, got none",
-        f"{path}, line 6: expected ids of at most 1000 characters, got a longer one",
+        f"{path}, line 6: expected the item in at most 1000 characters, got 1001",
+        f"{path}, line 7: expected the user in at most 1000 characters, got 1001",
     ]
     assert list(sequences(tmp_path / "data")) == ["1", "2", "3"]
 

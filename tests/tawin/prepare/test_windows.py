@@ -129,11 +129,60 @@ def test_malformed_rows_are_counted_by_line(tmp_path: Path) -> None:
     first = len(path.read_text().splitlines()) - 2
     assert report["malformed"] == [
         f"{path}, line {first}: expected a list of numbers as history_item_id, got 'not a list'",
-        f"{path}, line {first + 1}: expected a user and an item, got none",
+        f"{path}, line {first + 1}: expected the item, got none",
         f"{path}, line {first + 2}: expected 7 fields, got 2",
         f"{source / 'info' / f'{NAME}.txt'}, line 8: expected a semantic id like <a_12><b_3><c_4>, got '<a_1>b'",
         f"{source / 'info' / f'{NAME}.txt'}, line 9: expected semantic id, title, item or title, item, got 1 fields",
     ]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (f"A1,[2],{'4' * 1001},[1.0],2.0", "expected the item in at most 1000 characters, got 1001"),
+        (f"{'A' * 1001},[2],4,[1.0],2.0", "expected the user in at most 1000 characters, got 1001"),
+        (f"A1,[{'2' * 1001}],4,[1.0],2.0", "expected the item in at most 1000 characters, got 1001"),
+        ("A1,[2.0],4,[1.0],2.0", "expected whole numbers as history_item_id, got '[2.0]'"),
+        ("A1,[NaN],4,[1.0],2.0", "expected whole numbers as history_item_id, got '[NaN]'"),
+        ("A1,[2],4,[NaN],2.0", "expected a rating (--min-rating needs one), got nan"),
+        ("A1,[2],4,[1.0],good", "expected a rating (--min-rating needs one), got 'good'"),
+    ],
+    ids=lambda value: value[-20:],
+)
+def test_a_row_that_is_no_window_is_malformed_and_no_item_of_it_is_taken(
+    tmp_path: Path, row: str, message: str
+) -> None:
+    header = "user_id,history_item_id,item_id,history_rating,rating"
+    path = write(tmp_path / "rows.csv", header, "A7,[1],2,[4.0],4.0", 'A7,"[1, 2]",3,"[4.0, 4.0]",5.0', row)
+    report = made("rere", path, tmp_path / "data", min_rating=1, max_malformed=0.5)
+    assert report["malformed"] == [f"{path}, line 4: {message}"]
+    assert sequences(tmp_path / "data") == {"A7": ["1", "2", "3"]}
+
+
+def test_an_item_without_a_name_is_none_of_a_catalogue_that_windows_describe(tmp_path: Path) -> None:
+    header = "user_id,history_item_id,item_id,history_item_title,item_title"
+    rows = ["A7,[1],2,['x'],y", "A7,\"[1, 2]\",3,\"['x', 'y']\",z", "A7,[1],,['x'],y"]
+    made("minionerec", write(tmp_path / "rows.csv", header, *rows), tmp_path / "data", max_malformed=0.5)
+    assert titles(tmp_path / "data") == {"1": "x", "2": "y", "3": "z"}
+
+
+def test_windows_that_describe_no_items_need_no_info_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.csv", "user_id,history_item_id,item_id", "A7,[1],2", 'A7,"[1, 2]",3')
+    report = made("minionerec", path, tmp_path / "data", max_malformed=0.0)
+    assert sequences(tmp_path / "data") == {"A7": ["1", "2", "3"]}
+    assert report["malformed"] == [] and set(titles(tmp_path / "data").values()) == {None}
+
+
+def test_a_code_that_no_integer_of_the_data_folder_holds_is_malformed(tmp_path: Path) -> None:
+    source = write_release(tmp_path / "Amazon", cap=10, parts={"test": range(1, 9)}, rere=False)
+    info = source / "info" / f"{NAME}.txt"
+    with info.open("a") as file:
+        file.write(f"<a_{2**31}><b_1><c_1>\tTitle\t9\n<a_{2**31 - 1}><b_1><c_1>\tTitle\t8\n")
+    report = made("minionerec", source, tmp_path / "data", max_malformed=0.5)
+    assert report["malformed"] == [
+        f"{info}, line 8: expected codes of at most 2147483647, got '<a_2147483648><b_1><c_1>'"
+    ]
+    assert "8" in titles(tmp_path / "data")
 
 
 def test_an_item_without_a_semantic_id_is_refused(tmp_path: Path) -> None:
