@@ -18,7 +18,7 @@ from .delimited import read_rows
 from .json_lines import read_objects, text_field, time_field
 from .log import Log
 from .reading import Reading
-from .source import Format, Item, Options, one_file, require_file, require_found
+from .source import Format, Item, Options, log_and_items
 from .times import TimeReader, Unit
 
 
@@ -71,7 +71,7 @@ class Amazon:
             try:
                 if len(row) != 4:
                     raise ValueError(f"expected {', '.join(self.fields.csv)}, got {len(row)} fields")
-                log.add(row[user], row[item], times.read(row[time]), row[rating])
+                log.add(row[user].strip(), row[item].strip(), times.read(row[time]), row[rating])
             except ValueError as error:
                 reading.report(count, number, str(error), lines)
 
@@ -94,15 +94,8 @@ def _title(record: dict[str, Any]) -> str | None:
 
 
 def _open(fields: Fields, source: Path, options: Options) -> Amazon:
-    if source.is_dir():
-        reviews = one_file(source, REVIEWS, "reviews", category=options.category, but="meta_")
-        reviews = require_found(reviews, source, "reviews", REVIEWS)
-        meta = options.items or one_file(source, META, "metadata", category=options.category)
-    else:
-        reviews, meta = require_file(source, "reviews, or a folder with them"), options.items
-    if meta is not None:
-        require_file(meta, "metadata of items")
-    return Amazon(fields, reviews, meta)
+    files = log_and_items(source, options, ("reviews", REVIEWS), ("metadata of items", META), but="meta_")
+    return Amazon(fields, *files)
 
 
 AMAZON_2018 = Format(

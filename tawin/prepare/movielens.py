@@ -15,7 +15,7 @@ from pathlib import Path
 from .delimited import read_rows
 from .log import Log
 from .reading import FileCount, Reading
-from .source import Format, Item, Options, one_file, require_file, require_found
+from .source import Format, Item, Options, log_and_items
 from .times import TimeReader
 
 RATINGS = ("ratings.csv", "ratings.dat", "u.data")
@@ -62,14 +62,7 @@ def _rows(reading: Reading, path: Path, header: str) -> Iterator[tuple[FileCount
 
 
 def _open(source: Path, options: Options) -> MovieLens:
-    if source.is_dir():
-        ratings = require_found(one_file(source, RATINGS, "ratings"), source, "ratings", RATINGS)
-        movies = options.items or one_file(source, MOVIES, "movies")
-    else:
-        ratings, movies = require_file(source, "ratings, or a folder with them"), options.items
-    if movies is not None:
-        require_file(movies, "movies")
-    return MovieLens(ratings, movies)
+    return MovieLens(*log_and_items(source, options, ("ratings", RATINGS), ("movies", MOVIES)))
 
 
 MOVIELENS = Format("movielens", "MovieLens, 100k to 32M: csv, .dat or u.data", _open)

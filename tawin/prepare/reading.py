@@ -67,10 +67,6 @@ class Reading:
         self.notes: list[str] = []
         """What else is to be said of the source."""
 
-    @property
-    def malformed(self) -> int:
-        return sum(count.malformed for count in self.files)
-
     def start(self, path: Path, unit: str = "line") -> FileCount:
         """Opens the account of a file, which `finish` closes."""
         count = FileCount(path, unit=unit)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, get_args
 
 from ..columns import DataError
 from .filter import Duplicates
@@ -31,6 +32,15 @@ class Columns:
     """None: the one of , ; | and tab that the first line has most of."""
     time_unit: Unit = "auto"
 
+    def __post_init__(self) -> None:
+        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):
+            raise ValueError(
+                f"--delimiter: expected one character, no quotation mark, got {self.delimiter!r}; "
+                "a tab is $'\\t' in a shell"
+            )
+        if self.time_unit not in get_args(Unit):
+            raise ValueError(f"--time-unit: expected one of {', '.join(get_args(Unit))}, got {self.time_unit!r}")
+
 
 @dataclass(frozen=True)
 class Options:
@@ -53,8 +63,15 @@ class Options:
             raise ValueError(f"--min-interactions: expected 0 or more, got {self.min_interactions}")
         if not 0.0 <= self.max_malformed <= 1.0:
             raise ValueError(f"--max-malformed: expected a share in [0, 1], got {self.max_malformed}")
+        if self.duplicates not in (None, *get_args(Duplicates)):
+            expected = ", ".join(get_args(Duplicates))
+            raise ValueError(f"--duplicates: expected one of {expected}, got {self.duplicates!r}")
+        if self.min_rating is not None and math.isnan(self.min_rating):
+            raise ValueError(f"--min-rating: expected a number, got {self.min_rating}")
         for name, text in (("--after", self.after), ("--before", self.before)):
             date_option(name, text)
+            if text is not None and not self.columns.has_times:
+                raise ValueError(f"{name}: expected a source with times, got --no-times")
 
 
 def date_option(name: str, text: str | None) -> int | None:
@@ -94,7 +111,6 @@ class Format:
     """DataError where the files are not there."""
     min_interactions: int = 5
     duplicates: Duplicates = "drop"
-    has_items_file: bool = True
     has_categories: bool = False
     has_columns: bool = False
     """Whether the options of `Columns` are of use."""
@@ -123,13 +139,33 @@ def one_file(
     return None
 
 
+def log_and_items(
+    source: Path,
+    options: Options,
+    log: tuple[str, tuple[str, ...]],
+    items: tuple[str, tuple[str, ...]],
+    *,
+    but: str | None = None,
+) -> tuple[Path, Path | None]:
+    """The file of the interactions, SOURCE itself or the one in it, and the one that describes the items, if any.
+
+    log, items: what the file holds, and the patterns of its name. but: as for `one_file`, of the log.
+    """
+    (what, patterns), (what_of_items, patterns_of_items) = log, items
+    described = options.items
+    if source.is_dir():
+        found = one_file(source, patterns, what, category=options.category, but=but)
+        if found is None:
+            raise DataError(f"{source}: expected {what} ({' or '.join(patterns)}, plain or .gz), found none")
+        described = described or one_file(source, patterns_of_items, what_of_items, category=options.category)
+    else:
+        found = require_file(source, f"{what}, or a folder with them")
+    if described is not None:
+        require_file(described, what_of_items)
+    return found, described
+
+
 def require_file(path: Path, what: str) -> Path:
     if not path.is_file():
         raise DataError(f"{path}: expected {what}, found no such file")
-    return path
-
-
-def require_found(path: Path | None, folder: Path, what: str, patterns: tuple[str, ...]) -> Path:
-    if path is None:
-        raise DataError(f"{folder}: expected {what} ({' or '.join(patterns)}, plain or .gz), found none")
     return path

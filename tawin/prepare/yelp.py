@@ -13,7 +13,7 @@ from pathlib import Path
 from .json_lines import read_objects, text_field, time_field
 from .log import Log
 from .reading import Reading
-from .source import Format, Item, Options, one_file, require_file, require_found
+from .source import Format, Item, Options, log_and_items
 from .times import TimeReader
 
 REVIEWS = ("*review.json", "*review.jsonl")
@@ -50,14 +50,7 @@ class Yelp:
 
 
 def _open(source: Path, options: Options) -> Yelp:
-    if source.is_dir():
-        reviews = require_found(one_file(source, REVIEWS, "reviews"), source, "reviews", REVIEWS)
-        businesses = options.items or one_file(source, BUSINESSES, "businesses")
-    else:
-        reviews, businesses = require_file(source, "reviews, or a folder with them"), options.items
-    if businesses is not None:
-        require_file(businesses, "businesses")
-    return Yelp(reviews, businesses)
+    return Yelp(*log_and_items(source, options, ("reviews", REVIEWS), ("businesses", BUSINESSES)))
 
 
 YELP = Format("yelp", "the Yelp Open Dataset: review and business JSON lines", _open)

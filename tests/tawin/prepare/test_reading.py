@@ -42,7 +42,7 @@ def test_lines_are_those_of_a_loop_over_the_file_whatever_the_blocks(
         expected[0] = (1, expected[0][1].removeprefix("\ufeff"))
     found, reading = read(path)
     assert [each for each in found if each[1]] == [*first, *(each for each in expected if each[1])]
-    assert reading.malformed == 0
+    assert reading.files[0].malformed == 0
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
@@ -54,14 +54,14 @@ def test_a_line_that_is_no_utf_8_is_malformed_by_its_number_and_the_others_are_r
     path = write(tmp_path / "log", "a", b"caf\xe9", "b", "", "c")
     found, reading = read(path)
     assert found == [(1, "a"), (3, "b"), (5, "c")]
-    assert (reading.malformed, reading.files[0].lines) == (1, 5)
+    assert (reading.files[0].malformed, reading.files[0].lines) == (1, 5)
     assert reading.examples == [f"{path}, line 2: expected UTF-8, got bytes that are none"]
 
 
 def test_a_line_that_is_no_utf_8_is_latin_1_where_that_is_allowed(tmp_path: Path) -> None:
     found, reading = read(write(tmp_path / "log", b"caf\xe9", "café"), latin_1=True)
     assert found == [(1, "café"), (2, "café")]
-    assert reading.malformed == 0
+    assert reading.files[0].malformed == 0
 
 
 @pytest.mark.parametrize("cut", [1, 5, 9, 60])
@@ -118,7 +118,7 @@ def report_all(path: Path, bad: set[int], max_malformed: float) -> tuple[list[in
 def test_more_malformed_lines_than_allowed_are_refused_with_the_first_ten_of_them(tmp_path: Path) -> None:
     path = write(tmp_path / "log", *["line"] * 100)
     good, reading = report_all(path, {7, 50}, max_malformed=0.02)
-    assert len(good) == 98 and reading.malformed == 2
+    assert len(good) == 98 and reading.files[0].malformed == 2
     with pytest.raises(DataError, match=r"at most 1\.0% malformed lines \(--max-malformed\), got 2 of 100") as caught:
         report_all(path, {7, 50}, max_malformed=0.01)
     assert str(caught.value).splitlines()[1:] == [f"  {path}, line 7: bad", f"  {path}, line 50: bad"]

@@ -82,6 +82,9 @@ def test_other_tables_are_read_as_the_options_say(tmp_path: Path, columns: Colum
         ({"after": "soon"}, [], r"--after: expected a date like 2018-07-07, got 'soon'"),
         ({"min_interactions": -1}, [], r"--min-interactions: expected 0 or more, got -1"),
         ({"max_malformed": 2}, [], r"--max-malformed: expected a share in \[0, 1\], got 2"),
+        ({"min_rating": float("nan")}, [], r"--min-rating: expected a number, got nan"),
+        ({"duplicates": "last"}, [], r"--duplicates: expected one of keep, drop, first, got 'last'"),
+        ({"columns": Columns(has_times=False), "after": "2018-01-01"}, [], r"--after: expected a source with times"),
         ({"items": Path("absent.csv")}, [], r"absent.csv: expected a csv of items and titles, found no such file"),
     ],
 )
@@ -92,6 +95,20 @@ def test_what_cannot_be_used_is_refused_and_nothing_is_written(
     with pytest.raises(ValueError, match=message):
         made("csv", path, tmp_path / "data", **options)
     assert [entry.name for entry in tmp_path.iterdir()] == ["log.csv"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"delimiter": "\\t"}, r"--delimiter: expected one character, no quotation mark, got '\\\\t'; a tab is"),
+        ({"delimiter": ""}, r"--delimiter: expected one character"),
+        ({"delimiter": '"'}, r"--delimiter: expected one character"),
+        ({"time_unit": "h"}, r"--time-unit: expected one of auto, s, ms, us, ns, got 'h'"),
+    ],
+)
+def test_what_no_table_can_be_like_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Columns(**options)
 
 
 def test_malformed_rows_are_counted_by_line(tmp_path: Path) -> None:
