@@ -6,8 +6,6 @@ Knows what a record holds and nothing of how it came about.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +14,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from tawin.durable import write_atomically
 
 PARTS = ("valid", "test")
 SCHEMA = pa.schema(
@@ -72,15 +72,9 @@ def write_records(records: Sequence[Record], path: Path) -> None:
         raise ValueError(f"records: expected each cell once, got several of {sorted(repeated)[0]}")
     table = pa.Table.from_pylist([_to_row(record) for record in records], schema=SCHEMA)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=".part-")
-    os.close(handle)
-    try:
-        pq.write_table(table, part, compression="zstd")
-        os.chmod(part, 0o644)
-        os.replace(part, path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
+    written = pa.BufferOutputStream()
+    pq.write_table(table, written, compression="zstd")
+    write_atomically(path, written.getvalue().to_pybytes())
 
 
 def read_records(path: Path) -> list[Record]:
