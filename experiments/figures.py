@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import PercentFormatter
 
 from tawin.figures import LIGHT, Theme
@@ -81,7 +80,7 @@ def _draw_sweep(table: Table, records: Sequence[Record], entry: Mapping[str, Any
     data = [each for each in table.data if _has_records(records, each, [row.name for row in swept])]
     if not data:
         return None
-    figure, axes = _panels(theme, len(data), 1.0 + 2.7 * len(data), share_x=True)
+    figure, axes = theme.figure(len(data), 1.0 + 2.7 * len(data))
     for ax, each in zip(axes, data, strict=True):
         rows = ordered_rows(table, each)
         values = {row.name: row.swept[option] for row in rows if option in row.swept}
@@ -93,15 +92,19 @@ def _draw_sweep(table: Table, records: Sequence[Record], entry: Mapping[str, Any
                 level = relative_change(records, each, name, table.baseline, metric)
                 if level is not None:
                     ax.axhline(level.mean, color=style["color"], linewidth=1.2, linestyle=":")
-            points = {
+            changes = {
                 place: relative_change(records, each, name, table.baseline, metric) for place, name in places.items()
             }
-            _plot_with_band(ax, {place: found for place, found in points.items() if found is not None}, style)
+            points = {place: change for place, change in changes.items() if change is not None}
+            if points:
+                _plot_with_band(ax, points, style)
+                _ring_the_best(ax, points, style)
         if table.baseline is not None:
             ax.axhline(0.0, color=theme.ink, linewidth=1.0, linestyle="--")
             ax.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
         if entry.get("log"):
             ax.set_xscale("log")
+        ax.margins(x=0.03)  # so that rings at the ends are whole
         ax.set_xticks(list(places), [_value_text(values[name]) for name in places.values()], minor=False)
         ax.minorticks_off()
         ax.set_ylabel("change over the baseline" if table.baseline else "metric")
@@ -132,17 +135,18 @@ def _value_text(value: Any) -> str:
 
 
 def _plot_with_band(ax: Axes, points: Mapping[float, Spread], style: Mapping[str, Any]) -> None:
-    """The means as a line, the standard error around it, a ring around the highest."""
-    if not points:
-        return
-    places = list(points)
+    """The means as a line and the standard error around it."""
     means = np.array([point.mean for point in points.values()])
     errors = np.array([point.standard_error or 0.0 for point in points.values()])
+    places = list(points)
     ax.fill_between(places, means - errors, means + errors, color=style["color"], alpha=0.15, linewidth=0.0)
     ax.plot(places, means, markersize=4.0, **style)
-    best = int(means.argmax())
+
+
+def _ring_the_best(ax: Axes, points: Mapping[float, Spread], style: Mapping[str, Any]) -> None:
+    best = max(points, key=lambda place: points[place].mean)
     ring = {**style, "marker": "o", "markersize": 10.0, "mfc": "none", "linestyle": "none"}
-    ax.plot(places[best], means[best], **ring)
+    ax.plot(best, points[best].mean, **ring)
 
 
 def _draw_rows(table: Table, records: Sequence[Record], entry: Mapping[str, Any], theme: Theme) -> Figure | None:
@@ -157,9 +161,8 @@ def _draw_rows(table: Table, records: Sequence[Record], entry: Mapping[str, Any]
     if not found:
         return None
     lines = sum(len(spreads) + 2 for spreads in found.values())
-    figure, axes = _panels(
-        theme, len(found), 0.5 + 0.21 * lines, share_x=False, heights=[len(s) + 1 for s in found.values()]
-    )
+    heights = [len(spreads) + 1 for spreads in found.values()]
+    figure, axes = theme.figure(len(found), 0.5 + 0.21 * lines, share_x=False, heights=heights)
     for ax, (each, spreads) in zip(axes, found.items(), strict=True):
         for place, (name, figures) in enumerate(spreads.items()):
             colour = theme.colours[1] if name == table.baseline else theme.colours[0]
@@ -168,6 +171,7 @@ def _draw_rows(table: Table, records: Sequence[Record], entry: Mapping[str, Any]
             ax.axvline(spreads[table.baseline].mean, color=theme.colours[1], linewidth=1.0, linestyle="--", zorder=0)
         ax.set_yticks(range(len(spreads)), list(spreads))
         ax.set_ylim(len(spreads) - 0.5, -0.5)
+        ax.margins(x=0.03)  # so that the ends of the bars are whole
         ax.grid(axis="x", linewidth=0.6)
         ax.grid(visible=False, axis="y")
         ax.set_title(each, loc="left")
@@ -184,17 +188,13 @@ def _draw_series(table: Table, records: Sequence[Record], entry: Mapping[str, An
         return None
     drawn = [row for row in names if any(record.row == row for record in holders)]
     _require_few("series: rows", drawn, theme)
-    figure, axes = _panels(theme, len(data), 1.0 + 2.7 * len(data), share_x=True)
+    figure, axes = theme.figure(len(data), 1.0 + 2.7 * len(data))
     for ax, each in zip(axes, data, strict=True):
         for index, row in enumerate(drawn):
             runs = [_curve(record, name, entry.get("x")) for record in records_by_seed(holders, each, row).values()]
             places = sorted(set().union(*runs))
-            style = {**theme.line(index), "markersize": 4.0, "markevery": max(1, len(places) // 8)}
             points = {place: spread([run[place] for run in runs if place in run]) for place in places}
-            means = np.array([point.mean for point in points.values()])
-            errors = np.array([point.standard_error or 0.0 for point in points.values()])
-            ax.fill_between(places, means - errors, means + errors, color=style["color"], alpha=0.15, linewidth=0.0)
-            ax.plot(places, means, **style)
+            _plot_with_band(ax, points, {**theme.line(index), "markevery": max(1, len(places) // 8)})
         ax.set_title(each, loc="left")
         ax.set_ylabel(name)
     axes[-1].set_xlabel(entry.get("x", "index"))
@@ -211,20 +211,6 @@ def _curve(record: Record, name: str, x: str | None) -> dict[float, float]:
             f"{record.data!r}, seed {record.seed}, got {len(places)} and {len(values)}"
         )
     return dict(zip(map(float, places), values, strict=True))
-
-
-def _panels(
-    theme: Theme, panels: int, height: float, *, share_x: bool, heights: Sequence[float] | None = None
-) -> tuple[Figure, list[Axes]]:
-    """As `Theme.figure`, whose panels have one height and one x axis."""
-    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.06)
-    figure = Figure(figsize=(6.4, height), dpi=160, facecolor=theme.background, layout=layout)
-    axes = list(figure.subplots(panels, sharex=share_x, squeeze=False, height_ratios=heights)[:, 0])
-    for ax in axes:
-        ax.grid(axis="y", linewidth=0.6)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.margins(x=0.03)
-    return figure, axes
 
 
 def _require_few(where: str, lines: Sequence[str], theme: Theme) -> None:

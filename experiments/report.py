@@ -11,7 +11,6 @@ of how cells are run, and leaves theory's figures to `experiments.theory.figures
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ from tawin.figures import LIGHT
 from . import figures, markdown
 from .plan import Table
 from .store import Record
+from .theory import figures as theory_figures
 
 
 def write_report(table: Table, records: Sequence[Record], folder: Path, *, document: Path | None) -> list[Path]:
@@ -105,17 +105,16 @@ def _draw(table: Table, records: Sequence[Record], entry: Mapping[str, Any], pat
     """Draw beside the place and rename; False where there is nothing to draw yet."""
     part = path.with_name(f".{path.stem}.writing.png")
     try:
-        if entry.get("kind") == "theory":
-            if not any(record.row == entry["name"] for record in records):
-                return False
-            # Imported here: only tables of theory need it.
-            importlib.import_module(f"{__package__}.theory.figures").draw(entry["name"], records, part)
-        else:
-            with matplotlib.rc_context(LIGHT.style()):
+        with matplotlib.rc_context(LIGHT.style()):
+            if entry.get("kind") != "theory":
                 figure = figures.draw(table, records, entry, LIGHT)
-                if figure is None:
-                    return False
-                figure.savefig(part, metadata={"Software": None})  # the same bytes for the same records
+            elif any(record.row == entry["name"] for record in records):
+                figure = theory_figures.draw(entry["name"], records, LIGHT)
+            else:
+                figure = None
+            if figure is None:
+                return False
+            figure.savefig(part, metadata={"Software": None})  # the same bytes for the same records
         os.replace(part, path)
         return True
     finally:

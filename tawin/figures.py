@@ -47,11 +47,16 @@ class Theme:
             "text.parse_math": False,  # a run may be called "$x$"
         }
 
-    def figure(self, panels: int, height: float) -> tuple[Figure, list[Axes]]:
-        """Panels one above the other, 6.4 inches wide: still readable at the width of a phone."""
+    def figure(
+        self, panels: int, height: float, *, share_x: bool = True, heights: Sequence[float] | None = None
+    ) -> tuple[Figure, list[Axes]]:
+        """Panels one above the other, 6.4 inches wide: still readable at the width of a phone.
+
+        Without `share_x` each has an x axis of its own. `heights`: the panels' shares of the height; None: all alike.
+        """
         layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.06)
         figure = Figure(figsize=(6.4, height), dpi=160, facecolor=self.background, layout=layout)
-        axes = list(figure.subplots(panels, sharex=True, squeeze=False)[:, 0])
+        axes = list(figure.subplots(panels, sharex=share_x, squeeze=False, height_ratios=heights)[:, 0])
         for ax in axes:
             ax.grid(axis="y", linewidth=0.6)
             ax.spines[["top", "right"]].set_visible(False)

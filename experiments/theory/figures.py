@@ -6,13 +6,10 @@ A line is the mean over seeds, the band about it one standard deviation. Knows n
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from experiments.store import Record
@@ -29,18 +26,17 @@ METRICS = {
 }
 
 
-def draw(name: str, records: Sequence[Record], path: str | Path, theme: Theme = LIGHT) -> None:
-    """Draws the figure of a row.
+def draw(name: str, records: Sequence[Record], theme: Theme = LIGHT) -> Figure:
+    """The figure of a row, to be drawn and saved within `theme.style()`.
 
     Args:
         name: of the row: its check (a key of FIGURES), then a colon and what tells it apart, if the check has several
             rows: "correlation: 3 targets".
         records: a table's; those of other rows are left out.
-        path: a .png or an .svg; overwritten.
         theme: for a light or a dark page.
 
     Raises:
-        ValueError: a name that begins with no check, no record of that row, another suffix.
+        ValueError: a name that begins with no check, no record of that row.
     """
     check = name.partition(":")[0]
     if check not in FIGURES:
@@ -48,18 +44,12 @@ def draw(name: str, records: Sequence[Record], path: str | Path, theme: Theme = 
     chosen = [record for record in records if record.row == name]
     if not chosen:
         raise ValueError(f"records: expected some of row {name!r}, got {sorted({record.row for record in records})}")
-    path = Path(path)
-    if path.suffix not in (".png", ".svg"):
-        raise ValueError(f"path: expected a .png or an .svg, got {path.name!r}")
-    # The same records give the same bytes: no date, and ids of an SVG from the name.
-    metadata = {"Software": None} if path.suffix == ".png" else {"Date": None}
-    with matplotlib.rc_context(theme.style() | {"svg.hashsalt": name}):
-        FIGURES[check](chosen, theme).savefig(path, metadata=metadata)
+    return FIGURES[check](chosen, theme)
 
 
 def draw_auc_gradient(records: Sequence[Record], theme: Theme) -> Figure:
     """Lemma 3.1: the mean gradient of more and more groups, beside the gradient of the whole catalogue's margin."""
-    figure, (error, angle) = _panels(theme, 2, 6.8)
+    figure, (error, angle) = theme.figure(2, 6.8, share_x=False)
     groups = _values(records, "groups").mean(0)
     _line(error, groups, _values(records, "relative error"), theme, 0, "random negatives")
     start = _values(records, "relative error").mean(0)[0]
@@ -85,7 +75,7 @@ def draw_auc_gradient(records: Sequence[Record], theme: Theme) -> Figure:
 
 def draw_beam_density(records: Sequence[Record], theme: Theme) -> Figure:
     """Lemma 3.2: how far a beam's negatives are from OPAUC's, by width, and both densities over rank at one width."""
-    figure, (distance, density) = _panels(theme, 2, 7.2)
+    figure, (distance, density) = theme.figure(2, 7.2, share_x=False)
     widths = _values(records, "width").mean(0)
     for series, label, index in (
         ("distance", "beam's negatives to OPAUC's, distance", 1),
@@ -116,7 +106,7 @@ def draw_recall_bounds(records: Sequence[Record], theme: Theme) -> Figure:
     several = [count for count in counts if count > 1]
     shown = sorted({several[len(several) // 3], several[-1]}) if several else []
     has_mean = "width of the mean wpauc" in records[0].series
-    figure, axes = _panels(theme, len(shown) + has_mean, 2.9 * (len(shown) + has_mean))
+    figure, axes = theme.figure(len(shown) + has_mean, 2.9 * (len(shown) + has_mean), share_x=False)
     ks = _values(records, "k").mean(0)
     panels: list[tuple[str, tuple[str, ...], str]] = []
     if has_mean:
@@ -141,7 +131,7 @@ def draw_recall_bounds(records: Sequence[Record], theme: Theme) -> Figure:
 
 def draw_correlation(records: Sequence[Record], theme: Theme) -> Figure:
     """How each metric goes with Recall@K over users and over recommenders, and which window of ranks does best."""
-    figure, (users, recommenders, windows) = _panels(theme, 3, 9.0)
+    figure, (users, recommenders, windows) = theme.figure(3, 9.0, share_x=False)
     ks = _values(records, "k").mean(0)
     for ax, level, kind in ((users, "users", "pearson"), (recommenders, "recommenders", "kendall")):
         for metric in ("auc", "opauc(beta)", "opauc(K / n-)", "wpauc"):
@@ -170,18 +160,6 @@ FIGURES: dict[str, Callable[[Sequence[Record], Theme], Figure]] = {
     "recall_bounds": draw_recall_bounds,
     "correlation": draw_correlation,
 }
-
-
-def _panels(theme: Theme, count: int, height: float) -> tuple[Figure, list[Axes]]:
-    """As Theme.figure, but each panel has an x axis of its own."""
-    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.06)
-    figure = Figure(figsize=(6.4, height), dpi=160, facecolor=theme.background, layout=layout)
-    axes = list(figure.subplots(count, squeeze=False)[:, 0])
-    for ax in axes:
-        ax.grid(axis="y", linewidth=0.6)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.margins(x=0.02)
-    return figure, axes
 
 
 def _values(records: Sequence[Record], series: str) -> np.ndarray:

@@ -1,13 +1,14 @@
-"""Figures of the theory: drawn from real records, the same bytes each time, and what is refused."""
+"""Figures of the theory: drawn from real records, alike each time, and what is refused."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from io import BytesIO
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from experiments.store import Record
 from experiments.theory import auc_gradient, beam_density, correlation, recall_bounds
@@ -35,21 +36,23 @@ def test_there_is_a_figure_for_every_check() -> None:
 
 
 @pytest.mark.parametrize("check", sorted(CHECKS))
-def test_a_row_is_drawn_from_its_own_records(check: str, tmp_path: Path) -> None:
+def test_a_row_is_drawn_from_its_own_records(check: str) -> None:
     row = f"{check}: small"
-    draw(
-        row, [made_record(check, row=row), Record("theory", "synthetic", "another row", 0, {}, {})], tmp_path / "a.png"
-    )
-    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    # The other record has no series: to draw from it would fail.
+    figure = draw(row, [made_record(check, row=row), Record("theory", "synthetic", "another row", 0, {}, {})])
+    assert all(ax.has_data() for ax in figure.axes)
 
 
-def test_the_same_records_give_the_same_bytes_and_a_dark_page_others(tmp_path: Path) -> None:
+def test_the_same_records_give_the_same_bytes_and_a_dark_page_others() -> None:
     records = [made_record("recall_bounds")]
-    for name, theme in (("a.svg", LIGHT), ("b.svg", LIGHT), ("dark.svg", DARK)):
-        draw("recall_bounds", records, tmp_path / name, theme)
-    first, again, dark = ((tmp_path / name).read_bytes() for name in ("a.svg", "b.svg", "dark.svg"))
-    assert b"<svg" in first
+    first, again, dark = (png(draw("recall_bounds", records, theme)) for theme in (LIGHT, LIGHT, DARK))
     assert first == again != dark
+
+
+def png(figure: Figure) -> bytes:
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
 
 
 def test_a_line_is_the_mean_over_seeds() -> None:
@@ -60,12 +63,9 @@ def test_a_line_is_the_mean_over_seeds() -> None:
     assert np.asarray(line.get_ydata()).tolist() == pytest.approx(expected)
 
 
-def test_what_cannot_be_drawn_is_refused_by_name(tmp_path: Path) -> None:
+def test_what_cannot_be_drawn_is_refused_by_name() -> None:
     records = [made_record("correlation")]
     with pytest.raises(ValueError, match="'auc'"):
-        draw("auc", records, tmp_path / "a.png")
+        draw("auc", records)
     with pytest.raises(ValueError, match="'recall_bounds'"):
-        draw("recall_bounds", records, tmp_path / "a.png")
-    with pytest.raises(ValueError, match=r"a\.pdf"):
-        draw("correlation", records, tmp_path / "a.pdf")
-    assert not list(tmp_path.iterdir())
+        draw("recall_bounds", records)
