@@ -75,15 +75,17 @@ def run(options: dict[str, Any], seed: int) -> Result:
         for metric, (start, stop) in windows_of(chosen, k).items():
             found = wins(above, start, stop) / (chosen.positives * (stop - start))
             for level, pair in (("users", (found, recall)), ("recommenders", (found.mean(1), recall.mean(1)))):
-                for kind, correlation in KINDS.items():
-                    value = correlation(pair[0].ravel(), pair[1].ravel())
+                for kind in KINDS:
+                    value = correlate(kind, pair[0].ravel(), pair[1].ravel())
                     values[f"{kind} of {metric} with recall@{k}, {level}"] = value
                     series.setdefault(f"{metric}, {kind}, {level}", []).append(value)
     ends = range(chosen.positives, min(chosen.negatives, 2 * max(chosen.ks)) + 1)
     series["ends"] = [float(end) for end in ends]
     for k in chosen.ks:
         recall = recalled(above, k)
-        by_end = [pearson(wins(above, end - chosen.positives, end).ravel(), recall.ravel()) for end in ends]
+        by_end = [
+            correlate("pearson", wins(above, end - chosen.positives, end).ravel(), recall.ravel()) for end in ends
+        ]
         series[f"window, recall@{k}"] = by_end
         values[f"best window's end for recall@{k}"] = float(ends[int(np.argmax(by_end))])
     return values, series
@@ -99,32 +101,14 @@ def windows_of(options: Options, k: int) -> dict[str, tuple[int, int]]:
     }
 
 
-def pearson(first: np.ndarray, second: np.ndarray) -> float:
-    """NaN where one of the two is constant."""
-    return _correlation(pearsonr, first, second)
+KINDS: dict[str, Callable[..., Any]] = {"pearson": pearsonr, "spearman": spearmanr, "kendall": kendalltau}
 
 
-def spearman(first: np.ndarray, second: np.ndarray) -> float:
-    """NaN where one of the two is constant."""
-    return _correlation(spearmanr, first, second)
-
-
-def kendall(first: np.ndarray, second: np.ndarray) -> float:
-    """Tau-b. NaN where one of the two is constant."""
-    return _correlation(kendalltau, first, second)
-
-
-KINDS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "pearson": pearson,
-    "spearman": spearman,
-    "kendall": kendall,
-}
-
-
-def _correlation(of: Callable[..., Any], first: np.ndarray, second: np.ndarray) -> float:
+def correlate(kind: str, first: np.ndarray, second: np.ndarray) -> float:
+    """One of KINDS (Kendall's is tau-b); NaN where one of the two is constant."""
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return math.nan
-    return float(of(first, second).statistic)
+    return float(KINDS[kind](first, second).statistic)
 
 
 def simulated(options: Options, random: np.random.Generator) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.theory import correlation
-from experiments.theory.correlation import KINDS, Options, pearson, simulated, windows_of
+from experiments.theory.correlation import KINDS, Options, correlate, simulated, windows_of
 
 SMALL: dict[str, Any] = {"negatives": 100, "users": 60, "qualities": [0.5, 1.5], "ks": [1, 3, 5]}
 
@@ -48,5 +48,6 @@ def test_a_higher_quality_puts_targets_higher() -> None:
     assert (means[:, 1] < means[:, 0]).all()
 
 
-def test_a_constant_has_no_correlation() -> None:
-    assert math.isnan(pearson(np.zeros(4), np.arange(4.0)))
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_constant_has_no_correlation(kind: str) -> None:
+    assert math.isnan(correlate(kind, np.zeros(4), np.arange(4.0)))
