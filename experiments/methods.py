@@ -42,6 +42,7 @@ from .baselines import SequenceModelOptions, fit, ranks
 from .plan import TRAINED, Cell
 from .sdpo import SDPOOptions, train_sdpo
 from .store import PARTS, Record
+from .theory.options import read
 from .workspace import Workspace, accelerator, catalog_of, dataset_and_split, open_or_create
 
 
@@ -89,8 +90,10 @@ def check(cell: Cell, workspace: Workspace) -> None:
         elif method in ("sasrec", "gru4rec"):
             _sequence_model_options(cell)
         elif method.startswith("theory."):
-            importlib.import_module(f"{__package__}.{method}")
-    except (TypeError, ValueError, ImportError) as error:
+            read(importlib.import_module(f"{__package__}.{method}").Options, cell.row.options)
+        if cell.options.get("exact", {"users": 1}).keys() != {"users"}:
+            raise ValueError(f"exact: expected {{users: N}}, got {cell.options['exact']}")
+    except (TypeError, ValueError, ImportError, AttributeError) as error:
         raise ValueError(f"{where}: {error}") from None
 
 

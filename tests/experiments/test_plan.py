@@ -1,4 +1,4 @@
-"""Tables: every one that is shipped loads and its options are the trainer's; sweeps and options merge as written."""
+"""Tables: every row of those that are shipped can be run; sweeps and options merge as written."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.methods import check
 from experiments.plan import TRAINED, cells, load_table, merge, table_names
 from experiments.workspace import Workspace
 
@@ -31,9 +32,10 @@ def written(folder: Path, text: str = TABLE) -> str:
 
 
 @pytest.mark.parametrize("name", table_names())
-def test_every_shipped_table_names_options_that_exist(name: str) -> None:
+def test_every_row_of_a_shipped_table_passes_the_check_before_a_run(name: str) -> None:
     workspace = Workspace(Path("data"), Path("out"))
     for cell in cells(load_table(name), [0]):
+        check(cell, workspace)
         if cell.row.method in TRAINED:
             config = workspace.config(cell)
             assert config.seed == 0

@@ -63,7 +63,7 @@ def test_a_table_is_run_resumed_and_grown_by_a_seed(tmp_path: Path, monkeypatch:
     assert records["small", "synthetic", "SFT", 0].finished_at == first["small", "synthetic", "SFT", 0].finished_at
     assert "Anchor 1.0" in (tmp_path / "results" / "small.md").read_text()
     assert list((tmp_path / "results").glob("small-*.png"))
-    # What a start learned does not depend on who needed it first.
+    # Another seed has a start of its own.
     assert list(records["small", "synthetic", "SFT", 0].ranks["test"]) != list(
         records["small", "synthetic", "SFT", 1].ranks["test"]
     )
@@ -117,7 +117,10 @@ def test_options_that_name_nothing_are_refused(more: list[str], message: str, tm
         ("sdpo: {steps: 2", "sdpo: {stepps: 2", "small: S-DPO: .*stepps"),
         ("grpo: {steps: 3", "grpo: {stepps: 3", "small: SFT: unknown option 'grpo.stepps'"),
         ("method: sft", "method: theory.nothing", r"small: SFT: No module named 'experiments.theory.nothing'"),
+        ("method: sft", "method: theory.rankings", "small: SFT: .*rankings.* has no attribute 'Options'"),
         ("method: sft", "method: nothing", r"small: SFT: expected a method among .*, got 'nothing'"),
+        ("method: sft}", "method: theory.correlation, options: {user: 3}}", "small: SFT: options: expected .*'user'"),
+        ("method: sft}", "method: sft, options: {exact: {user: 3}}}", r"small: SFT: exact: expected \{users: N\}"),
     ],
 )
 def test_a_row_that_cannot_be_run_is_refused_before_anything_runs(
