@@ -61,20 +61,24 @@ def snippets(page: str) -> list[Snippet]:
 
 def commands(page: str) -> list[Command]:
     """In the order of the page; what stands behind && is a command of its own, comments are none."""
-    return [command for _, text in blocks(page, "bash") for command in _commands(page, text)]
+    return [command for _, text in blocks(page, "bash") for command in commands_of(page, text)]
 
 
 def code(page: str) -> list[Snippet | Command]:
     """Snippets and commands in the order of the page."""
     found = [(snippet.line, [snippet]) for snippet in snippets(page)]
-    found += [(line, _commands(page, text)) for line, text in blocks(page, "bash")]
+    found += [(line, commands_of(page, text)) for line, text in blocks(page, "bash")]
     return [each for _, several in sorted(found, key=lambda block: block[0]) for each in several]
 
 
-def _commands(page: str, text: str) -> list[Command]:
+def commands_of(page: str, text: str) -> list[Command]:
+    """The commands of a block of bash; ValueError where a shell would do more with a line than run it (pipes, files)."""
     found = []
     for line in re.sub(r"\\\n\s*", " ", text).splitlines():
         words = shlex.split(line, comments=True)
+        signs = {word for word in shlex.shlex(line, posix=True, punctuation_chars=True) if set(word) <= set("|;&<>()")}
+        if signs - {"&&"}:
+            raise ValueError(f"{page}: expected one command a line for {line!r}, got a shell's {sorted(signs)}")
         while "&&" in words:
             found.append(Command(page, tuple(words[: words.index("&&")])))
             words = words[words.index("&&") + 1 :]

@@ -31,7 +31,7 @@ from tawin.config import SyntheticConfig
 from tawin.data import save_dataset
 from tawin.synthetic import make_synthetic
 
-from .docs_pages import PAGES, ROOT, STORIES, Command, code, commands
+from .docs_pages import PAGES, ROOT, STORIES, Command, code, commands, commands_of
 from .tawin.text_models import save_pretrained_model
 
 NOT_RUN = {
@@ -147,10 +147,9 @@ def require_valid(words: Sequence[str]) -> None:
         case ("accelerate", "launch", *arguments):
             launched = launch_command_parser().parse_args(arguments)
             require_valid(["python", launched.training_script, *launched.training_script_args])
-        case ("python", "-m", "experiments.run", tables, *arguments):
-            for table in tables.split("|"):
-                assert table in (*table_names(), "theory", "list"), f"no table {table}"
-                tyro.cli(experiments.run.Options, args=[table, *arguments])
+        case ("python", "-m", "experiments.run", table, *arguments):
+            assert table in table_names(), f"no table {table}"
+            tyro.cli(experiments.run.Options, args=[table, *arguments])
         case ("python", "-m", "sglang.launch_server", *_) | ("curl", *_):
             pass  # nothing of ours to check
         case ("python", "-m", module, *arguments):
@@ -194,6 +193,13 @@ def test_every_reason_not_to_run_is_still_needed() -> None:
     lines = [" ".join(command.words) for command in ALL]
     for pattern in NOT_RUN:
         assert any(re.match(pattern, line) for line in lines), f"no command begins as {pattern!r}"
+
+
+@pytest.mark.parametrize("line", ["python -m experiments.run main|topk", "python train.py > log", "pytest; pytest"])
+def test_a_line_that_a_shell_takes_for_more_than_a_command_is_refused(line: str) -> None:
+    with pytest.raises(ValueError, match="one command a line"):
+        commands_of("README.md", line)
+    assert len(commands_of("README.md", f"pip install -e '.[test]' && tawin report 'RUN|2'  # {line}")) == 2
 
 
 @pytest.mark.parametrize(
