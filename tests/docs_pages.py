@@ -72,7 +72,7 @@ def code(page: str) -> list[Snippet | Command]:
 
 
 def commands_of(page: str, text: str) -> list[Command]:
-    """The commands of a block of bash; ValueError where a shell would do more with a line than run it (pipes, files)."""
+    """The commands of a block of bash; ValueError where a shell would pipe or redirect one."""
     found = []
     for line in re.sub(r"\\\n\s*", " ", text).splitlines():
         words = shlex.split(line, comments=True)
