@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args, get_origin, get_type_hints
+from functools import cache
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
 def require(condition: bool, field_name: str, expected: str, value: object) -> None:
@@ -15,9 +16,14 @@ def require_type(field_name: str, value: object, kind: type) -> None:
         raise TypeError(f"{field_name}: expected {kind.__name__}, got {value!r}")
 
 
-def require_choices(config: object, section: str) -> None:
+def require_choices(config: Any, section: str) -> None:
     """Every field that is annotated as a Literal holds one of its values."""
-    for name, hint in get_type_hints(type(config)).items():
-        if get_origin(hint) is Literal:
-            choices = get_args(hint)
-            require(getattr(config, name) in choices, f"{section}.{name}", f"one of {choices}", getattr(config, name))
+    for name, choices in _choices(type(config)).items():
+        require(getattr(config, name) in choices, f"{section}.{name}", f"one of {choices}", getattr(config, name))
+
+
+@cache  # reading annotations back takes longer than all other checks
+def _choices(config: type) -> dict[str, tuple[Any, ...]]:
+    """The values of each field that is annotated as a Literal."""
+    hints = get_type_hints(config)
+    return {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
