@@ -16,9 +16,9 @@ def require_type(field_name: str, value: object, kind: type) -> None:
         raise TypeError(f"{field_name}: expected {kind.__name__}, got {value!r}")
 
 
-def require_choices(config: Any, section: str) -> None:
+def require_choices(config: object, section: str) -> None:
     """Every field that is annotated as a Literal holds one of its values."""
-    for name, choices in _choices(type(config)).items():
+    for name, choices in _choices(type(config)).items():  # type: ignore[arg-type]
         require(getattr(config, name) in choices, f"{section}.{name}", f"one of {choices}", getattr(config, name))
 
 
