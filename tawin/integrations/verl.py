@@ -62,8 +62,14 @@ def advantages_by_index(
     rewards: [N] floating, > 0 for positives. scores: [N] floating, what negatives are ranked by; rows of a group with
     equal scores are ranked as they come. valid: bool [N], the rows that exist; others get 0 and count nowhere.
     index: N hashable values, or a tensor [N]. tawin, normalize_std: as in `group_advantages`.
-    Returns [N], fp32 (fp64 for fp64 rewards).
+    Returns [N], fp32 (fp64 for fp64 rewards). ValueError that names the argument of another shape.
     """
+    for name, tensor in (("rewards", rewards), ("scores", scores), ("valid", valid)):
+        if rewards.dim() != 1 or tensor.shape != rewards.shape:
+            raise ValueError(
+                f"{name}: expected a value a row, as rewards [N] has, got {list(tensor.shape)} for "
+                f"{list(rewards.shape)}"
+            )
     values = index.tolist() if hasattr(index, "tolist") else list(index)  # elements of a tensor would all be unequal
     if len(values) != len(rewards):
         raise ValueError(f"index: expected a value for each of the {len(rewards)} rows, got {len(values)}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ def item_reward(trie: ItemTrie, target: str = "target") -> Callable[..., list[fl
     def item_match(completion_ids: list[list[int]], **columns: Any) -> list[float]:
         if target not in columns:
             raise ValueError(f"target: expected a column of the dataset, got {target!r}; there are {sorted(columns)}")
-        targets = [[row] if isinstance(row, int) else list(row) for row in columns[target]]
+        targets = [_items_of(row, target) for row in columns[target]]
         items = torch.tensor([item for row in targets for item in row], dtype=torch.int64)
         if bool(((items < 0) | (items >= trie.num_items)).any()):
             raise ValueError(f"{target}: expected items in [0, {trie.num_items}), got {items.min()}..{items.max()}")
@@ -39,6 +40,19 @@ def item_reward(trie: ItemTrie, target: str = "target") -> Callable[..., list[fl
         return [float(node in [next(leaves) for _ in row]) for node, row in zip(nodes, targets, strict=True)]
 
     return item_match
+
+
+def _items_of(row: Any, target: str) -> list[int]:
+    """One or several, of whatever holds whole numbers: lists, arrays, tensors."""
+    try:
+        return [index(row)]
+    except TypeError:
+        try:
+            return [index(item) for item in row]
+        except TypeError:
+            raise ValueError(
+                f"{target}: expected an item's number or a list of them in each row, got {row!r}"
+            ) from None
 
 
 def _nodes_of(trie: ItemTrie, sequences: list[list[int]]) -> Tensor:

@@ -418,6 +418,11 @@ class TestItemReward:
             item_reward(TRIE)(completion_ids=[ITEMS[0]], item=[0])
         with pytest.raises(ValueError, match=r"target: expected items in \[0, 23\), got 23..23"):
             item_reward(TRIE)(completion_ids=[ITEMS[0]], target=[23])
+        for row in (None, 3.0, "3", [1.5]):  # as of a table with gaps, whose integers have become floats
+            with pytest.raises(
+                ValueError, match="target: expected an item's number or a list of them in each row, got"
+            ):
+                item_reward(TRIE)(completion_ids=[ITEMS[0]], target=[row])
 
 
 class TestRefusals:

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tawin_kernels import TAWin
 
-from tawin.integrations.verl import passing_log_probs, tawin_advantages, tawin_from_config
+from tawin.integrations.verl import advantages_by_index, passing_log_probs, tawin_advantages, tawin_from_config
 
 from .verl_batches import group_by_group, responses
 
@@ -159,6 +159,20 @@ def test_bad_input_is_refused_by_name(change, message):
     del batch["rollout_log_probs"]
     with pytest.raises(ValueError, match=message):
         tawin_advantages(**{**batch, "index": uids, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scores": torch.zeros(1)}, r"scores: expected a value a row, as rewards \[N\] has, got \[1\] for \[4\]"),
+        ({"valid": torch.ones(5, dtype=torch.bool)}, r"valid: expected a value a row, .* got \[5\] for \[4\]"),
+        ({"rewards": torch.ones(4, 1)}, r"rewards: expected a value a row, .* got \[4, 1\]"),
+    ],
+)
+def test_rows_that_do_not_go_together_are_refused_and_never_stretched(change, message):
+    rows = {"rewards": torch.eye(4)[0], "scores": torch.zeros(4), "valid": torch.ones(4, dtype=torch.bool)}
+    with pytest.raises(ValueError, match=message):
+        advantages_by_index(**{**rows, **change}, index=["a"] * 4, tawin=None)
 
 
 @pytest.mark.parametrize("log_probs", ["old_log_probs", "rollout_log_probs"])
