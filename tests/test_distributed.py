@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -224,13 +225,19 @@ def test_a_process_that_fails_ends_the_command(commands: dict[str, Ended], folde
     assert len(metrics(folder / "ddp" / "died")) > 0  # training had begun
 
 
+@pytest.fixture
+def as_it_was_afterwards() -> Iterator[None]:
+    yield
+    train.set_deterministic(False)
+
+
+@pytest.mark.usefixtures("as_it_was_afterwards")
 def test_a_deterministic_run_is_the_same_to_the_bit_stopped_or_not(tmp_path: Path) -> None:
     options = [*SMALL, "--deterministic", "--policy.attention-dropout=0.1", "--out"]
     train.main([*options, str(tmp_path / "first")])
     run_until(7, [*options, str(tmp_path / "second")])
     train.main(["--out", str(tmp_path / "second"), "--resume"])
     assert torch.are_deterministic_algorithms_enabled()
-    train.set_deterministic(False)
     assert metrics(tmp_path / "first") == metrics(tmp_path / "second")
     for stage in ("sft", "grpo"):
         ours, theirs = weights(tmp_path / "first", stage), weights(tmp_path / "second", stage)

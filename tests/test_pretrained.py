@@ -97,9 +97,7 @@ def test_the_paper_preset_prompts_with_titles_and_trains_all_weights(with_titles
         assert 0.0 < float((weight - before[name]).abs().max()) < 0.01, name  # five steps at 3e-4 or less
 
 
-def test_a_finished_run_recommends_by_its_own_template(
-    with_titles: Path, dataset: Dataset, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_finished_run_recommends_by_its_own_template(with_titles: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["recommend", str(with_titles), "--history", "1,2,3", "--top", "4"])
     printed = capsys.readouterr().out
     assert sum(line.lstrip("│ ").split("│")[0].strip().isdigit() for line in printed.splitlines()) == 4

@@ -155,8 +155,8 @@ def test_a_run_with_a_moving_anchor_and_several_targets_resumes_as_if_it_never_w
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
-def stop_and_resume(out: Path, updates: int, monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
-    """A run that is stopped after some optimizer steps and goes on from its last checkpoint."""
+def stop(out: Path, updates: int, monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
+    """A run that is stopped after some optimizer steps."""
     update, done = Stage.update, []
 
     def update_or_stop(stage: Stage, **ends_step: bool) -> float:
@@ -165,10 +165,15 @@ def stop_and_resume(out: Path, updates: int, monkeypatch: pytest.MonkeyPatch, *o
             raise KeyboardInterrupt
         return update(stage, **ends_step)
 
-    monkeypatch.setattr(Stage, "update", update_or_stop)
-    with pytest.raises(KeyboardInterrupt):
-        run(out, *options)
-    monkeypatch.setattr(Stage, "update", update)
+    with monkeypatch.context() as stopping:
+        stopping.setattr(Stage, "update", update_or_stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(out, *options)
+
+
+def stop_and_resume(out: Path, updates: int, monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
+    """It goes on from its last checkpoint."""
+    stop(out, updates, monkeypatch, *options)
     train.main(["--out", str(out), "--resume"])
 
 
@@ -202,7 +207,7 @@ def test_every_option_of_the_method_runs(options: list[str], tmp_path: Path) -> 
         assert any(line.get("kl", 0.0) > 0 for line in metrics(tmp_path / "run"))
 
 
-def test_real_formats_and_a_model_folder_of_ones_own(finished: Path, tmp_path: Path) -> None:
+def test_real_formats_and_a_model_folder_of_ones_own(tmp_path: Path) -> None:
     data = write_data(tmp_path / "data", random_sequences(40, 30), 30)
     run(tmp_path / "first", "--data", str(data))
     model = tmp_path / "first" / "checkpoints" / "sft"
@@ -232,7 +237,7 @@ def test_evaluate_gives_the_runs_own_figures(finished: Path, capsys: pytest.Capt
     assert f"recall@5 {results['grpo']['test']['recall@5']:.4f}" in capsys.readouterr().out
 
 
-def test_report_compares_runs(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_compares_runs(finished: Path, tmp_path: Path) -> None:
     cli.main(["report", str(finished), str(finished), "--out", str(tmp_path / "report")])
     assert (tmp_path / "report" / "report.html").is_file()
 
@@ -343,18 +348,7 @@ def test_moments_of_8_bits_train_and_a_stopped_run_goes_on_as_if_it_never_was(
     # From 4,096 weights on a tensor's moments have 8 bits.
     options = [f"--{stage}.optimizer=adamw_8bit", "--policy.hidden-size=64", "--policy.intermediate-size=96"]
     whole = run(tmp_path / "whole", *options)
-    update, done = Stage.update, []
-
-    def update_or_stop(own: Stage, **ends_step: bool) -> float:
-        done.append(own.progress.step)
-        if len(done) > (5 if stage == "sft" else 11):
-            raise KeyboardInterrupt
-        return update(own, **ends_step)
-
-    with monkeypatch.context() as stopping:
-        stopping.setattr(Stage, "update", update_or_stop)
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "stopped", *options)
+    stop(tmp_path / "stopped", 5 if stage == "sft" else 11, monkeypatch, *options)
     moments = load_file(states(tmp_path / "stopped" / "checkpoints")[-1] / "optimizer.safetensors")
     assert torch.uint8 in {tensor.dtype for tensor in moments.values()}
     train.main(["--out", str(tmp_path / "stopped"), "--resume"])

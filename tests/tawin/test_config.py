@@ -1,4 +1,4 @@
-"""Presets, YAML and what is refused."""
+"""What a stage's options come to: what is refused, how long RL goes on, where the anchor stands."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_values_out_of_range_name_their_option(section: type[OptimizerConfig], n
         section(**{name: value})
 
 
-def test_every_option_is_documented_in_yaml_order() -> None:
+def test_config_yaml_has_the_sections_in_this_order() -> None:
     assert list(dataclasses.asdict(Config())) == [
         "data",
         "data_cache",

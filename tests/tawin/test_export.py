@@ -135,7 +135,7 @@ def test_an_export_that_fails_leaves_nothing_in_its_place(
     assert not (tmp_path / "served").exists()
 
 
-def test_a_damaged_serving_file_is_refused_by_name(exported: Path, tmp_path: Path) -> None:
+def test_a_damaged_serving_file_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "serving.json").write_text('{"format": 2}')
     with pytest.raises(ValueError, match=r"serving\.json: expected the file that `tawin export` writes"):
         load_serving(tmp_path)

@@ -32,7 +32,7 @@ def test_without_a_collector_no_clock_is_read(monkeypatch: pytest.MonkeyPatch) -
         pass
 
 
-def test_collecting_ends_with_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_collecting_ends_with_its_block() -> None:
     with phase_seconds() as seconds:
         pass
     with phase("decode"):
@@ -46,6 +46,6 @@ def test_a_profiler_sees_the_phases() -> None:
     assert "tawin.policy_forward" in {event.key for event in trace.key_averages()}
 
 
-def test_a_phase_that_fails_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_phase_that_fails_fails() -> None:
     with phase_seconds(), pytest.raises(ZeroDivisionError), phase("loss"):
         _ = 1 / 0

@@ -77,7 +77,7 @@ def test_other_tables_are_read_as_the_options_say(tmp_path: Path, columns: Colum
         (
             {"min_interactions": 4},
             ["user,item,time", *(f"1,{n},{n}" for n in range(9))],
-            r"9 users|0 are left .*have 4",
+            r"1 users with 9 items 0 are left where .* has to have 4",
         ),
         ({"after": "soon"}, [], r"--after: expected a date like 2018-07-07, got 'soon'"),
         ({"min_interactions": -1}, [], r"--min-interactions: expected 0 or more, got -1"),
