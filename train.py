@@ -335,7 +335,9 @@ def _evaluate_stage(
     name: str, job: Job, catalog: Catalog, config: Config, run: RunFolder, processes: Processes
 ) -> None:
     """Valid and test figures of a stage's best model, once."""
-    if processes.ask_first(lambda: name in run.results):
+    known = processes.ask_first(lambda: run.results.get(name))
+    if known is not None:
+        run.tracking.add_results(name, known)  # a crash may have come between the two
         return
     started = time.monotonic()
     model = load_model(run.checkpoints / name).to(processes.device)

@@ -3,22 +3,23 @@
 Run: nice python -m bench.faults [--kills 50] [--seed 0] [--out [FOLDER]]
 
 One run of train.py is left alone. Then runs of the same config are each killed by SIGKILL one to three times, resumed
-after every kill, and compared with it when they have ended: metrics.jsonl and results.json but for their seconds, and
-every tensor of the models and of the training states that are kept, bit by bit.
+after every kill, and compared with it when they have ended: see run_differences.py. They are runs as a user has them,
+with TensorBoard's event files and the report, but for their size.
 
 Each training is a process of its own that runs train.py's main. It is forked from one that has imported everything and
-done nothing: fifty kills would else cost a hundred imports. The report is left out, which is drawn when all else is
-done and would take three quarters of the time of runs as small as these.
+done nothing: fifty kills would else cost a hundred imports.
 
 A kill is aimed in one of three ways: at any time since the process was started; at any time since it has begun with the
-run folder; or inside a save, by watching for what is being written. There the process is stopped (SIGSTOP) a random
-while later and killed if the part is still there, so that it has surely died inside the save.
+run folder; or inside a write, by watching for what is being written. There the process is stopped (SIGSTOP) a random
+while later and killed if the part is still there, so that it has surely died inside it. Of the first two about half
+fall into the report, which takes as long as a training as small as this.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import multiprocessing
 import os
 import random
@@ -34,13 +35,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file
 
 import train
-from tawin.states import damage, states
+from tawin.states import states
 
 from .foundation import RESULTS, machine_facts
 from .measure import write_results
+from .run_differences import differences
 
 # Both stages, with dropout and sampled data order; saves at evaluations, between them, and in the middle of epochs.
 OPTIONS = [
@@ -62,7 +63,6 @@ OPTIONS = [
     "--evaluation.beam-width=12",
     "--evaluation.valid-users=40",
     "--checkpoints.save-every=3",
-    "--tracking.to=none",
 ]
 Aim = Literal["process", "run", "save"]
 AIMS: tuple[Aim, ...] = ("process", "run", "save", "save")
@@ -94,9 +94,12 @@ class Kill:
 
 
 def processes() -> ForkServerContext:
-    """Where trainings are started from."""
+    """Where trainings are started from, once all is imported there."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train", "bench.foundation", "bench.measure"])
+    context.set_forkserver_preload(["train", "torch.utils.tensorboard", "bench.foundation", "bench.measure"])
+    first = context.Process(target=int)
+    first.start()
+    first.join()
     return context
 
 
@@ -108,10 +111,10 @@ def start(context: ForkServerContext, out: Path, options: Sequence[str] = OPTION
 
 
 def _train(out: Path, options: Sequence[str]) -> None:
+    out.parent.mkdir(exist_ok=True)
     with open(log_of(out, os.getpid()), "w") as log:  # what it says, also what libraries and signal handlers do
         for descriptor in (1, 2):
             os.dup2(log.fileno(), descriptor)
-    train.write_report = lambda folders, out: out / "report.html"  # type: ignore[assignment, misc]
     resumes = (out / "config.yaml").exists()
     train.main(["--out", str(out), *(["--resume"] if resumes else options)])
 
@@ -222,43 +225,6 @@ def _what_was_left(out: Path, aim: Aim, seconds: float) -> Kill:
     )
 
 
-def differences(run: Path, whole: Path) -> list[str]:
-    """In what a run differs from the one that was never killed, and what is left over or damaged in it."""
-    found = []
-    if _metrics(run) != _metrics(whole):
-        found.append("metrics.jsonl")
-    if _without_seconds(run / "results.json") != _without_seconds(whole / "results.json"):
-        found.append("results.json")
-    names = [sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) for folder in (run, whole)]
-    if names[0] != names[1]:
-        found.append(f"files: {sorted(set(names[0]) ^ set(names[1]))}")
-    for theirs in sorted((whole / "checkpoints").rglob("*.safetensors")):
-        name = str(theirs.relative_to(whole))
-        if not (run / name).exists() or not _same_tensors(run / name, theirs):
-            found.append(name)
-    found += [f"{state.name}: {problem}" for state in states(run / "checkpoints") if (problem := damage(state))]
-    return found
-
-
-def _metrics(run: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
-
-
-def _without_seconds(path: Path) -> dict[str, Any]:
-    results = json.loads(path.read_text())
-    return {**results, "seconds": sorted(results["seconds"])}
-
-
-def _same_tensors(ours: Path, theirs: Path) -> bool:
-    first, second = load_file(ours), load_file(theirs)
-    return first.keys() == second.keys() and all(
-        first[name].dtype == tensor.dtype
-        and torch.equal(first[name].view(-1).view(torch.uint8), tensor.view(-1).view(torch.uint8))
-        for name, tensor in second.items()
-    )
-
-
 def killed_run(
     context: ForkServerContext, out: Path, aims: list[Aim], seconds: float, draw: random.Random
 ) -> list[Kill]:
@@ -269,22 +235,30 @@ def killed_run(
         if found is None:
             return kills
         kills.append(found)
+        _wait_for_the_next_second()
     finish(start(context, out), out)
     return kills
+
+
+def _wait_for_the_next_second() -> None:
+    """TensorBoard reads event files in the order of the second of their names: no real start comes as soon as here."""
+    second = int(time.time())
+    while int(time.time()) == second:
+        time.sleep(0.01)
 
 
 def measure(folder: Path, kills: int, seed: int) -> dict[str, Any]:
     """Runs until there were so many kills."""
     draw, context = random.Random(seed), processes()
-    finish(start(context, folder / "first"), folder / "first")  # the import is in it
-    seconds = finish(start(context, folder / "whole"), folder / "whole")
+    whole = folder / "whole" / "run"  # all have the same name, which their reports show
+    seconds = finish(start(context, whole), whole)
     runs: list[dict[str, Any]] = []
     done: list[Kill] = []
     while len(done) < kills:
-        out = folder / f"run-{len(runs)}"
+        out = folder / str(len(runs)) / "run"
         aims = [draw.choice(AIMS) for _ in range(min(draw.randint(1, 3), kills - len(done)))]
         found = killed_run(context, out, aims, seconds, draw)
-        unequal = differences(out, folder / "whole")
+        unequal = differences(out, whole)
         runs.append({"kills": [asdict(one) | {"where": one.where} for one in found], "differences": unequal})
         done += found
         print(f"{len(done)} kills: {[(one.where, *one.writing) for one in found]}: {unequal or 'equal'}", flush=True)
@@ -310,6 +284,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.kills < 1:
         parser.error("--kills: expected 1 or more")
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # its reader warns of steps that it is to forget
     machine = machine_facts(torch.device("cpu"))
     print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -5,7 +5,8 @@ back from it. Names are the stage's, then the figure's: `sft/loss`, `grpo/valid/
 Of several processes the first one alone tracks. The trackers are accelerate's.
 
 A run that is resumed does steps again whose lines were cut from metrics.jsonl. TensorBoard is told to forget them
-(purge_step); the others get no line twice: tracking.json says how many they have.
+(purge_step); the others get no line twice: tracking.json says how many they have. The figures of a finished stage are
+handed over again whenever the run is resumed, in case that a crash came between them and their tracker.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import importlib.util
 import json
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from .config_files import dump_yaml
 from .durable import write_atomically
 
 FOLDER = "tensorboard"
+RESULTS_SUFFIX = ".results"
 STATE_FILE = "tracking.json"
 METRICS_FILE = "metrics.jsonl"
 
@@ -39,7 +42,7 @@ class Tracking:
         """A line that was just written to metrics.jsonl."""
 
     def add_results(self, stage: str, figures: dict[str, dict[str, float]]) -> None:
-        """The final figures of a stage, by part of the data."""
+        """The final figures of a stage, by part of the data; shown once, however often they come."""
 
     def finish(self, *, failed: bool) -> None:
         """Nothing more will come."""
@@ -63,7 +66,7 @@ def start_tracking(folder: Path, config: Config) -> Tracking:
         if importlib.util.find_spec("tensorboard") is None:
             print("tracking: tensorboard is not installed and writes nothing: pip install tensorboard")
             return NOT_TRACKED
-        return TensorBoard(folder / FOLDER, config)
+        return TensorBoard(folder, config)
 
     def make(identity: str) -> GeneralTracker:
         name = folder.resolve().name
@@ -93,39 +96,55 @@ class TensorBoard(Tracking):
     """Event files in tensorboard/sft and tensorboard/grpo: each stage counts its own steps, and forgets its own."""
 
     def __init__(self, folder: Path, config: Config) -> None:
-        self._folder = folder
+        self._folder, self._metrics = folder / FOLDER, folder / METRICS_FILE
         self._config = config
         self._trackers: dict[str, TensorBoardTracker] = {}
-        self._steps: dict[str, int] = {}
 
     def begin(self, stage: str, step: int | None) -> None:
-        tracker = self._open(stage, purge_step=0 if step is None else step + 1)
-        if step is None:
+        tracker = TensorBoardTracker(stage, self._folder, purge_step=step or 0)
+        tracker.start()
+        self._trackers[stage] = tracker
+        if not step:
             tracker.log({"config": f"```\n{dump_yaml(self._config)}```"}, step=0)
+        # The last step is forgotten too and told anew: its evaluation may have been shown, and is yet to be done again.
+        for line in self._lines(stage):
+            if line["step"] == step:
+                self.log(line)
 
     def log(self, line: dict[str, Any]) -> None:
-        self._steps[line["stage"]] = line["step"]
-        self._tracker(line["stage"]).log(numbers(line), step=line["step"])
+        self._trackers[line["stage"]].log(numbers(line), step=line["step"])
 
     def add_results(self, stage: str, figures: dict[str, dict[str, float]]) -> None:
-        tracker, step = self._tracker(stage), self._steps.get(stage, 0)
+        """In an event file of their own: what a crash has left of one is replaced."""
+        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
+
+        folder = self._folder / stage
+        for path in folder.glob(f"*{RESULTS_SUFFIX}"):
+            path.unlink()
+        step = max((line["step"] for line in self._lines(stage)), default=0)
         named = flat({"results": figures}, f"{stage}/")
         options = {name: value for name, value in flat(dataclasses.asdict(self._config)).items() if value is not None}
-        # In the folder itself, where TensorBoard would make one more run for them. Writes the figures as scalars too.
-        tracker.tracker.add_hparams(options, named, run_name=".", global_step=step)
+        with SummaryWriter(str(folder), filename_suffix=RESULTS_SUFFIX) as writer:
+            # As its add_hparams does, which would make a file without the suffix.
+            for summary in hparams(options, named):
+                writer.file_writer.add_summary(summary, step)
+            for name, value in named.items():
+                writer.add_scalar(name, value, global_step=step)
 
     def finish(self, *, failed: bool) -> None:
         for tracker in self._trackers.values():
             tracker.finish()
 
-    def _tracker(self, stage: str) -> TensorBoardTracker:
-        return self._trackers[stage] if stage in self._trackers else self._open(stage, purge_step=None)
-
-    def _open(self, stage: str, purge_step: int | None) -> TensorBoardTracker:
-        tracker = TensorBoardTracker(stage, self._folder, purge_step=purge_step)
-        tracker.start()
-        self._trackers[stage] = tracker
-        return tracker
+    def _lines(self, stage: str) -> list[dict[str, Any]]:
+        """The whole lines of a stage in metrics.jsonl; the report refuses one that is damaged, nothing does so here."""
+        found = []
+        for text in self._metrics.read_bytes().splitlines() if self._metrics.exists() else []:
+            with suppress(ValueError, KeyError, TypeError):
+                line = json.loads(text)
+                if line["stage"] == stage and isinstance(line["step"], int):
+                    found.append(line)
+        return found
 
 
 class Service(Tracking):
@@ -133,10 +152,10 @@ class Service(Tracking):
 
     def __init__(self, folder: Path, config: Config, make: Callable[[str], GeneralTracker]) -> None:
         self._metrics, self._path = folder / METRICS_FILE, folder / STATE_FILE
-        self._state: dict[str, Any] = {"to": config.tracking.to, "id": secrets.token_hex(4), "lines": 0}
+        self._state: dict[str, Any] = {"to": config.tracking.to, "id": secrets.token_hex(4), "lines": 0, "results": []}
         known = json.loads(self._path.read_text(encoding="utf-8")) if self._path.exists() else {}
         if known.get("to") == config.tracking.to:
-            self._state = known
+            self._state |= known
         self._line = 0
         self._tracker = make(self._state["id"])
         self._tracker.start()
@@ -155,11 +174,17 @@ class Service(Tracking):
             self._tracker.log({**numbers(line), f"{line['stage']}/step": line["step"]}, step=self._line)
         else:
             self._tracker.log(numbers(line), step=line["step"])
-        self._state["lines"] = self._line
-        write_atomically(self._path, json.dumps(self._state))
+        self._note(lines=self._line)
 
     def add_results(self, stage: str, figures: dict[str, dict[str, float]]) -> None:
+        if stage in self._state["results"]:
+            return
         self._tracker.log(flat({"results": figures}, f"{stage}/"))
+        self._note(results=[*self._state["results"], stage])
+
+    def _note(self, **told: Any) -> None:
+        self._state |= told
+        write_atomically(self._path, json.dumps(self._state))
 
     def finish(self, *, failed: bool) -> None:
         if self._state["to"] == "wandb":

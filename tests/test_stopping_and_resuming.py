@@ -22,6 +22,7 @@ import pytest
 import torch
 
 import train
+from bench.event_files import scalars
 from tawin import evaluate as evaluation
 from tawin.checkpoint import read_progress
 from tawin.durable import WriteError
@@ -196,6 +197,18 @@ def test_a_damaged_state_is_replaced_by_the_one_before_it_with_a_warning(
     assert said.count("warning") == 1 and f"{newest} is damaged: optimizer.safetensors has 1,000 bytes" in said
     assert f"goes on from {before.name}" in said
     assert_same_run(stopped, whole)
+
+
+def test_figures_that_a_crash_kept_from_tensorboard_are_shown_by_the_next_resume(whole: Path, tmp_path: Path) -> None:
+    """They are in results.json, so that nothing is evaluated again."""
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    folders = [run / "tensorboard" / stage for run in (out, whole) for stage in ("sft", "grpo")]
+    for path in (out / "tensorboard").rglob("*.results"):
+        path.unlink()
+    train.main(["--out", str(out), "--resume"])
+    sft, grpo, *theirs = (scalars(folder) for folder in folders)
+    assert [sft, grpo] == theirs and len(grpo["grpo/results/test/recall@3"]) == 1
 
 
 def test_without_a_whole_state_a_run_is_refused_and_not_restarted(stopped: Path) -> None:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import train
+from bench.event_files import scalars
 from tawin import cli
 from tawin.catalog import Catalog
 from tawin.data import split_leave_one_out
@@ -28,7 +29,7 @@ from tawin.run_folder import RunFolder
 from tawin.states import states
 from tawin.synthetic import make_synthetic
 
-from .tawin.events import count_event_files_from_zero, scalars
+from .tawin.events import count_event_files_from_zero
 
 SMALL = [
     "--synthetic.num-users=60",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 
+from bench.event_files import read_events, scalars
 from tawin import tracking
 from tawin.config import Config, TrackingConfig
 from tawin.config_files import load_yaml
@@ -19,7 +21,7 @@ from tawin.run_folder import RunFolder
 from tawin.run_records import read_runs
 from tawin.tracking import NOT_TRACKED, Service, flat, numbers, require_tracker, start_tracking
 
-from .events import count_event_files_from_zero, read_events, scalars
+from .events import count_event_files_from_zero
 
 RESULTS = {"valid": {"recall@3": 0.25}, "test": {"recall@3": 0.5}}
 
@@ -95,15 +97,39 @@ def test_a_stage_of_which_nothing_was_saved_begins_anew(tmp_path: Path) -> None:
     assert [step for step, _ in scalars(run.path / "tensorboard" / "sft")["sft/loss"]] == [1, 2, 3]
 
 
-def test_results_that_come_after_a_restart_are_added_to_what_there_is(tmp_path: Path) -> None:
+def test_an_evaluation_that_was_shown_and_lost_is_shown_once_when_it_is_done_again(tmp_path: Path) -> None:
+    """A signal cut it short and the step was saved without it; done again, it was killed before it was saved."""
+    config = config_for("tensorboard")
+    run = RunFolder.create(tmp_path / "run", config)
+    with run.tracked(config) as tracked:
+        train(tracked, "sft", 1, 1, begin=None)
+        tracked.log(line("sft", 2, loss=8.0))
+        size = run.metrics_size
+    for _ in range(3):
+        run.forget_metrics_after(size)
+        with run.tracked(config) as tracked:
+            tracked.tracking.begin("sft", 2)
+            tracked.log(line("sft", 2, valid={"recall@3": 0.25}))
+    found = scalars(run.path / "tensorboard" / "sft")
+    assert found["sft/loss"] == [(1, 9.0), (2, 8.0)]
+    assert found["sft/valid/recall@3"] == [(2, 0.25)]
+
+
+def test_results_are_shown_once_at_the_last_step_however_often_and_late_they_come(tmp_path: Path) -> None:
     config = config_for("tensorboard")
     run = RunFolder.create(tmp_path / "run", config)
     with run.tracked(config) as tracked:
         train(tracked, "sft", 1, 4, begin=None)
-    with run.tracked(config) as tracked:
-        tracked.tracking.add_results("sft", RESULTS)
-    found = scalars(run.path / "tensorboard" / "sft")
-    assert len(found["sft/loss"]) == 4 and found["sft/results/test/recall@3"][0][1] == 0.5
+    folder = run.path / "tensorboard" / "sft"
+    for _ in range(3):
+        with run.tracked(config) as tracked:
+            tracked.tracking.add_results("sft", RESULTS)
+        found = scalars(folder)
+        assert found["sft/results/valid/recall@3"] == [(4, 0.25)] and found["sft/results/test/recall@3"] == [(4, 0.5)]
+        assert len(found["sft/loss"]) == 4
+        (path,) = folder.glob("*.results")
+        os.truncate(path, path.stat().st_size - 3)  # as after a crash in it
+        assert "sft/results/test/recall@3" not in scalars(folder)
 
 
 class Recorder(GeneralTracker):
@@ -141,11 +167,13 @@ def test_a_service_gets_no_line_twice_however_often_the_run_is_stopped(tmp_path:
     size = run.metrics_size
     resume(3, 6, size, 2)
     resume(3, 4, size, 2)  # stopped again before it came as far as the first time
-    resume(3, 8, size, 2).tracking.add_results("sft", RESULTS)
+    for _ in range(2):  # the second time nothing is left to do but to say what came of it
+        resume(3, 8, size, 2).tracking.add_results("sft", RESULTS)
     assert len(set(identities)) == 1
     assert [step for step, values in kept if "sft/loss" in values] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert [step for step, values in kept if "sft/valid/recall@3" in values] == [2, 4, 6, 8]
-    assert kept[-1] == (None, {"sft/results/valid/recall@3": 0.25, "sft/results/test/recall@3": 0.5})
+    results = (None, {"sft/results/valid/recall@3": 0.25, "sft/results/test/recall@3": 0.5})
+    assert kept[-1] == results and kept.count(results) == 1
     assert kept[0] == (1, {"sft/seconds": 0.5, "sft/loss": 9.0})
 
 
@@ -234,6 +262,11 @@ def test_a_real_service_takes_a_run_that_is_stopped_and_goes_on(
     with run.tracked(config) as tracked:
         train(tracked, "grpo", 0, 2, begin=None)
         tracked.tracking.add_results("grpo", RESULTS)
-    assert json.loads((run.path / "tracking.json").read_text()) == {"to": name, "id": identity, "lines": 11}
+    assert json.loads((run.path / "tracking.json").read_text()) == {
+        "to": name,
+        "id": identity,
+        "lines": 11,
+        "results": ["grpo"],
+    }
     folder = run.path / "wandb" if name == "wandb" else tmp_path / "trackio"
     assert any(path.suffix in (".wandb", ".db") and path.stat().st_size > 0 for path in folder.rglob("*"))
