@@ -281,6 +281,10 @@ def _check_head(
         device_of=like,
     )
     require_same_dtype("lm_head_weight", lm_head_weight, "hidden", hidden)
+    if 0 in lm_head_weight.shape:
+        raise ValueError(
+            f"lm_head_weight: expected at least one token and one hidden dimension, got {list(lm_head_weight.shape)}"
+        )
     if bias is not None:
         require_tensor("bias", bias, dims="[V]", sizes=lm_head_weight.shape[:1], dtypes=FLOATING, device_of=like)
         require_same_dtype("bias", bias, "hidden", hidden)
@@ -366,4 +370,4 @@ def _check_reward_values(rewards: torch.Tensor, scores: torch.Tensor | None, val
 
 def _check_denominator_value(denominator: float | torch.Tensor | None) -> None:
     if isinstance(denominator, torch.Tensor):
-        require_number("denominator", float(denominator), above=0.0)
+        require_number("denominator", denominator.item(), above=0.0)

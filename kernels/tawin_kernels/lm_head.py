@@ -98,7 +98,8 @@ def token_entropies(
             is_child[row_of_child, trie.edge_tokens[edges].long()] = True
             logits = logits.masked_fill(~is_child, -math.inf)
         log_probs = logits.log_softmax(-1)
-        pieces.append(-(log_probs.exp() * log_probs).nan_to_num(nan=0.0).sum(-1))  # 0 log 0 = 0
+        terms = (log_probs.exp() * log_probs).masked_fill(log_probs == -math.inf, 0.0)  # 0 log 0 = 0, NaN stays
+        pieces.append(-terms.sum(-1))
     entropies = torch.zeros(token_ids.numel(), dtype=dtype, device=hidden.device)
     return entropies.index_copy(0, pairs, torch.cat(pieces)).view(token_ids.shape)
 

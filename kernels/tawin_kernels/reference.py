@@ -368,8 +368,12 @@ def _group_loss(
     else:
         total = token_losses.sum()
         counted = num_tokens
+    if denominator is None:
+        denominator = counted.clamp(min=1)
+    elif isinstance(denominator, torch.Tensor):
+        denominator = denominator.detach()
     return GRPOLoss(
-        loss=total / (counted.clamp(min=1) if denominator is None else denominator),
+        loss=(total / denominator).to(dtype),  # a denominator in fp64 would make it fp64
         log_probs=log_probs.detach(),
         advantages=advantages,
         kl=kl,

@@ -267,6 +267,18 @@ def test_results_are_fp32_for_lower_precision_and_only_the_loss_has_a_gradient(d
     assert log_probs.grad.dtype == dtype
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int64])
+def test_a_denominator_of_another_dtype_is_a_constant_and_leaves_the_loss_in_fp32(dtype):
+    log_probs = torch.randn(1, 2, 3, requires_grad=True)
+    mask, advantages = torch.ones(1, 2, 3, dtype=torch.bool), torch.tensor([[1.0, -0.5]])
+    denominator = torch.tensor(3, dtype=dtype, requires_grad=dtype.is_floating_point)
+    loss = grpo_loss(log_probs, mask, advantages, denominator=denominator).loss
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, grpo_loss(log_probs, mask, advantages, denominator=3).loss)
+    loss.backward()
+    assert denominator.grad is None
+
+
 def test_advantages_are_constants_for_the_gradient():
     log_probs = torch.randn(1, 2, 3, requires_grad=True)
     advantages = torch.randn(1, 2, requires_grad=True)

@@ -147,6 +147,16 @@ def test_tensors_need_not_be_contiguous():
         ({"hidden": torch.randn(2, 3, H + 1)}, ValueError, "lm_head_weight: expected shape"),
         ({"hidden": torch.randn(2, 3, H).bfloat16()}, TypeError, "lm_head_weight: .*hidden, bfloat16, got float32"),
         ({"lm_head_weight": torch.randn(V)}, ValueError, "lm_head_weight: expected shape"),
+        (
+            {"lm_head_weight": torch.randn(0, H), "token_ids": torch.full((2, 3), IGNORED)},
+            ValueError,
+            r"lm_head_weight: expected at least one token and one hidden dimension, got \[0, 4\]",
+        ),
+        (
+            {"hidden": torch.randn(2, 3, 0), "lm_head_weight": torch.randn(V, 0)},
+            ValueError,
+            r"lm_head_weight: expected at least one token and one hidden dimension, got \[6, 0\]",
+        ),
         ({"lm_head_weight": None}, TypeError, "lm_head_weight: expected a tensor .*got NoneType"),
         ({"lm_head_weight": torch.empty(V, H, device="meta")}, ValueError, "lm_head_weight: expected device cpu"),
         ({"token_ids": torch.zeros(2, dtype=torch.int64)}, ValueError, r"token_ids: .*\[2, 3\], got \[2\]"),
@@ -237,6 +247,20 @@ def test_the_entropy_is_that_of_the_distribution_of_each_token(normalizer):
         mass = sum(map(math.exp, chosen))
         expected.append(-sum(math.exp(p) / mass * (p - math.log(mass)) for p in chosen))
     assert entropy.tolist() == pytest.approx([expected[0], 0.0, expected[1]], abs=1e-12)
+
+
+@pytest.mark.parametrize("normalizer", ["vocab", "trie"])
+def test_the_entropy_of_a_state_that_is_not_a_number_is_none_either(normalizer):
+    trie = ItemTrie.from_sequences([list(item) for item in ITEMS])
+    hidden, weight, bias, _ = tensors((2,), torch.float32)
+    hidden[1] = math.nan
+    bias[2] = -math.inf  # 0 log 0 = 0
+    options = {"trie": trie, "nodes": torch.zeros(2).long(), "normalizer": "trie"} if normalizer == "trie" else {}
+    _, entropy = linear_log_probs(hidden, weight, torch.tensor([0, 0]), bias=bias, with_entropy=True, **options)
+    assert entropy.isnan().tolist() == [False, True]
+    chosen = [0, 3] if normalizer == "trie" else [0, 1, 3, 4, 5]
+    log_probs = (hidden[0] @ weight.T + bias)[chosen].log_softmax(0)
+    torch.testing.assert_close(entropy[0], -(log_probs.exp() * log_probs).sum(), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(
