@@ -25,22 +25,29 @@ BOOL = (torch.bool,)
 IGNORED_TOKEN = -100
 
 
-def runs_triton(op: str, impl: str, tensor: torch.Tensor) -> bool:
+def runs_triton(op: str, impl: str, tensor: torch.Tensor, *, multiplies: bool = False) -> bool:
     """Whether an op runs as Triton kernels, by its first tensor; an explicit choice that cannot run raises.
 
     "auto": on CUDA tensors, on CPU tensors with TRITON_INTERPRET=1 (through Triton's interpreter), and on any while
-    launches are recorded. fp64, which the kernels do not take, goes to the reference op.
+    launches are recorded. fp64, which the kernels do not take, goes to the reference op. multiplies: the op has matrix
+    products; the interpreter makes those of the bits of bf16 operands, so bf16 on the CPU goes there too.
     """
     require_choice("impl", impl, get_args(Impl))
     if impl == "reference" or not isinstance(tensor, torch.Tensor):
         return False  # what is no tensor is refused by the op's own checks
     on_cpu = tensor.device.type == "cpu"
+    is_garbled = on_cpu and INTERPRETED and multiplies and tensor.dtype == torch.bfloat16
     if impl == "auto":
         is_interpreted = on_cpu and INTERPRETED and knobs.runtime.interpret
         is_there = tensor.device.type == "cuda" or is_interpreted or is_recording()
-        return is_there and tensor.dtype != torch.float64
+        return is_there and tensor.dtype != torch.float64 and not is_garbled
     if tensor.dtype == torch.float64:
         raise TypeError(f"impl: {op} in Triton takes float32, bfloat16 or float16, got float64; use impl='reference'")
+    if is_garbled:
+        raise TypeError(
+            f"impl: {op} through Triton's interpreter takes float32 or float16, got bfloat16, whose bits it would "
+            "multiply; use impl='reference', or a GPU"
+        )
     if tensor.device.type != "cuda" and not (on_cpu and INTERPRETED):
         raise RuntimeError(
             f"impl: {op} in Triton runs on CUDA tensors, got one on {tensor.device}; use impl='auto', or set "

@@ -12,8 +12,9 @@ hidden [B, W, H], weight [V, H]. Only beams with children count; they are listed
           prompts go in pieces where that is less than all. Where U is in the thousands, too many for that, and each
           node has few of them, the LM-head rows of the children are gathered instead
   both    the selection (`beam_selection`), which looks up the children's logits
-Five launches with "vocab", three with "trie", more only where the candidates of a prompt do not fit one program. The
-host never waits and launches depend on shapes alone, so a step can be captured in a CUDA graph, after `trie.prepare()`.
+Five launches with "vocab", three with "trie", more only where prompts go in pieces or the candidates of one do not fit
+one program. The host never waits and launches depend on shapes and on what the trie knows of itself, so a step can be
+captured in a CUDA graph, after `trie.prepare()`.
 A step's cost does not depend on the number of items, only on U and on the most children of any node.
 
 One call with B = 256, W = 16, H = 896, V = 151,936, U = 1,024 in bf16, 256 children a node:
@@ -240,14 +241,15 @@ def beam_step(
     On a GPU nothing waits for the device once `trie.prepare()` was called: a step may be captured in a CUDA graph.
     Raises TypeError or ValueError naming the argument.
     """
-    if runs_triton("beam_step", impl, hidden):
+    if runs_triton("beam_step", impl, hidden, multiplies=True):
         check_beam_step(
             hidden, lm_head_weight, trie, nodes, scores, beam_width, normalizer, temperature, bias, check_values
         )
         limit = _limit(hidden.shape[1], trie, beam_width)
         if limit is None:
+            # int: Triton takes no other whole number, such as NumPy's, for a size of a block.
             return triton_beam_step(
-                hidden, lm_head_weight, bias, trie, nodes, scores, beam_width, normalizer, temperature
+                hidden, lm_head_weight, bias, trie, nodes, scores, int(beam_width), normalizer, temperature
             )
         if impl == "triton":
             raise ValueError(f"{limit}; use impl='reference' or 'auto'")

@@ -7,7 +7,8 @@ Only tokens that the trie uses, U of them (1,024 with semantic ids of 4 x 256 co
 each pair at those tokens are one product [pairs, U] on tensor cores, at most 2**24 logits at a time; then one program a
 pair walks its node's children. FLOPs of one call with P pairs: 2 P U H forward, 4 P U H backward with a frozen head,
 6 P U H with a trained one; P = 4,096, U = 1,024, H = 896: 7.5 GFLOP, 10 us forward at 790 TFLOP/s, and 17 MB written
-and read again. Rows that several pairs share are computed for each of them. Times on a GPU: not measured.
+and read again. Rows that several pairs share are computed for each of them. Both passes wait for the device to
+count the pairs. Times on a GPU: not measured.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import triton
 import triton.language as tl
 
 from .arguments import IGNORED_TOKEN
+from .autograd import differentiable_once
 from .gradient_sums import group_by, matrix_product, segment_sum, unit_of
 from .launch import launch
 from .linear_logsumexp import rows_in_place, token_logits
@@ -172,7 +174,7 @@ class _ChildLogProbs(torch.autograd.Function):
         return log_probs, entropy
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiable_once
     def backward(ctx: Any, gradient: torch.Tensor, _entropy: Any) -> tuple[Any, ...]:
         return (*_backward(ctx, gradient), *(None for _ in range(6)))
 

@@ -32,6 +32,7 @@ import triton.language as tl
 from . import reference
 from .advantage import GroupRewards, relative_advantages_of
 from .arguments import Impl, runs_triton
+from .autograd import differentiable_once
 from .checks import check_grpo_loss
 from .launch import REGISTERS, launch
 from .records import GRPOLoss, ImportanceLevel, LossType
@@ -346,7 +347,7 @@ class _GroupLoss(torch.autograd.Function):
         return tuple(result)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiable_once
     def backward(ctx: Any, gradient: torch.Tensor, *_: Any) -> tuple[Any, ...]:
         coefficients, scale = ctx.saved_tensors
         return (coefficients * (gradient * scale)).to(ctx.dtype), *(None for _ in range(ctx.num_constants))
@@ -408,7 +409,8 @@ def grpo_loss(
     check_values: True: check tensor values on a GPU too, which synchronises it. On the CPU they are always checked.
 
     Returns GRPOLoss, fp32 (fp64 for fp64): the scalar loss with a gradient; log_probs, advantages, kl and clip_fraction
-    detached. Raises TypeError or ValueError naming the argument.
+    detached. The Triton loss is differentiable once: a second derivative raises RuntimeError, impl="reference" has it.
+    Raises TypeError or ValueError naming the argument.
     """
     if not runs_triton("grpo_loss", impl, log_probs):
         return reference.grpo_loss(

@@ -3,10 +3,10 @@
     z_rv = (hidden_r . weight_v + bias_v) / temperature
     log p_i = z_{r t} - logsumexp_v z_rv                pair i: token t, predicted by row r
 
-hidden [R, H], weight [V, H] in fp32, bf16 or fp16; accumulation in fp32, never in tf32. `linear_logsumexp` streams the
-vocabulary for the rows that some token needs, one small kernel takes the dot product of each pair; there is no [rows,
-vocabulary] tensor, and nothing waits for the device. Kept for the backward pass (`log_prob_gradient`): one logsumexp a
-row.
+hidden [R, H], weight [V, H] in fp32, bf16 or fp16; the forward pass accumulates in fp32, never in tf32.
+`linear_logsumexp` streams the vocabulary for the rows that some token needs, one small kernel takes the dot product of
+each pair; there is no [rows, vocabulary] tensor, and nothing waits for the device. Kept for the backward pass
+(`log_prob_gradient`): one logsumexp a row. The softmax over the children of a trie node is in `child_log_prob`.
 
 FLOPs of one call with n live rows: 2 n V H forward, 4 n V H backward with a frozen head, 6 n V H with a trained one.
 n = 4,096, V = 151,936, H = 896 in bf16: 1.41, 2.8, 4.2 ms at 790 TFLOP/s. The same 4,096 tokens with 15 % live and
@@ -23,6 +23,7 @@ import triton.language as tl
 
 from . import child_log_prob, reference
 from .arguments import IGNORED_TOKEN, Impl, runs_triton
+from .autograd import differentiable_once
 from .checks import check_linear_log_probs
 from .launch import launch
 from .linear_logsumexp import live_rows, rows_in_place, vocabulary_statistics
@@ -140,7 +141,7 @@ class _LinearLogProbs(torch.autograd.Function):
         return log_probs, entropy
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiable_once
     def backward(ctx: Any, gradient: torch.Tensor, _entropy: Any) -> tuple[Any, ...]:
         hidden, weight, bias, token_ids, rows, logsumexp = ctx.saved_tensors
         head = Head(hidden, weight, bias, ctx.temperature)
@@ -267,10 +268,12 @@ def linear_log_probs(
     (log_probs, entropy), entropy in nats, same shape and dtype, 0 at -100, without a gradient.
     Inside an autocast region the forward pass still accumulates in fp32. Call backward outside of the region: inside,
     PyTorch may run matrix products in the region's lower precision.
-    The Triton backward pass leaves out tokens whose gradient is 0 and waits for the device to count the others.
+    The Triton backward pass leaves out tokens whose gradient is 0 and waits for the device to count the others; with
+    normalizer "trie" the forward pass, too, waits for it to count the tokens. It is differentiable once: a second
+    derivative raises RuntimeError, impl="reference" has it.
     Raises TypeError or ValueError naming the argument.
     """
-    if not runs_triton("linear_log_probs", impl, hidden):
+    if not runs_triton("linear_log_probs", impl, hidden, multiplies=True):
         return reference.linear_log_probs(
             hidden,
             lm_head_weight,

@@ -3,8 +3,8 @@
 Without a KL only completions with an advantage add to the loss, and in recommendation most groups have none. Whoever
 does not need the others' log-probs (all_log_probs=False) has the advantages come first, in a launch of their own, and
 the tokens of the others are -100 to the LM head. Else the launch of the loss makes the advantages itself, and the
-backward pass leaves out what has no coefficient. The parts say what they cost; between them
-stand a mask [B, G, L] and token ids [B, G, L], 9 bytes a token, and nothing waits for the device.
+backward pass leaves out what has no coefficient. The parts say what they cost and where they wait for the device;
+between them stand a mask [B, G, L] and token ids [B, G, L], 9 bytes a token, and nothing waits.
 
 Knows nothing of models or optimizers; advantages are constants for the gradient.
 """
@@ -69,9 +69,10 @@ def tawin_grpo_loss(
         them) never reach the LM head, and log_probs is 0 there. Loss and gradients are the same. Trainers want that.
     The other arguments, the result and the errors: as in `grpo_loss`.
 
-    Call backward outside of an autocast region: `linear_log_probs` says why.
+    Call backward outside of an autocast region, and for second derivatives ask for impl="reference": `linear_log_probs`
+    says why.
     """
-    if not runs_triton("tawin_grpo_loss", impl, hidden):
+    if not runs_triton("tawin_grpo_loss", impl, hidden, multiplies=True):
         return reference.tawin_grpo_loss(
             hidden,
             lm_head_weight,

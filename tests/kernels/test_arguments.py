@@ -13,6 +13,7 @@ import pytest
 import tawin_kernels
 import torch
 from tawin_kernels import ItemTrie, TAWin, reference
+from tawin_kernels.launch import INTERPRETED
 
 V, H = 5, 3
 
@@ -90,6 +91,29 @@ def test_the_cpu_runs_kernels_through_the_interpreter_only_where_the_environment
     else:
         assert (auto, wide) == ("2 0", "torch.float64 0")
         assert "set TRITON_INTERPRET=1 before tawin_kernels is imported" in explicit
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="Triton's interpreter only")
+@pytest.mark.parametrize("op", ["beam_step", "linear_log_probs", "tawin_grpo_loss"])
+def test_the_interpreter_never_multiplies_the_bits_of_bf16(op, monkeypatch):
+    hidden, weight = torch.randn(2, 3, H).bfloat16(), torch.randn(V, H).bfloat16()
+    zeros, int_zeros = torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.int64)
+    arguments = {
+        "beam_step": (hidden, weight, ItemTrie.from_sequences([[0, 1]]), int_zeros, zeros, 2),
+        "linear_log_probs": (hidden, weight, int_zeros),
+        "tawin_grpo_loss": (hidden[..., None, :], weight, int_zeros[..., None], zeros[..., None] == 0, zeros, zeros),
+    }[op]
+    with pytest.raises(TypeError, match=f"impl: {op} through Triton's interpreter takes .*, got bfloat16"):
+        getattr(tawin_kernels, op)(*arguments, impl="triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # "auto" means Triton on the CPU too
+    ours, expected = getattr(tawin_kernels, op)(*arguments), getattr(reference, op)(*arguments)
+    assert torch.equal(ours[0], expected[0])
+    assert getattr(tawin_kernels, op)(*map(widened, arguments), impl="triton") is not None
+
+
+def widened(argument):
+    is_bf16 = isinstance(argument, torch.Tensor) and argument.dtype == torch.bfloat16
+    return argument.float() if is_bf16 else argument
 
 
 @pytest.mark.parametrize("op", OPS)

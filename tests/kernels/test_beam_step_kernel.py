@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -224,6 +225,15 @@ def test_a_root_of_very_many_children_is_shared_by_several_programs(monkeypatch,
     arguments = (hidden, weight, trie, torch.zeros(1, 1, dtype=torch.int64, device=DEVICE))
     arguments = (*arguments, torch.zeros(1, 1, device=DEVICE), 4)
     compare(beam_step(*arguments, normalizer=normalizer, impl="triton"), *arguments, normalizer=normalizer)
+
+
+def test_a_beam_width_that_numpy_counted_is_one():
+    trie = ItemTrie.from_sequences([[0], [1], [2]]).to(DEVICE)
+    hidden, weight, _ = tensors(1, 1, 8)
+    arguments = (hidden, weight, trie, torch.zeros(1, 1, dtype=torch.int64, device=DEVICE))
+    arguments = (*arguments, torch.zeros(1, 1, device=DEVICE))
+    step = beam_step(*arguments, np.int64(3), impl="triton")
+    assert all(torch.equal(a, b) for a, b in zip(step, beam_step(*arguments, 3, impl="triton"), strict=True))
 
 
 def test_the_widest_beam_that_the_kernels_take_gives_all_candidates():

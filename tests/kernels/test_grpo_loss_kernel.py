@@ -181,6 +181,17 @@ def test_backward_twice_gives_the_same_gradient():
     assert torch.equal(*gradients)
 
 
+def test_a_second_derivative_is_refused_and_not_silently_zero():
+    tensors = batch((2, 3, 4), 0)
+    log_probs = tensors["log_probs"].requires_grad_()
+    loss = grpo_loss(**tensors, impl="triton").loss
+    expected = torch.autograd.grad(loss, log_probs, retain_graph=True)[0]
+    gradient = torch.autograd.grad(loss, log_probs, create_graph=True)[0]
+    assert torch.equal(gradient, expected)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        (loss + gradient.square().sum()).backward()
+
+
 def test_without_a_gradient_wanted_the_values_are_the_same():
     tensors = batch((2, 3, 4), 0)
     with torch.no_grad():

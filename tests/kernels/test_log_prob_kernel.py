@@ -175,6 +175,18 @@ def test_coefficients_that_fp16_could_not_hold_are_not_lost():
 
 
 @pytest.mark.parametrize("normalizer", ["vocab", "trie"])
+def test_a_second_derivative_is_refused_and_not_silently_zero(normalizer):
+    inputs, token_ids, options, gradient = case(6, 8, torch.float32, 10, normalizer=normalizer)
+    _, expected = run(linear_log_probs, inputs, token_ids, {**options, "impl": "triton"}, gradient)
+    hidden, weight, bias = inputs
+    log_probs = linear_log_probs(hidden, weight, token_ids, bias=bias, impl="triton", **options)
+    gradients = torch.autograd.grad(log_probs, inputs, gradient, create_graph=True)
+    assert all(torch.equal(got, wanted) for got, wanted in zip(gradients, expected, strict=True))
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        (log_probs.sum() + gradients[0].square().sum()).backward()
+
+
+@pytest.mark.parametrize("normalizer", ["vocab", "trie"])
 def test_nothing_to_do_gives_zeros(normalizer):
     inputs, token_ids, options, gradient = case(5, 8, torch.float32, 4, normalizer=normalizer)
     options["impl"] = "triton"
