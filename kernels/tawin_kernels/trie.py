@@ -25,8 +25,9 @@ _INT32_MAX = 2**31 - 1
 class ItemTrie:
     """A catalogue of token sequences. Build it with `ItemTrie.from_sequences`, not by hand.
 
-    Four int32 arrays, at most 16 bytes a node: the edges of node n are child_offsets[n] .. child_offsets[n + 1], the
-    items that end at node n are item_ids[item_offsets[n] : item_offsets[n + 1]], ascending. Items end at leaves only.
+    Four int32 arrays, 12 bytes a node and 4 an item: the edges of node n are child_offsets[n] .. child_offsets[n + 1],
+    the items that end at node n are item_ids[item_offsets[n] : item_offsets[n + 1]], ascending. Items end at leaves
+    only.
     """
 
     child_offsets: torch.Tensor  # int32 [nodes + 1]
@@ -82,7 +83,8 @@ class ItemTrie:
             leaves[going_on] = edge_of_item + num_nodes
             num_nodes += len(edges)
         if max(num_nodes, len(lengths)) >= _INT32_MAX:
-            raise ValueError(f"token_ids: expected fewer than 2**31 nodes and items, got {num_nodes} nodes")
+            got = f"{num_nodes} nodes and {len(lengths)} items"
+            raise ValueError(f"token_ids: expected fewer than 2**31 - 1 nodes and items, got {got}")
 
         child_counts = torch.bincount(torch.cat(parents), minlength=num_nodes)
         _check_prefixes(flat, lengths, child_counts[leaves] > 0)
@@ -232,8 +234,8 @@ class ItemTrie:
 
         The trie has memory of its own: what happens to the file later does not touch it. With memory_map its arrays
         are the file's pages instead, shared by all processes that map it; they are checked all the same. Then the file
-        must not be written into while it is in use; `save` replaces it and does no harm. `to(device)` makes copies, and
-        so do `leaf_of_item`, `used_tokens` and `token_slots`.
+        must not be written into while it is in use; `save` replaces it and does no harm. `to` another device makes
+        copies; `leaf_of_item`, `used_tokens` and `token_slots` are tensors of their own.
         """
         return cls._from_arrays(**read_arrays(path, memory_map=memory_map))
 
