@@ -22,9 +22,9 @@ from tawin_kernels import (
     linear_log_probs,
     tawin_weights,
 )
-from tawin_kernels.advantage import GroupRewards
+from tawin_kernels.advantage_kernel import GroupRewards
 from tawin_kernels.gradient_sums import Segments, segment_sum
-from tawin_kernels.grpo_loss import LossOptions, triton_grpo_loss
+from tawin_kernels.grpo_loss_kernel import LossOptions, triton_grpo_loss
 from tawin_kernels.log_prob_gradient import Head, gradient_slab, slabs
 from tawin_kernels.records import LossType, RankTransform
 

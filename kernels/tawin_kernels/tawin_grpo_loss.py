@@ -14,10 +14,11 @@ from __future__ import annotations
 import torch
 
 from . import reference
-from .advantage import MAX_GROUP, GroupRewards, require_small_groups, triton_group_advantages
+from .advantage import require_small_groups
+from .advantage_kernel import MAX_GROUP, GroupRewards, triton_group_advantages
 from .arguments import IGNORED_TOKEN, Impl, runs_triton
 from .checks import check_tawin_grpo_loss
-from .grpo_loss import LossOptions, triton_grpo_loss
+from .grpo_loss_kernel import LossOptions, triton_grpo_loss
 from .log_prob import triton_log_probs
 from .records import GRPOLoss, ImportanceLevel, LossType, Normalizer, TAWin
 from .trie import ItemTrie

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tawin_kernels import TAWin, group_advantages, reference, tawin_weights
-from tawin_kernels.advantage import GroupRewards, triton_group_advantages
+from tawin_kernels.advantage_kernel import GroupRewards, triton_group_advantages
 from tawin_kernels.launch import Target, recorded_launches
 
 from .devices import DEVICE

@@ -34,7 +34,7 @@ TOLERANCE = 6e-5
 # How small shapes take the paths of large ones. "one launch" is how they go anyway.
 PATHS = {
     "one launch": {},
-    "lists": {"_KEYS_AT_ONCE": 32, "_KEYS_OF_A_PART": 8},
+    "lists": {"_KEYS_AT_ONCE": 32, "_KEYS_OF_A_PART": 8, "_BEAMS_AT_ONCE": 4},
     "gathered": {"_MAX_LOGITS": 0, "_GATHERED_AT_ONCE": 4},
     "gathered, a prompt at a time": {"_MAX_LOGITS": 0, "_GATHERED_AT_ONCE": 4, "_MAX_KEYS": 1},
 }

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from importlib import import_module
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tawin_kernels import GRPOLoss, grpo_loss, reference
+from tawin_kernels import GRPOLoss, grpo_loss, grpo_loss_kernel, reference
 
 from .devices import DEVICE
 
@@ -153,7 +152,7 @@ def test_a_log_prob_that_is_not_a_number_makes_the_loss_one_too(loss_type):
 
 
 def test_more_programs_than_are_added_up_at_once_are_all_added(monkeypatch):
-    monkeypatch.setattr(import_module("tawin_kernels.grpo_loss"), "_PARTIALS_AT_ONCE", 4)
+    monkeypatch.setattr(grpo_loss_kernel, "_PARTIALS_AT_ONCE", 4)
     compare(batch((2, 18, 128), 0), {"beta": 0.1})  # nine programs of four completions
 
 

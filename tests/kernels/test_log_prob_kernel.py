@@ -8,14 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tawin_kernels import ItemTrie, child_log_prob, linear_log_probs, log_prob_gradient, reference
+from tawin_kernels import ItemTrie, child_log_prob, linear_log_probs, log_prob, log_prob_gradient, reference
 
 from .devices import DEVICE, KERNEL_DTYPES
 
 IGNORED = -100
 V = 700
 
-# Log-probs: fp32 sums of up to 40 products of size one. Gradients, relative to their norm: fp32 sums for fp32, one
+# Log-probs: fp32 sums of up to 64 products of size one. Gradients, relative to their norm: fp32 sums for fp32, one
 # rounding of each slab's element and of the result for the others (2**-11 for fp16, 2**-8 for bf16).
 LOG_PROB_TOLERANCE = 3e-5
 GRADIENT_TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -23,11 +23,13 @@ GRADIENT_TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 
 
 @pytest.fixture(autouse=True, scope="module")
 def small_pieces():
-    """Small shapes take the paths of large ones: several slabs, several blocks of rows, several pieces of pairs."""
+    """Small shapes take the paths of large ones: several slabs, blocks of rows, columns, children, pieces of pairs."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(log_prob_gradient, "_MAX_SLAB_BYTES", 2**12)
         monkeypatch.setattr(log_prob_gradient, "_MAX_SLAB_ROWS", 8)
+        monkeypatch.setattr(log_prob, "_COLUMNS_AT_ONCE", 32)
         monkeypatch.setattr(child_log_prob, "_MAX_LOGITS", 2**10)
+        monkeypatch.setattr(child_log_prob, "_CHILDREN_AT_ONCE", 32)
         yield
 
 

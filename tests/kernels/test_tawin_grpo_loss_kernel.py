@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from importlib import import_module
 
 import pytest
 import torch
-from tawin_kernels import ItemTrie, TAWin, reference, tawin_grpo_loss
+from tawin_kernels import ItemTrie, TAWin, advantage_kernel, reference, tawin_grpo_loss
 
 from .devices import DEVICE, KERNEL_DTYPES
 
@@ -59,8 +60,8 @@ def run(op, tensors: dict, options: dict):
     return result, torch.autograd.grad(result.loss, leaves)
 
 
-def compare(tensors: dict, options: dict) -> None:
-    result, gradients = run(lambda **arguments: tawin_grpo_loss(**arguments, impl="triton"), tensors, options)
+def compare(tensors: dict, options: dict, impl: str = "triton") -> None:
+    result, gradients = run(lambda **arguments: tawin_grpo_loss(**arguments, impl=impl), tensors, options)
     exact = {
         name: value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
         for name, value in tensors.items()
@@ -184,6 +185,15 @@ def test_groups_beyond_the_advantage_kernel_are_refused_by_name():
             torch.zeros(shape[:2], device=DEVICE),
             impl="triton",
         )
+
+
+@pytest.mark.parametrize("all_log_probs", [False, True])
+def test_groups_beyond_the_advantage_kernel_run_where_they_may(monkeypatch, all_log_probs):
+    monkeypatch.setattr(advantage_kernel, "MAX_GROUP", 4)  # of the five
+    monkeypatch.setattr(import_module("tawin_kernels.tawin_grpo_loss"), "MAX_GROUP", 4)  # a function has that name
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # "auto" means Triton on the CPU too
+    tensors = {**completions(), "ref_log_probs": None}
+    compare(tensors, {"all_log_probs": all_log_probs}, impl="auto")
 
 
 def test_bad_input_is_refused_before_anything_is_launched():
