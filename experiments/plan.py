@@ -5,10 +5,13 @@ base:           another YAML of this folder whose options and data_options come 
 data:           data sets of the table; a row may name fewer
 options:        options of the trainer (the fields of tawin.config.Config) for all rows
 data_options:   the same by data set, on top
-rows:           name, method, options (on top again; for methods that are not the trainer, their own), and
-                sweep: {option: [values]}, which makes a row a combination, `{}` in its name standing for the values
+rows:           name, method (experiments.methods), options (on top again; for methods that are not the trainer, their
+                own), and sweep: {option: [values]}, which makes a row a combination, `{}` in its name standing for the
+                values. Beside the trainer's options: sdpo (experiments.sdpo), and exact: {users: N}, for exact figures
+                of so many users
 baseline:       the row that the others are tested against; a row may name one of its own
-metrics, figures: what the report shows
+metrics:        what the report shows
+figures:        what it draws (experiments.figures, and theory's), each perhaps with a caption
 """
 
 from __future__ import annotations
