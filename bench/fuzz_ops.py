@@ -41,14 +41,18 @@ class Where:
         return {"impl": self.impl, "check_values": True}
 
 
-def close(ours: Tensor, right: Array, tolerance: float, what: str) -> None:
-    """Equal within tolerance, relative above 1; equal infinities, and NaN nowhere."""
+def close(ours: Tensor, right: Array, tolerance: float, what: str, terms: Array | None = None) -> None:
+    """Equal within tolerance, relative above 1; equal infinities, and NaN nowhere.
+
+    terms: of the shape of `right`, the sizes of what is added up there, if the errors of these are what counts.
+    """
     found = ours.detach().double().cpu().numpy()
     assert found.shape == right.shape, f"{what}: shape {found.shape}, expected {right.shape}"
     assert not np.isnan(found).any(), f"{what}: NaN in {found}"
     infinite = np.isinf(right)
     assert (found[infinite] == right[infinite]).all(), f"{what}: {found}, expected {right}"
-    error = np.abs(found - right)[~infinite] / np.maximum(1.0, np.abs(right[~infinite]))
+    size = np.maximum(1.0, np.abs(right if terms is None else terms)[~infinite])
+    error = np.abs(found - right)[~infinite] / size
     assert (error <= tolerance).all(), f"{what}: off by {error.max()}: {found}, expected {right}"
 
 
@@ -248,12 +252,19 @@ def log_probs_case(where: Where) -> Case:
         right = log_softmax(logits)
         close(found, np.where(ignored, 0.0, right[np.arange(count), tokens]), 2e-5, "log-probs")
         # d log p(t) / d z_v = [v = t] - p_v, z = (h w + b) / temperature.
-        d = (np.eye(V)[tokens] - np.exp(right)) * ~ignored[:, None] / temperature  # [count, V]
-        to_hidden = np.zeros(hidden.shape)
-        np.add.at(to_hidden, rows, d @ weight.astype(np.float64))
-        exact = [to_hidden, d.T @ hidden[rows].astype(np.float64), d.sum(0)]
-        for gradient, what, one in zip(gradients, ("hidden", "weight", "bias"), exact, strict=False):
-            close(gradient, one, 1e-4, f"the gradient of {what}")
+        is_token, p = np.eye(V)[tokens], np.exp(right)
+        states, weights = hidden[rows].astype(np.float64), weight.astype(np.float64)
+
+        def gradients_of(d: Array, h: Array, w: Array) -> list[Array]:
+            d = d * ~ignored[:, None] / temperature  # [count, V]
+            to_hidden = np.zeros(hidden.shape)
+            np.add.at(to_hidden, rows, d @ w)
+            return [to_hidden, d.T @ h, d.sum(0)]
+
+        exact = gradients_of(is_token - p, states, weights)
+        terms = gradients_of(is_token + p, np.abs(states), np.abs(weights))  # p has the error of logits as large as 200
+        for gradient, what, one, size in zip(gradients, ("hidden", "weight", "bias"), exact, terms, strict=False):
+            close(gradient, one, 1e-4, f"the gradient of {what}", size)
         return "passed"
 
     return case
