@@ -7,8 +7,10 @@ Whoever sets TRITON_INTERPRET=1 runs all tests on the kernels, the trainer's too
 
 import os
 import signal
+from collections.abc import Iterator
 
 import hypothesis
+import pytest
 import torch
 
 if not torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ:
@@ -26,3 +28,13 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 hypothesis.settings.register_profile("tawin", deadline=None)
 hypothesis.settings.load_profile("tawin")
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def no_report() -> Iterator[None]:
+    """Training draws no report: that takes three quarters of the time of runs as small as those of tests."""
+    import train
+
+    with pytest.MonkeyPatch.context() as without:
+        without.setattr(train, "write_report", lambda _, out: out / "report.html")
+        yield

@@ -24,6 +24,7 @@ from torch import Tensor
 
 import train
 from tawin.distributed import Processes
+from tawin.report import write_report
 from tawin.states import states
 
 from .distributed_worker import ENGINE_OPTIONS, OPTIONS, recommendations, run_until, steps
@@ -41,6 +42,8 @@ ENGINES: dict[str, dict[str, str]] = {
     },
 }
 HANG = 300.0  # seconds after which a command is taken to hang; it needs some 30
+
+pytestmark = pytest.mark.usefixtures("no_report")
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,9 @@ def commands(folder: Path) -> dict[str, Ended]:
         running[engine] = start(
             "-m", "tests.distributed_worker", str(folder / "start"), str(folder / engine), ending, **ENGINES[engine]
         )
-    train.main([*OPTIONS, "--out", str(folder / "one")])
+    with pytest.MonkeyPatch.context() as whole:
+        whole.setattr(train, "write_report", write_report)
+        train.main([*OPTIONS, "--out", str(folder / "one")])
     ended = {}
     try:
         for engine, process in running.items():

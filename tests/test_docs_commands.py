@@ -56,6 +56,8 @@ SMALL = (
     *("--evaluation.beam-width=12", "--evaluation.valid-users=20", "--evaluation.test-users=40"),
 )
 
+pytestmark = pytest.mark.usefixtures("no_report")  # `tawin report` draws its own
+
 
 def is_run(command: Command) -> bool:
     return not any(re.match(pattern, " ".join(command.words)) for pattern in NOT_RUN)

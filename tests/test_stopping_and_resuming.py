@@ -35,13 +35,7 @@ from .test_train import SMALL, assert_same_run, metrics
 OPTIONS = [*SMALL, "--policy.attention-dropout=0.1", "--grpo.negatives=sample", "--checkpoints.save-every=3"]
 SFT_STEPS = 8  # four an epoch; then four of GRPO, evaluated after every second one
 
-
-@pytest.fixture(scope="module", autouse=True)
-def no_report() -> Iterator[None]:
-    """Drawing it would take three quarters of the time of runs as small as these; it has tests of its own."""
-    with pytest.MonkeyPatch.context() as without:
-        without.setattr(train, "write_report", lambda folders, out: out / "report.html")
-        yield
+pytestmark = pytest.mark.usefixtures("no_report")
 
 
 @pytest.fixture(scope="module")
