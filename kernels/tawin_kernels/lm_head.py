@@ -84,14 +84,11 @@ def token_entropies(
     """Entropy in nats of the distribution of each token, of the shape of token_ids; 0 at ignored tokens."""
     pairs = (token_ids.reshape(-1) != IGNORED_TOKEN).nonzero().squeeze(1)
     own = hidden.reshape(-1, hidden.shape[-1])[pairs if rows is None else rows.reshape(-1)[pairs]]
-    dtype = accumulation_dtype(hidden)
-    weight = lm_head_weight.to(dtype)
-    wide_bias = None if bias is None else bias.to(dtype)
-    at_once = _rows_at_once(weight)
+    weight, wide_bias, at_once = _widened(lm_head_weight, bias)
     own_nodes = pairs.split(at_once) if nodes is None else nodes.reshape(-1)[pairs].split(at_once)
-    pieces = [torch.zeros(0, dtype=dtype, device=hidden.device)]
+    pieces = [weight.new_zeros(0)]
     for some_hidden, some_nodes in zip(own.split(at_once), own_nodes, strict=True):
-        logits = _logits(some_hidden.to(dtype), weight, wide_bias, temperature)  # [some, V]
+        logits = _logits(some_hidden.to(weight.dtype), weight, wide_bias, temperature)  # [some, V]
         if trie is not None:
             row_of_child, edges = trie.edges_below(some_nodes)
             is_child = torch.zeros_like(logits, dtype=torch.bool)
@@ -100,7 +97,7 @@ def token_entropies(
         log_probs = logits.log_softmax(-1)
         terms = (log_probs.exp() * log_probs).masked_fill(log_probs == -math.inf, 0.0)  # 0 log 0 = 0, NaN stays
         pieces.append(-terms.sum(-1))
-    entropies = torch.zeros(token_ids.numel(), dtype=dtype, device=hidden.device)
+    entropies = weight.new_zeros(token_ids.numel())
     return entropies.index_copy(0, pairs, torch.cat(pieces)).view(token_ids.shape)
 
 
@@ -114,16 +111,14 @@ def _among_children(
     temperature: float,
 ) -> torch.Tensor:
     """log p(token_ids[i] | hidden[i]) over the children of nodes[i], fp32 or fp64 [rows]. hidden [rows, H]."""
-    dtype = accumulation_dtype(hidden)
     used = trie.used_tokens.long()  # no other token can be a child
-    weight = lm_head_weight.index_select(0, used).to(dtype)
-    wide_bias = None if bias is None else bias.index_select(0, used).to(dtype)
-    at_once = _rows_at_once(weight)
-    pieces = [hidden.new_zeros(0, dtype=dtype)]
+    used_bias = None if bias is None else bias.index_select(0, used)
+    weight, wide_bias, at_once = _widened(lm_head_weight.index_select(0, used), used_bias)
+    pieces = [weight.new_zeros(0)]
     for some_hidden, some_tokens, some_nodes in zip(
         hidden.split(at_once), token_ids.split(at_once), nodes.split(at_once), strict=True
     ):
-        logits = _logits(some_hidden.to(dtype), weight, wide_bias, temperature)  # [some, U]
+        logits = _logits(some_hidden.to(weight.dtype), weight, wide_bias, temperature)  # [some, U]
         row_of_child, edges = trie.edges_below(some_nodes)
         of_children = logits[row_of_child, trie.token_slots[trie.edge_tokens[edges].long()].long()]
         rows = torch.arange(len(some_tokens), device=hidden.device)
@@ -141,13 +136,10 @@ def _shared_row_log_probs(
     temperature: float,
 ) -> torch.Tensor:
     """log p of several tokens a row, fp32 or fp64 [tokens]: row i of hidden [rows, H] has the next counts[i]."""
-    dtype = accumulation_dtype(hidden)
-    weight = lm_head_weight.to(dtype)
-    wide_bias = None if bias is None else bias.to(dtype)
-    at_once = _rows_at_once(weight)
+    weight, wide_bias, at_once = _widened(lm_head_weight, bias)
     piece_counts = counts.split(at_once)
     piece_tokens = token_ids.split([int(some_counts.sum()) for some_counts in piece_counts])
-    pieces = [hidden.new_zeros(0, dtype=dtype)]
+    pieces = [weight.new_zeros(0)]
     for some_hidden, some_counts, some_tokens in zip(hidden.split(at_once), piece_counts, piece_tokens, strict=True):
         rows = torch.arange(len(some_counts), device=hidden.device).repeat_interleave(some_counts)
         arguments = (some_hidden, weight, wide_bias, some_tokens, rows, temperature)
@@ -178,10 +170,7 @@ def _row_log_probs(
     temperature: float,
 ) -> torch.Tensor:
     """log p(token_ids[i] | hidden[i]), fp32 or fp64 [rows], differentiable. hidden [rows, H], token_ids [rows]."""
-    dtype = accumulation_dtype(hidden)
-    weight = lm_head_weight.to(dtype)
-    wide_bias = None if bias is None else bias.to(dtype)
-    at_once = _rows_at_once(weight)
+    weight, wide_bias, at_once = _widened(lm_head_weight, bias)
     if len(hidden) <= at_once:
         return _piece_log_probs(hidden, weight, wide_bias, token_ids, temperature)
     pieces = [
@@ -211,17 +200,14 @@ def child_log_probs(
         lm_head_weight = lm_head_weight[used]
         bias = None if bias is None else bias[used]
         tokens = (used.cumsum(0) - 1)[tokens]
-    dtype = accumulation_dtype(hidden)
-    weight = lm_head_weight.to(dtype)
-    wide_bias = None if bias is None else bias.to(dtype)
-    at_once = _rows_at_once(weight)
+    weight, wide_bias, at_once = _widened(lm_head_weight, bias)
     piece_counts = counts.split(at_once)
     piece_tokens = tokens.split([int(some_counts.sum()) for some_counts in piece_counts])
     log_probs = []
     for some_hidden, some_counts, some_tokens in zip(hidden.split(at_once), piece_counts, piece_tokens, strict=True):
         # Transposed, [V, some rows]: a tall weight times few columns is the faster product on a CPU, by a quarter.
         with torch.autocast(hidden.device.type, enabled=False):
-            logits = weight @ some_hidden.to(dtype).T
+            logits = weight @ some_hidden.to(weight.dtype).T
         if wide_bias is not None:
             logits += wide_bias[:, None]
         if temperature != 1.0:
@@ -242,8 +228,11 @@ def _recomputed(piece_log_probs: Callable[..., torch.Tensor], *arguments: Any) -
     return log_probs
 
 
-def _rows_at_once(lm_head_weight: torch.Tensor) -> int:
-    return max(1, MAX_LOGITS // max(1, len(lm_head_weight)))
+def _widened(lm_head_weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None, int]:
+    """The head in the dtype that its products are added up in, and the rows whose logits make one piece."""
+    dtype = accumulation_dtype(lm_head_weight)
+    wide_bias = None if bias is None else bias.to(dtype)
+    return lm_head_weight.to(dtype), wide_bias, max(1, MAX_LOGITS // max(1, len(lm_head_weight)))
 
 
 def _piece_log_probs(
