@@ -54,9 +54,10 @@ def matrix_tiles(rows: int, hidden: torch.Tensor, weight: torch.Tensor) -> Matri
     """The block sizes for at most `rows` rows of hidden [R, H] times weight [V, H].
 
     Many rows: as large a tile as the registers hold, since a tile's operands come from L2 for every tile anew; one
-    program a multiprocessor (on sm_90 147,456 bytes of shared memory and 256 threads of some 230 registers). Few
-    rows: the weight is read once and that is all, so the tile is flat and more of them are on their way. Rows that do
-    not begin at multiples of 16 elements are loaded an element at a time, through registers that the tile then lacks.
+    program a multiprocessor (on sm_90 147,456 bytes of shared memory and 256 threads of 219 registers, without bias
+    and entropy). Few rows: the weight is read once and that is all, so the tile is flat and more of them are on their
+    way. Rows that do not begin at multiples of 16 elements are loaded an element at a time, through registers that the
+    tile then lacks.
     """
     target = target_of(hidden.device)
     is_aligned = all(size % 16 == 0 for size in (hidden.shape[1], hidden.stride(0), weight.stride(0)))
