@@ -68,6 +68,8 @@ def draw_tables(random: np.random.Generator) -> tuple[dict[str, Any], dict[str, 
 def spoil(random: np.random.Generator, interactions: dict[str, Any], catalogue: dict[str, Any]) -> None:
     """Change a value or a column into something else; some changes are harmless."""
     table = pick(random, [interactions, catalogue])
+    if not table:  # its only column was taken away before
+        return
     name = pick(random, list(table))
     values = table[name]
     if len(values) == 0:
@@ -114,9 +116,11 @@ def write(random: np.random.Generator, path: Path, columns: dict[str, Any]) -> N
 
 
 def require_dataset(found: Dataset, folder: Path) -> None:
-    """What was read is what the files hold, through another reader's plain Python lists."""
-    items = pq.read_table(folder / "items.parquet").to_pydict()
-    interactions = pq.read_table(folder / "interactions.parquet").to_pydict()
+    """What was read is what the files hold, as Arrow makes plain Python lists of it."""
+    # Not pq.read_table, which refuses some damage of the footer that leaves all values as they are.
+    items, interactions = (
+        pq.ParquetFile(folder / f"{name}.parquet").read().to_pydict() for name in ("items", "interactions")
+    )
     assert found.items.item_ids.tolist() == items["item_id"]
     kept = [
         (user, sequence)

@@ -160,7 +160,7 @@ class Catalog:
         )
         # Each file appears whole or not at all, and the header last: a folder with a header is a catalogue.
         with replacing_file(folder / ITEMS_FILE) as part:
-            pq.write_table(table, part)
+            pq.write_table(table, part, write_page_checksum=True)
         write_header(folder / CATALOG_FILE, self._around)
 
     @classmethod

@@ -28,8 +28,8 @@ def open_parquet(path: Path, required: tuple[str, ...]) -> Iterator[pq.ParquetFi
     if not path.is_file():
         raise DataError(f"{path}: expected a parquet file with the columns {', '.join(required)}, found no such file")
     try:
-        # Arrow's pre_buffer keeps all that it has read until the end.
-        with pq.ParquetFile(path, buffer_size=READ_BYTES, pre_buffer=False) as file:
+        # Arrow's pre_buffer keeps all that it has read until the end. Checksums are looked at where a file has them.
+        with pq.ParquetFile(path, buffer_size=READ_BYTES, pre_buffer=False, page_checksum_verification=True) as file:
             names = file.schema_arrow.names
             for column in required:
                 if column not in names:
@@ -84,9 +84,16 @@ def read_integer_list_batches(path: Path, column: str, rows: int) -> Iterator[tu
     DataError comes at once for a wrong type, and for nulls at the end, when all of them have been counted.
     """
     with open_parquet(path, (column,)) as file:
-        yield from _integer_lists(
-            (batch.column(0) for batch in file.iter_batches(rows, columns=[column])), column, path
-        )
+        found = 0
+        parts = (batch.column(0) for batch in file.iter_batches(rows, columns=[column]))
+        for values, lengths in _integer_lists(parts, column, path):
+            found += len(lengths)
+            yield values, lengths
+        if found != file.metadata.num_rows:  # a page's header has no checksum, and Arrow takes its word
+            raise DataError(
+                f"{path}: column '{column}': expected {file.metadata.num_rows} rows, as the file's footer says, got "
+                f"{found}: the file is damaged"
+            )
 
 
 def _integer_lists(parts: Iterable[pa.Array], column: str, path: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:

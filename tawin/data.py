@@ -188,8 +188,8 @@ def save_dataset(dataset: Dataset, folder: str | Path) -> None:
             "semantic_id": optional_array(items.semantic_ids, len(items), pa.list_(pa.int64())),
         }
     )
-    pq.write_table(pa.table(columns), folder / INTERACTIONS_FILE)
-    pq.write_table(catalogue, folder / ITEMS_FILE)
+    pq.write_table(pa.table(columns), folder / INTERACTIONS_FILE, write_page_checksum=True)
+    pq.write_table(catalogue, folder / ITEMS_FILE, write_page_checksum=True)
 
 
 def training_sequences(dataset: Dataset) -> Ragged:

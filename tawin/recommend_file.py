@@ -77,7 +77,11 @@ def recommend_file(
         chunks = file.iter_batches(options.evaluation.batch_size * BATCHES_A_CHUNK, columns=names)
         bar = tqdm(total=file.metadata.num_rows, desc="recommend", unit="user", disable=None if progress else True)
         out.parent.mkdir(parents=True, exist_ok=True)
-        with bar, replacing_file(out) as part, pq.ParquetWriter(part, schema, compression="zstd") as writer:
+        with (
+            bar,
+            replacing_file(out) as part,
+            pq.ParquetWriter(part, schema, compression="zstd", write_page_checksum=True) as writer,
+        ):
             for chunk in chunks:
                 started = time.monotonic()
                 columns, counts = _recommend_chunk(serving, pa.Table.from_batches([chunk]), histories, top, titles)

@@ -71,13 +71,13 @@ def write_folder(prepared: Prepared, report: dict[str, Any], folder: Path) -> No
                 "source_id": pa.array(prepared.item_sources, pa.string()),
             }
         )
-        pq.write_table(catalogue, part / ITEMS_FILE)
+        pq.write_table(catalogue, part / ITEMS_FILE, write_page_checksum=True)
         user_ids = public_ids(prepared.user_sources)
         users = {
             "user_id": pa.array(user_ids, integer_type(user_ids)),
             "source_id": pa.array(prepared.user_sources, pa.string()),
         }
-        pq.write_table(pa.table(users), part / USERS_FILE)
+        pq.write_table(pa.table(users), part / USERS_FILE, write_page_checksum=True)
         text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
         # A file's name may hold bytes that are no text: they become JSON's own \udcff.
         (part / REPORT_FILE).write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -101,7 +101,7 @@ def _write_interactions(prepared: Prepared, item_ids: np.ndarray, path: Path) ->
     if prepared.times is not None:
         fields.append(("times", pa.list_(pa.int64())))
     schema = pa.schema(fields)
-    with pq.ParquetWriter(path, schema) as writer:
+    with pq.ParquetWriter(path, schema, write_page_checksum=True) as writer:
         for first in range(0, len(user_ids), BATCH_USERS):
             bounds = prepared.offsets[first : first + BATCH_USERS + 1]
             flat = slice(int(bounds[0]), int(bounds[-1]))
