@@ -1,10 +1,9 @@
-"""The real TRL on the CPU: its loss and gradients, TAWin's advantages, beams, refusals, and a run that learns."""
+"""The real TRL on the CPU: its loss and gradients, TAWin's advantages, refusals, and a run that learns."""
 
 from __future__ import annotations
 
 import copy
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,94 +11,18 @@ import torch
 from tawin_kernels import ItemTrie, TAWin, group_advantages
 from torch import Tensor
 
-from tawin import beam_search
-from tawin.tokenizer import make_semantic_tokenizer
-
-from ..models import tiny_model
-
 pytest.importorskip("trl", reason="needs TRL: pip install 'tawin[trl]'")
 
-from accelerate.state import AcceleratorState
-from datasets import Dataset
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from peft import PromptTuningConfig, get_peft_model
 from transformers import CohereConfig, CohereForCausalLM, GraniteConfig, GraniteForCausalLM
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 
-from tawin.integrations.trl import TAWinGRPOTrainer, beam_rollout, item_reward
+from tawin.integrations.trl import TAWinGRPOTrainer, beam_rollout
 
-VOCABULARY = 40
-TOKENIZER = make_semantic_tokenizer([f"<a_{code}>" for code in range(VOCABULARY - 3)])
-# Items of one to three tokens; 2 and 5 are spelled alike.
-ITEMS = [[10 + i, 20 + j] for i in range(4) for j in range(5)] + [[30, 31, 32], [30, 31, 33], [34]]
-ITEMS[5] = ITEMS[2]
-TRIE = ItemTrie.from_sequences(ITEMS)
-GROUP = 4
-PROMPTS = ["".join(f"<a_{(7 * i + 3 * j) % 37}>" for j in range(1 + i % 3)) for i in range(12)]
+from ...models import tiny_model
+from .trainers import DATASET, GROUP, ITEMS, LORA, PROMPTS, QUIETLY, TRIE, VOCABULARY, generation_batch, make
 
-
-def _targets() -> list[int]:
-    """Of two prompts in three, one of the four beams of the model that tests begin with; else an item at random."""
-    targets = []
-    for i, prompt in enumerate(PROMPTS):
-        ids = torch.tensor([TOKENIZER(prompt)["input_ids"]])
-        found = beam_search(tiny_model("qwen2", VOCABULARY), ids, torch.ones_like(ids), TRIE, GROUP)
-        targets.append(int(found.item_ids[0, i % GROUP]) if i % 3 else (5 * i) % len(ITEMS))
-    return targets
-
-
-DATASET = Dataset.from_dict({"prompt": PROMPTS, "target": _targets()})
-LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
-
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:You are using 'rollout_func'"),
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated"),
-]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_precision_is_left_behind():
-    """accelerate keeps its first precision for the whole process, other files' tests too."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def config(folder: Path, **changes: Any) -> GRPOConfig:
-    options = {
-        "output_dir": str(folder),
-        "use_cpu": True,
-        "bf16": False,
-        "report_to": "none",
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "logging_steps": 1,
-        "num_generations": GROUP,
-        "max_completion_length": 5,
-        "per_device_train_batch_size": 6,  # not a multiple of the group: groups straddle micro-batches
-        "gradient_accumulation_steps": 2,
-        "steps_per_generation": 4,
-        "per_device_eval_batch_size": 24,
-        "learning_rate": 1e-3,
-    }
-    return GRPOConfig(**options | changes)
-
-
-def make(
-    trainer: type, folder: Path, model: Any = None, *, options: dict[str, Any] | None = None, **changes: Any
-) -> Any:
-    """A trainer with beams; options: of the trainer, changes: of GRPOConfig."""
-    arguments = {
-        "reward_funcs": item_reward(TRIE),
-        "train_dataset": DATASET,
-        "eval_dataset": DATASET,
-        "processing_class": TOKENIZER,
-        "rollout_func": beam_rollout(TRIE),
-    }
-    model = tiny_model("qwen2", VOCABULARY) if model is None else model
-    return trainer(model, args=config(folder, **changes), **arguments | (options or {}))
-
-
-def generation_batch(trainer: Any, count: int = 6) -> list[dict[str, Any]]:
-    return [DATASET[i] for i in range(count) for _ in range(GROUP)]
+pytestmark = QUIETLY
 
 
 @pytest.fixture(scope="module", params=["full", "lora"])
@@ -121,7 +44,7 @@ def pair(request, tmp_path_factory) -> tuple[Any, Any, dict[str, Any]]:
 def loss_inputs(trainer: Any, *, seed: int = 0) -> dict[str, Any]:
     """A micro-batch of rows of several groups, with an old and a reference policy of their own."""
     generator = torch.Generator().manual_seed(seed)
-    inputs = trainer._generate_and_score_completions(generation_batch(trainer))
+    inputs = trainer._generate_and_score_completions(generation_batch())
     shape = inputs["completion_mask"].shape
     log_probs, _, _ = trainer._get_per_token_logps_and_entropies(
         trainer.model,
@@ -227,7 +150,7 @@ def test_after_the_shuffle_every_row_has_its_advantage_of_the_group(tmp_path):
     tawin = TAWin(anchor=1.0, window=1.5)
     trainer = make(TAWinGRPOTrainer, tmp_path, options={"tawin": tawin})
     trainer.model.train()
-    trainer._prepare_inputs(generation_batch(trainer))
+    trainer._prepare_inputs(generation_batch())
     parts = trainer._buffered_inputs
     assert len(parts) == 4 and all(len(part["group_ids"]) == 6 for part in parts)
     rows = {name: torch.cat([part[name] for part in parts]) for name in ("group_ids", "beam_scores", "advantages")}
@@ -257,7 +180,7 @@ def test_a_row_that_no_function_rewards_is_neither_positive_nor_negative(tmp_pat
 
     tawin = TAWin(anchor=1.0)
     trainer = make(TAWinGRPOTrainer, tmp_path, options={"tawin": tawin, "reward_funcs": partial})
-    output = trainer._generate_and_score_completions(generation_batch(trainer))
+    output = trainer._generate_and_score_completions(generation_batch())
     rewards = torch.tensor([[0.0, 0.0, 0.0, 1.0]])
     valid = torch.tensor([[True, False, True, True]])
     expected = group_advantages(rewards, output["beam_scores"][None, :GROUP], tawin=tawin, valid=valid)
@@ -323,106 +246,6 @@ def test_mixed_precision_with_a_reference_runs(tmp_path, trainer_class):
     # Policy, old policy and reference have the same head: where they are the same, nothing is clipped or apart.
     assert trainer.state.log_history[0]["clip_ratio/region_mean"] == 0.0
     assert trainer.state.log_history[0]["kl"] == pytest.approx(0.0, abs=1e-6)
-
-
-class TestBeamRollout:
-    def test_gives_the_beams_of_beam_search_and_their_log_probs(self, tmp_path):
-        trainer = make(GRPOTrainer, tmp_path)
-        prompts = [prompt for prompt in [*PROMPTS[:3], PROMPTS[1]] for _ in range(GROUP)]
-        output = trainer.rollout_func(prompts, trainer)
-        for group, prompt in enumerate([*PROMPTS[:3], PROMPTS[1]]):
-            ids = TOKENIZER(prompt)["input_ids"]
-            found = beam_search(
-                trainer.model.eval(), torch.tensor([ids]), torch.ones(1, len(ids)).long(), _unshared(), GROUP
-            )
-            rows = slice(group * GROUP, (group + 1) * GROUP)
-            assert output["prompt_ids"][rows] == [ids] * GROUP
-            assert output["completion_ids"][rows] == [
-                tokens[mask].tolist() for tokens, mask in zip(found.token_ids[0], found.mask[0], strict=True)
-            ]
-            # Another batch, another order of summation.
-            assert output["beam_scores"][rows] == pytest.approx(found.scores[0].tolist(), abs=1e-4)
-            assert output["beam_ranks"][rows] == list(range(GROUP))
-        for ids, logprobs, score in zip(
-            output["completion_ids"], output["logprobs"], output["beam_scores"], strict=True
-        ):
-            assert len(logprobs) == len(ids)
-            assert sum(logprobs) == pytest.approx(score, abs=1e-4)
-
-    def test_searches_each_distinct_prompt_once_and_leaves_the_mode_alone(self, tmp_path):
-        trainer = make(GRPOTrainer, tmp_path, options={"rollout_func": beam_rollout(TRIE, prompts_at_once=2)})
-        trainer.model.train()
-        prompts = [prompt for prompt in [*PROMPTS[:3], PROMPTS[1]] for _ in range(GROUP)]
-        whole = beam_rollout(TRIE)(prompts, trainer)
-        seen = []
-        trainer.model.get_input_embeddings().register_forward_hook(
-            lambda _m, inputs, _o: seen.append(inputs[0].numel())
-        )
-        assert trainer.rollout_func(prompts, trainer)["completion_ids"] == whole["completion_ids"]
-        tokens = sum(len(TOKENIZER(prompt)["input_ids"]) for prompt in PROMPTS[:3])
-        appended = 3 * GROUP * (TRIE.max_depth - 1)  # a search never runs the last token
-        assert sum(seen) <= tokens + 2 * appended + PROMPT_PADDING
-        assert trainer.model.training
-
-    def test_takes_conversations(self, tmp_path):
-        tokenizer = copy.deepcopy(TOKENIZER)
-        tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-        trainer = make(GRPOTrainer, tmp_path, options={"processing_class": tokenizer})
-        messages = [[{"role": "user", "content": prompt}] for prompt in PROMPTS[:2] for _ in range(GROUP)]
-        texts = [prompt for prompt in PROMPTS[:2] for _ in range(GROUP)]
-        assert trainer.rollout_func(messages, trainer) == trainer.rollout_func(texts, trainer)
-
-    @pytest.mark.parametrize("prompts", [PROMPTS[:GROUP], [PROMPTS[0]] * (GROUP + 1)])
-    def test_refuses_groups_that_are_not_whole(self, tmp_path, prompts):
-        trainer = make(GRPOTrainer, tmp_path)
-        with pytest.raises(ValueError, match="prompts: expected whole groups in every process, each prompt 4 times"):
-            trainer.rollout_func(prompts, trainer)
-
-    def test_refuses_a_broken_model(self, tmp_path):
-        trainer = make(GRPOTrainer, tmp_path)
-        with torch.no_grad():
-            trainer.model.lm_head.weight[:] = torch.nan
-        with pytest.raises(ValueError, match="expected finite log-probs"):
-            trainer.rollout_func([PROMPTS[0]] * GROUP, trainer)
-
-    def test_refuses_what_is_no_trie(self):
-        with pytest.raises(TypeError, match="trie: expected an ItemTrie, got list"):
-            beam_rollout(ITEMS)
-        with pytest.raises(ValueError, match="prompts_at_once: expected an int of at least 1, got 0"):
-            beam_rollout(TRIE, prompts_at_once=0)
-
-
-PROMPT_PADDING = 4  # prompts of one, two and three tokens in a batch of two
-
-
-def _unshared() -> ItemTrie:
-    """The catalogue with one item a sequence: what the distinct sequences are."""
-    return ItemTrie.from_sequences([item for i, item in enumerate(ITEMS) if i != 5])
-
-
-class TestItemReward:
-    def test_goes_by_the_items_of_the_tokens(self):
-        rewards = item_reward(TRIE)(
-            completion_ids=[ITEMS[2], ITEMS[2], ITEMS[3], ITEMS[20], ITEMS[20][:2], [*ITEMS[22], 1], [39], ITEMS[22]],
-            target=[2, 5, 2, 20, 20, 22, 22, 22],
-        )
-        # 2 and 5 share a sequence; a prefix, an item and more, and an unknown token are no item.
-        assert rewards == [1.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
-
-    def test_takes_several_targets_a_row_from_the_column_that_is_named(self):
-        reward = item_reward(TRIE, "likes")
-        assert reward(completion_ids=[ITEMS[1], ITEMS[1], ITEMS[1]], likes=[[0, 1], [4], []]) == [1.0, 0.0, 0.0]
-
-    def test_refuses_a_missing_column_and_items_that_there_are_not(self):
-        with pytest.raises(ValueError, match=r"expected a column of the dataset, got 'target'; there are \['item'\]"):
-            item_reward(TRIE)(completion_ids=[ITEMS[0]], item=[0])
-        with pytest.raises(ValueError, match=r"target: expected items in \[0, 23\), got 23..23"):
-            item_reward(TRIE)(completion_ids=[ITEMS[0]], target=[23])
-        for row in (None, 3.0, "3", [1.5]):  # as of a table with gaps, whose integers have become floats
-            with pytest.raises(
-                ValueError, match="target: expected an item's number or a list of them in each row, got"
-            ):
-                item_reward(TRIE)(completion_ids=[ITEMS[0]], target=[row])
 
 
 class TestRefusals:
@@ -493,7 +316,7 @@ class TestRefusals:
 
         trainer = make(TAWinGRPOTrainer, tmp_path, options={"rollout_func": without_scores})
         with pytest.raises(ValueError, match="expected a field 'beam_scores'"):
-            trainer._generate_and_score_completions(generation_batch(trainer))
+            trainer._generate_and_score_completions(generation_batch())
 
     def test_what_is_no_tawin(self, tmp_path):
         with pytest.raises(TypeError, match="tawin: expected a TAWin or None, got bool"):
