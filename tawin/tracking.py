@@ -27,7 +27,7 @@ from .config_files import dump_yaml
 from .durable import write_atomically
 
 FOLDER = "tensorboard"
-RESULTS_SUFFIX = ".results"
+CONFIG_SUFFIX, RESULTS_SUFFIX = ".config", ".results"
 STATE_FILE = "tracking.json"
 METRICS_FILE = "metrics.jsonl"
 
@@ -93,7 +93,11 @@ def numbers(line: dict[str, Any]) -> dict[str, float]:
 
 
 class TensorBoard(Tracking):
-    """Event files in tensorboard/sft and tensorboard/grpo: each stage counts its own steps, and forgets its own."""
+    """Event files in tensorboard/sft and tensorboard/grpo: each stage counts its own steps, and forgets its own.
+
+    The config and the results have event files of their own, and what a crash has left of one is replaced: not every
+    reader forgets text, and the results stand at a step that is not to be forgotten.
+    """
 
     def __init__(self, folder: Path, config: Config) -> None:
         self._folder, self._metrics = folder / FOLDER, folder / METRICS_FILE
@@ -105,7 +109,8 @@ class TensorBoard(Tracking):
         tracker.start()
         self._trackers[stage] = tracker
         if not step:
-            tracker.log({"config": f"```\n{dump_yaml(self._config)}```"}, step=0)
+            with self._replacing(stage, CONFIG_SUFFIX) as writer:
+                writer.add_text("config", f"```\n{dump_yaml(self._config)}```", global_step=0)
         # The last step is forgotten too and told anew: its evaluation may have been shown, and is yet to be done again.
         for line in self._lines(stage):
             if line["step"] == step:
@@ -115,17 +120,12 @@ class TensorBoard(Tracking):
         self._trackers[line["stage"]].log(numbers(line), step=line["step"])
 
     def add_results(self, stage: str, figures: dict[str, dict[str, float]]) -> None:
-        """In an event file of their own: what a crash has left of one is replaced."""
-        from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
 
-        folder = self._folder / stage
-        for path in folder.glob(f"*{RESULTS_SUFFIX}"):
-            path.unlink()
         step = max((line["step"] for line in self._lines(stage)), default=0)
         named = flat({"results": figures}, f"{stage}/")
         options = {name: value for name, value in flat(dataclasses.asdict(self._config)).items() if value is not None}
-        with SummaryWriter(str(folder), filename_suffix=RESULTS_SUFFIX) as writer:
+        with self._replacing(stage, RESULTS_SUFFIX) as writer:
             # As its add_hparams does, which would make a file without the suffix.
             for summary in hparams(options, named):
                 writer.file_writer.add_summary(summary, step)
@@ -135,6 +135,15 @@ class TensorBoard(Tracking):
     def finish(self, *, failed: bool) -> None:
         for tracker in self._trackers.values():
             tracker.finish()
+
+    def _replacing(self, stage: str, suffix: str) -> Any:
+        """A SummaryWriter of a new event file, the only one of a stage with this suffix."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder = self._folder / stage
+        for path in folder.glob(f"*{suffix}"):
+            path.unlink()
+        return SummaryWriter(str(folder), filename_suffix=suffix)
 
     def _lines(self, stage: str) -> list[dict[str, Any]]:
         """The whole lines of a stage in metrics.jsonl; the report refuses one that is damaged, nothing does so here."""

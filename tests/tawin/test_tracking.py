@@ -94,7 +94,9 @@ def test_a_stage_of_which_nothing_was_saved_begins_anew(tmp_path: Path) -> None:
         run.forget_metrics_after(0)
         with run.tracked(config) as tracked:
             train(tracked, "sft", 1, last, begin=None)
-    assert [step for step, _ in scalars(run.path / "tensorboard" / "sft")["sft/loss"]] == [1, 2, 3]
+    folder = run.path / "tensorboard" / "sft"
+    assert [step for step, _ in scalars(folder)["sft/loss"]] == [1, 2, 3]
+    assert [event.step for event in read_events(folder).Tensors("config/text_summary")] == [0]
 
 
 def test_an_evaluation_that_was_shown_and_lost_is_shown_once_when_it_is_done_again(tmp_path: Path) -> None:
