@@ -15,14 +15,10 @@ import torch
 from tawin_kernels import BeamStep, ItemTrie
 from torch import Tensor
 
+from .floors import floor_seconds
+
 LEVELS = 4
 CODES = 256
-
-# An H200 as the floors take it: bytes and bf16 FLOPs a second that a good kernel reaches, and what one launch costs.
-# Assumptions that a measured time is held against, not measurements.
-BYTES_PER_SECOND = 4.3e12
-FLOPS_PER_SECOND = 790e12
-LAUNCH_SECONDS = 3e-6
 
 
 @dataclass(frozen=True)
@@ -100,8 +96,8 @@ class Work:
 
     @property
     def floor_seconds(self) -> float:
-        """The larger of the two times, and a launch; on the H200 of the constants above."""
-        return max(self.bytes / BYTES_PER_SECOND, self.flops / FLOPS_PER_SECOND) + LAUNCH_SECONDS
+        """On the H200 of `floors`."""
+        return floor_seconds(self.bytes, self.flops)
 
 
 def draw_items(count: int, codes: int = CODES, *, seed: int = 0) -> np.ndarray:

@@ -17,9 +17,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from tawin_kernels import TAWin, group_advantages
 from torch import Tensor
 
-from bench.beam_cases import BYTES_PER_SECOND, LAUNCH_SECONDS
-from bench.foundation import machine_facts
-from bench.measure import seconds_of, synchronised_clock, time_warm
+from bench.floors import floor_seconds
+from bench.measure import machine_facts, seconds_of, synchronised_clock, time_warm
 from bench.peers import torch_group_advantages
 
 ON_GPU = torch.cuda.is_available()
@@ -67,7 +66,7 @@ def test_group_advantages(
 
     benchmark.group = f"{groups} x {group_size}, {rank_transform}"
     median = time_warm(benchmark, a_round)
-    floor = (rewards.nbytes + scores.nbytes + ours.nbytes) / BYTES_PER_SECOND + LAUNCH_SECONDS
+    floor = floor_seconds(rewards.nbytes + scores.nbytes + ours.nbytes)
     benchmark.extra_info.update(
         {
             "way": way,

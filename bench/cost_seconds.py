@@ -22,8 +22,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from .beam_cases import BYTES_PER_SECOND, FLOPS_PER_SECOND, LAUNCH_SECONDS
 from .cost_model import FULL, HALF, ModelShape, StepShape, Way, Work, step_work
+from .floors import BYTES_PER_SECOND, FLOPS_PER_SECOND, LAUNCH_SECONDS
 
 Strategy = Literal["ddp", "fsdp2"]
 

@@ -13,7 +13,7 @@ import torch
 from tawin_kernels import TAWin, group_advantages, reference
 from torch import Tensor
 
-from .beam_cases import BYTES_PER_SECOND, FLOPS_PER_SECOND, LAUNCH_SECONDS
+from .floors import floor_seconds
 
 CHILDREN = (48, 48, 4, 2)  # of every node, depth by depth: 18,432 sequences
 GROUP_SIZE = 16
@@ -122,8 +122,8 @@ class Work:
 
     @property
     def floor_seconds(self) -> float:
-        """The larger of the two times, and a launch; on the H200 of the constants in `beam_cases`."""
-        return max(self.bytes / BYTES_PER_SECOND, self.flops / FLOPS_PER_SECOND) + LAUNCH_SECONDS
+        """On the H200 of `floors`."""
+        return floor_seconds(self.bytes, self.flops)
 
 
 def draw_beams(groups: int, *, spread: float = 2.0, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,6 @@ from tawin_kernels import BeamStep, ItemTrie, beam_step
 
 from bench.beam_cases import (
     GPU_SHAPES,
-    LAUNCH_SECONDS,
     StepInputs,
     StepShape,
     catalogue,
@@ -22,6 +21,7 @@ from bench.beam_cases import (
     work_of,
 )
 from bench.cases import PolicyShape, beam_search_case
+from bench.floors import LAUNCH_SECONDS
 
 TINY = StepShape(prompts=3, beams=5, beam_width=4, items=60, hidden_size=8, text_tokens=10, dtype=torch.float32)
 
