@@ -34,6 +34,7 @@ KERNELS_A_LAYER = 30
 # added, top-k.
 GENERATE_LOGIT_BYTES = 44
 HALF, FULL = 2, 4  # bytes of bf16 and fp32
+TRAINING = ("policy_forward", "loss", "backward")  # the phases that a utilisation of training is of
 
 
 @dataclass(frozen=True)
@@ -231,11 +232,6 @@ def step_work(model: ModelShape, step: StepShape, way: Way) -> dict[str, Work]:
 def step_flops(model: ModelShape, step: StepShape, way: Way) -> dict[str, float]:
     """FLOPs that a way does, by phase."""
     return {phase: work.flops for phase, work in step_work(model, step, way).items()}
-
-
-def step_bytes(model: ModelShape, step: StepShape, way: Way) -> dict[str, float]:
-    """Bytes that a way moves, by phase: weights, caches, logits, optimizer state."""
-    return {phase: work.bytes for phase, work in step_work(model, step, way).items()}
 
 
 def needed_flops(model: ModelShape, step: StepShape) -> dict[str, float]:

@@ -18,6 +18,7 @@ from tawin.phases import PHASES
 
 from .cost_model import (
     QWEN2_5,
+    TRAINING,
     WAYS,
     ModelShape,
     StepShape,
@@ -53,7 +54,6 @@ CASES = {
     "titles, beta > 0": replace(IDS, length=24, prefix_share=0.5, has_reference=True, shares_prefill=True),
 }
 NAMES: dict[Way, str] = {"rere": "rere", "shared_prefix": "shared prefix", "tawin": "tawin"}
-TRAINING = ("policy_forward", "loss", "backward")
 
 
 def figure(value: float) -> str:

@@ -17,12 +17,11 @@ from torch import Tensor
 from tawin.objective import may_share_prompts
 from tawin.phases import PHASES
 
-from .cost_model import ModelShape, StepShape, needed_flops, step_flops
+from .cost_model import TRAINING, ModelShape, StepShape, needed_flops, step_flops
 from .step_cases import StepCase
 from .step_ways import GOALS
 
 COUNTED_AS = {"ours": "tawin", "shared_prefix": "shared_prefix", "shared_prefix_plain": "shared_prefix", "rere": "rere"}
-TRAINING = ("policy_forward", "loss", "backward")
 
 
 @dataclass

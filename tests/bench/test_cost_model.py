@@ -17,6 +17,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from bench.cost_model import (
     QWEN2_5,
+    TRAINING,
     WAYS,
     Forward,
     ModelShape,
@@ -27,7 +28,6 @@ from bench.cost_model import (
     decoder_least,
     decoder_wanted,
     needed_flops,
-    step_bytes,
     step_flops,
     step_work,
 )
@@ -202,14 +202,13 @@ def test_every_way_does_at_least_what_is_needed_and_rere_the_most(name: str) -> 
         for phase in PHASES:
             assert 0 <= needed[phase] <= done[phase] * (1 + 1e-12), (phase, step)
         for way in WAYS:
-            assert min(step_bytes(shape, step, way).values()) >= 0
+            assert min(work.bytes for work in step_work(shape, step, way).values()) >= 0
 
 
 def test_without_a_live_group_nothing_is_trained_on_unless_there_is_a_kl() -> None:
     dead = replace(STEP, live_share=0.0)
-    training = ("policy_forward", "loss", "backward")
-    assert all(step_work(SMALL, dead, "tawin")[phase] == Work() for phase in training)
-    assert all(needed_flops(SMALL, dead)[phase] == 0 for phase in training)
+    assert all(step_work(SMALL, dead, "tawin")[phase] == Work() for phase in TRAINING)
+    assert all(needed_flops(SMALL, dead)[phase] == 0 for phase in TRAINING)
     assert step_flops(SMALL, dead, "rere") == step_flops(SMALL, STEP, "rere")
     with_kl = replace(dead, has_reference=True)
     assert step_flops(SMALL, with_kl, "tawin") == step_flops(SMALL, replace(STEP, has_reference=True), "tawin")
