@@ -16,8 +16,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.beam_cases import draw_items
 from bench.cases import QWEN2_5_HALF_BILLION, Case, beam_search_case
-from bench.foundation import machine_facts
-from bench.measure import synchronised_clock
+from bench.measure import machine_facts, synchronised_clock
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")

@@ -36,8 +36,7 @@ from bench.beam_cases import (
     score_tolerance,
     work_of,
 )
-from bench.foundation import machine_facts
-from bench.measure import SECONDS_A_BENCHMARK, seconds_of, synchronised_clock
+from bench.measure import SECONDS_A_BENCHMARK, machine_facts, seconds_of, synchronised_clock
 from bench.peers import DenseMaskTrie, dense_mask_step, full_softmax_step
 from bench.skips import skipped_where_it_cannot_run
 

@@ -23,7 +23,6 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from tawin_kernels import GRPOLoss, tawin_grpo_loss
 from torch import Tensor
 
-from bench.foundation import machine_facts
 from bench.loss_cases import (
     CPU_SHAPES,
     GPU_SHAPES,
@@ -35,7 +34,7 @@ from bench.loss_cases import (
     make_inputs,
     work_of,
 )
-from bench.measure import extra_memory, synchronised_clock, time_warm
+from bench.measure import extra_memory, machine_facts, synchronised_clock, time_warm
 from bench.peers import GROUP_LOSSES, group_loss
 from bench.skips import skipped_where_it_cannot_run
 

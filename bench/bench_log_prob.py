@@ -24,7 +24,6 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from tawin_kernels import linear_log_probs
 from torch import Tensor
 
-from bench.foundation import machine_facts
 from bench.loss_cases import (
     CPU_SHAPES,
     GPU_SHAPES,
@@ -37,7 +36,7 @@ from bench.loss_cases import (
     make_inputs,
     work_of,
 )
-from bench.measure import extra_memory, synchronised_clock, time_warm
+from bench.measure import extra_memory, machine_facts, synchronised_clock, time_warm
 from bench.peers import LOG_PROB_HEADS, log_prob_head
 from bench.skips import skipped_where_it_cannot_run
 

@@ -24,7 +24,6 @@ what is freed, which spares the peers' large tensors their page faults and is th
 from __future__ import annotations
 
 import argparse
-import datetime
 import gc
 from collections.abc import Sequence
 from functools import lru_cache
@@ -36,8 +35,18 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch.profiler import ProfilerActivity, profile
 
 from bench import gpu
-from bench.foundation import OURS_PER_ROUND, RESULTS, machine_facts, write
-from bench.measure import MOST_ROUNDS, SECONDS_A_BENCHMARK, extra_memory, seconds_of, synchronised_clock
+from bench.foundation import OURS_PER_ROUND
+from bench.measure import (
+    MOST_ROUNDS,
+    RESULTS,
+    SECONDS_A_BENCHMARK,
+    extra_memory,
+    machine_facts,
+    seconds_of,
+    synchronised_clock,
+    time_stamp,
+    write_device_results,
+)
 from bench.peers import MissingPeer
 from bench.skips import skipped_where_it_cannot_run
 from bench.step_cases import StepCase, StepSetting, make_case, settings_for
@@ -127,9 +136,8 @@ def write_trace(case: StepCase, way: StepWay, folder: Path) -> Path:
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if case.device.type == "cuda" else [])
     with profile(activities=activities) as profiler:
         way.step()
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H%M%SZ")
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"trace-{case.setting.name}-{way.name}-{now}.json.gz"
+    path = folder / f"trace-{case.setting.name}-{way.name}-{time_stamp()}.json.gz"
     path.touch(exist_ok=False)
     profiler.export_chrome_trace(str(path))
     return path
@@ -217,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.trace is not None:
             trace(settings[name], options.device, figures, options.trace, options.trace_peers)
     if options.out is not None:
-        print(f"written: {write(as_json(measured, machine, peak), options.out, 'training-step')}")
+        print(f"written: {write_device_results(as_json(measured, machine, peak), options.out, 'training-step')}")
 
 
 def add_memory(figures: CaseFigures, device: torch.device) -> None:

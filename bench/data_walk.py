@@ -49,8 +49,7 @@ from tawin.semantic_ids import build_semantic_ids
 from tawin.sft import epoch_batches
 
 from .beam_cases import LEVELS, draw_items
-from .foundation import RESULTS, machine_facts
-from .measure import memory_bytes, reset_peak_bytes, write_results
+from .measure import RESULTS, machine_facts, memory_bytes, reset_peak_bytes, write_results
 from .trie_build import timed
 
 INTERACTIONS = 50_000_000
@@ -250,11 +249,6 @@ def report(figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write(figures: dict[str, Any], folder: Path) -> Path:
-    """Write data-walk-<date and time>.json; an existing file is never overwritten."""
-    return write_results(figures, folder, "data-walk")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.data_walk", description=__doc__.splitlines()[0])
     parser.add_argument("--interactions", type=int, default=INTERACTIONS)
@@ -276,7 +270,7 @@ def main() -> None:
             figures = measure(Path(folder), options.interactions, items)
     print(report(figures))
     if options.out is not None:
-        print(f"written: {write({'machine': machine, **figures}, options.out)}")
+        print(f"written: {write_results({'machine': machine, **figures}, options.out, 'data-walk')}")
 
 
 if __name__ == "__main__":

@@ -39,8 +39,7 @@ import torch
 import train
 from tawin.states import states
 
-from .foundation import RESULTS, machine_facts
-from .measure import write_results
+from .measure import RESULTS, machine_facts, write_results
 from .run_differences import differences
 
 # Both stages, with dropout and sampled data order; saves at evaluations, between them, and in the middle of epochs.
@@ -96,7 +95,7 @@ class Kill:
 def processes() -> ForkServerContext:
     """Where trainings are started from, once all is imported there."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train", "torch.utils.tensorboard", "bench.foundation", "bench.measure"])
+    context.set_forkserver_preload(["train", "torch.utils.tensorboard", "bench.measure"])
     first = context.Process(target=int)
     first.start()
     first.join()

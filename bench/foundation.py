@@ -15,21 +15,16 @@ the peers' large tensors much more than ours.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import re
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from .cases import Case, foundation_cases
-from .measure import cpu_model, seconds_of, write_results
+from .measure import RESULTS, machine_facts, seconds_of, write_device_results
 
-RESULTS = Path(__file__).parent / "results"
 OURS_PER_ROUND = 3
 
 
@@ -64,26 +59,6 @@ def measure(case: Case, rounds: int) -> Measurement:
     return Measurement(case, agreement, ours, peer)
 
 
-def machine_facts(device: torch.device) -> dict[str, Any]:
-    """What the figures depend on. The load is that before the run: other work makes both ways slower."""
-    cpu = cpu_model()
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
-        "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": torch.get_num_threads(),
-        "load_before": round(os.getloadavg()[0], 2),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "environment": {
-            name: value
-            for name, value in sorted(os.environ.items())
-            if name.startswith(("OMP_", "GOMP_", "MKL_", "MALLOC_")) or name == "LD_PRELOAD"
-        },
-    }
-
-
 def table(measurements: list[Measurement]) -> str:
     """The figures for people."""
     lines = [f"{'work':<27}{'peer':>9}{'ours':>9}{'ratio':>8}{'(best)':>9}{'goal':>7}   shape"]
@@ -116,12 +91,6 @@ def as_json(measurements: list[Measurement], machine: dict[str, Any]) -> dict[st
     }
 
 
-def write(figures: dict[str, Any], folder: Path, suite: str = "foundation") -> Path:
-    """Write <suite>-<device>-<date and time>.json; an existing file is never overwritten."""
-    device = re.sub(r"[^a-z0-9]+", "-", figures["machine"]["device"].lower()).strip("-")
-    return write_results(figures, folder, f"{suite}-{device}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.foundation", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="times of the peer; ours is taken three times as often")
@@ -141,7 +110,7 @@ def main() -> None:
         measurements.append(measure(case, options.rounds))
     print(table(measurements))
     if options.out is not None:
-        print(f"written: {write(as_json(measurements, machine), options.out)}")
+        print(f"written: {write_device_results(as_json(measurements, machine), options.out, 'foundation')}")
 
 
 if __name__ == "__main__":

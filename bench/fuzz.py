@@ -33,9 +33,8 @@ import numpy as np
 import torch
 
 from . import fuzz_data, fuzz_losses, fuzz_ops, fuzz_search, fuzz_trie
-from .foundation import RESULTS, machine_facts
 from .fuzz_ops import Where
-from .measure import write_results
+from .measure import RESULTS, machine_facts, write_results
 
 _SECONDS_A_CASE = 20
 _FAILURES_KEPT = 20

@@ -3,13 +3,18 @@
 Run: python -m bench.gpu --out FOLDER [--minutes 9.5] [--quick] [--parts ceilings,tests,...]
      python -m bench.gpu --out FOLDER --parts fuzz,sanitize
 
+The tests want torch, triton, pytest and hypothesis; the suites pytest-benchmark and transformers too, beam_search and
+training_step all of the extra `train` but tyro. A suite that cannot be imported is a failure of that part alone, a peer
+that is not installed a skip.
+
 The parts, each with its share of the minutes; what one does not use is left to those after it:
 * ceilings: the bytes a second of a large copy on the device and the bf16 FLOPs a second of a large matrix product, on
   random data (zeros draw less power and run faster);
 * tests: pytest tests/kernels;
 * checks: bench.kernel_checks, every op against the reference op in fp64 at shapes of real work;
-* fuzz and sanitize, only where --parts names them: bench.fuzz on the GPU, and compute-sanitizer over the kernel tests;
-* a part for each benchmark suite, `pytest bench/bench_<name>.py`; --quick takes each one's base point alone.
+* a part for each benchmark suite, `pytest bench/bench_<name>.py`; --quick takes each one's base point alone;
+* only where --parts names them: decode_attention, bench.bench_decode_attention, which has a table of its own; fuzz,
+  bench.fuzz on the GPU; sanitize, compute-sanitizer over the kernel tests.
 All but the ceilings are processes of their own: what crashes or hangs takes nothing else with it. FOLDER gets one JSON
 file named by device and time (UTC), written anew after every part, so a call that is cut off leaves what it had.
 The exit status is 1 if a test or check failed, or a benchmark failed to agree or to run. A part that is out of time has
@@ -21,7 +26,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import re
 import statistics
 import subprocess
 import sys
@@ -36,7 +40,7 @@ from typing import Any
 import torch
 import triton
 
-from .foundation import machine_facts
+from .measure import machine_facts, named_by_device, time_stamp
 from .process import LAST_CHARACTERS, pytest_command, run_process
 from .sanitize import TOOLS, run_tools
 
@@ -84,6 +88,7 @@ def parts(quick: bool) -> list[Part]:
 def optional_parts() -> list[Part]:
     """What takes minutes by itself and is no measurement: run where it is asked for by name. Not run on a GPU yet."""
     return [
+        Part("decode_attention", 1.0, run_decode_attention),
         Part("fuzz", 1.0, run_fuzz),
         Part("sanitize", 2.0, lambda limit: run_tools(TOOLS, ["tests/kernels"], limit)),
     ]
@@ -154,9 +159,9 @@ def run_tests(limit: float) -> dict[str, Any]:
     return {**result, "passed": result["status"] == 0, "summary": _last_line(result["output"])}
 
 
-def run_checks(limit: float, *arguments: str) -> dict[str, Any]:
-    """arguments: of bench.kernel_checks."""
-    result = run_process([sys.executable, "-m", "bench.kernel_checks", *arguments], limit, keep_all=True)
+def run_checks(limit: float, *arguments: str, **variables: str) -> dict[str, Any]:
+    """arguments: of bench.kernel_checks; variables: of its environment."""
+    result = run_process([sys.executable, "-m", "bench.kernel_checks", *arguments], limit, keep_all=True, **variables)
     # Warnings and tracebacks stand between the lines of JSON.
     lines = result["output"].splitlines()
     checks = [json.loads(line) for line in lines if line.startswith('{"check"')]
@@ -169,6 +174,11 @@ def run_checks(limit: float, *arguments: str) -> dict[str, Any]:
         "summary": f"{len(checks) - len(failed)} of {len(checks)} passed{''.join(f'; failed: {f}' for f in failed)}",
         "checks": checks,
     }
+
+
+def run_decode_attention(limit: float) -> dict[str, Any]:
+    result = run_process([sys.executable, "-m", "bench.bench_decode_attention"], limit, keep_all=True)
+    return {**result, "passed": result["status"] == 0, "summary": _last_line(result["output"])}
 
 
 def run_fuzz(limit: float) -> dict[str, Any]:
@@ -187,7 +197,7 @@ def run_suite(suite: Suite, quick: bool, limit: float) -> dict[str, Any]:
         if quick and suite.base:
             command += ["-k", suite.base]
         result = run_process(command, limit)
-        measured = json.loads(path.read_text())["benchmarks"] if path.exists() and path.stat().st_size > 0 else []
+        measured = _benchmarks(path)
     for one in measured:
         one["stats"].pop("data", None)
     return {
@@ -196,6 +206,14 @@ def run_suite(suite: Suite, quick: bool, limit: float) -> dict[str, Any]:
         "summary": f"{len(measured)} measured; {_last_line(result['output'])}",
         "benchmarks": measured,
     }
+
+
+def _benchmarks(path: Path) -> list[dict[str, Any]]:
+    """Of pytest-benchmark's file; none where it was not written, or not to its end."""
+    try:
+        return json.loads(path.read_text())["benchmarks"]
+    except (FileNotFoundError, json.JSONDecodeError):
+        return []
 
 
 def _last_line(output: str) -> str:
@@ -228,8 +246,7 @@ def run_all(chosen: Sequence[Part], minutes: float, report: dict[str, Any], save
 
 
 def report_path(folder: Path, device: str, now: datetime.datetime) -> Path:
-    name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-    return folder / f"gpu-{name}-{now.strftime('%Y-%m-%dT%H%M%SZ')}.json"
+    return folder / f"{named_by_device('gpu', device)}-{time_stamp(now)}.json"
 
 
 def save_report(path: Path, report: dict[str, Any]) -> None:

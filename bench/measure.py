@@ -1,11 +1,16 @@
-"""What benchmarks share: a clock that waits for the device, peak memory, the CPU's name, rounds, files of results."""
+"""What benchmarks share: a clock that waits for the device, peak memory, rounds, the machine, files of results.
+
+It imports torch and nothing of the trainer's: `bench.gpu` begins with it where no more than the kernels is installed.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import datetime
 import gc
+import importlib.metadata
 import json
+import os
 import platform
 import re
 import time
@@ -19,6 +24,7 @@ import torch
 if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture
 
+RESULTS = Path(__file__).parent / "results"
 SECONDS_A_BENCHMARK = 1.0
 MOST_ROUNDS = 30
 
@@ -71,14 +77,55 @@ def cpu_model() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def machine_facts(device: torch.device) -> dict[str, Any]:
+    """What figures depend on. The load is that before the run: other work makes all ways slower."""
+    cpu = cpu_model()
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "load_before": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": _version("transformers"),
+        "environment": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name.startswith(("OMP_", "GOMP_", "MKL_", "MALLOC_")) or name == "LD_PRELOAD"
+        },
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def named_by_device(name: str, device: str) -> str:
+    """A file's name of a name and of a device as machines call it: "gpu-nvidia-h200"."""
+    return f"{name}-{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}"
+
+
+def time_stamp(now: datetime.datetime | None = None) -> str:
+    """In UTC, fit for a file's name."""
+    return (now or datetime.datetime.now(datetime.UTC)).strftime("%Y-%m-%dT%H%M%SZ")
+
+
 def write_results(figures: dict[str, Any], folder: Path, name: str) -> Path:
     """Write <name>-<date and time>.json; an existing file is never overwritten."""
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H%M%SZ")
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}-{now}.json"
+    path = folder / f"{name}-{time_stamp()}.json"
     with path.open("x") as file:
         file.write(json.dumps(figures, indent=1) + "\n")
     return path
+
+
+def write_device_results(figures: dict[str, Any], folder: Path, suite: str) -> Path:
+    """Write <suite>-<device>-<date and time>.json, the device of figures["machine"]."""
+    return write_results(figures, folder, named_by_device(suite, figures["machine"]["device"]))
 
 
 def time_warm(benchmark: BenchmarkFixture, work: Callable[[], Any]) -> float | None:

@@ -1,4 +1,8 @@
-"""Parts of a GPU run as processes of their own: what crashes or hangs takes nothing else with it."""
+"""Parts of a GPU run as processes of their own: what crashes or hangs takes nothing else with it.
+
+Nothing is written into the repository, and where the home folder cannot be written to, what Triton compiles goes to the
+system's folder for temporary files, which all parts share.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +30,30 @@ def pytest_command(*paths: str, limit: float) -> list[str]:
         "pytest",
         *paths,
         "-p",
+        "no:cacheprovider",
+        "-p",
         "bench.stop_after",
         "--stop-after",
-        f"{(limit - _SECONDS_TO_FINISH) * 0.8:.0f}",
+        f"{max(1.0, (limit - _SECONDS_TO_FINISH) * 0.8):.0f}",
     ]
+
+
+def compiler_caches() -> dict[str, str]:
+    """Where Triton is to keep what it compiles, if it cannot be where it would be."""
+    chosen = {"TRITON_CACHE_DIR", "TRITON_HOME"} & os.environ.keys()
+    if chosen or os.access(Path.home(), os.W_OK):
+        return {}
+    return {"TRITON_CACHE_DIR": str(Path(tempfile.gettempdir()) / f"triton-{os.getuid()}")}
 
 
 def run_process(command: Sequence[str], limit: float, *, keep_all: bool = False, **variables: str) -> dict[str, Any]:
     """A process in the repository's root; out of time it is interrupted, and killed if that does not help.
 
-    variables: of its environment, beside ours.
+    keep_all: its whole output, not just the end.
+    variables: of its environment, beside ours; TRITON_INTERPRET is not taken over.
     """
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET" or keep_all}
-    environment |= variables
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= compiler_caches() | variables
     start = time.monotonic()
     with tempfile.TemporaryFile() as file:  # no pipe, which a child left behind could hold open
         process = subprocess.Popen(
@@ -52,8 +68,10 @@ def run_process(command: Sequence[str], limit: float, *, keep_all: bool = False,
             try:
                 process.wait(_SECONDS_TO_FINISH)
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+                process.kill()
                 process.wait()
+        with suppress(ProcessLookupError):  # whom it has started and left behind
+            os.killpg(process.pid, signal.SIGKILL)
         file.seek(0)
         output = file.read().decode(errors="replace")
     return {

@@ -28,8 +28,7 @@ from typing import Any
 
 import torch
 
-from .foundation import RESULTS, machine_facts
-from .measure import write_results
+from .measure import RESULTS, machine_facts, write_results
 from .process import pytest_command, run_process
 
 TOOLS = ("memcheck", "racecheck", "initcheck")

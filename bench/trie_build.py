@@ -22,14 +22,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from tawin_kernels import ItemTrie
 
 from .beam_cases import CODES, LEVELS, draw_items
-from .foundation import RESULTS, machine_facts
-from .measure import memory_bytes, reset_peak_bytes, write_results
+from .measure import RESULTS, machine_facts, memory_bytes, reset_peak_bytes, write_results
 
 GOAL_ITEMS = 10_000_000
 GOAL_SECONDS = 60.0
@@ -124,11 +123,6 @@ def report(figures: TrieFigures) -> str:
     return "\n".join(lines)
 
 
-def write(figures: dict[str, Any], folder: Path) -> Path:
-    """Write trie-build-<date and time>.json; an existing file is never overwritten."""
-    return write_results(figures, folder, "trie-build")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.trie_build", description=__doc__.splitlines()[0])
     parser.add_argument("--items", type=int, nargs="+", default=[1_000_000, GOAL_ITEMS], help="sizes of the catalogues")
@@ -149,7 +143,7 @@ def main() -> None:
             print(report(measured[-1]), flush=True)
     if options.out is not None:
         figures = {"machine": machine, "tries": [asdict(m) | {"nodes": m.nodes} for m in measured]}
-        print(f"written: {write(figures, options.out)}")
+        print(f"written: {write_results(figures, options.out, 'trie-build')}")
 
 
 if __name__ == "__main__":

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
+import re
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bench import gpu, process
+from bench import beam_cases, gpu, loss_cases, process, step_cases
 from bench.gpu import Part, Suite
 from bench.kernel_checks import Compared, distance, outcome, same_bits
 
@@ -47,9 +50,42 @@ def test_every_suite_that_is_named_is_there() -> None:
         assert (process.ROOT / "bench" / f"bench_{suite.name}.py").is_file()
 
 
-def test_fuzzing_and_the_sanitizer_are_run_only_where_they_are_named() -> None:
-    assert [part.name for part in gpu.optional_parts()] == ["fuzz", "sanitize"]
-    assert not {"fuzz", "sanitize"} & {part.name for part in gpu.parts(quick=False)}
+def test_the_base_points_of_quick_are_shapes_of_their_suites() -> None:
+    """Names that pytest -k picks out of ids such as test_beam_step[base-ours-eager]."""
+    shapes: dict[str, Iterable[str]] = {
+        "beam_step": beam_cases.GPU_SHAPES,
+        "log_prob": loss_cases.GPU_SHAPES,
+        "grpo_loss": loss_cases.GPU_SHAPES,
+        "training_step": step_cases.GPU_SETTINGS,
+    }
+    for suite in gpu.SUITES:
+        for base in re.findall(r"\[([^-]+)-", suite.base):
+            assert base in shapes[suite.name], (suite.name, base)
+
+
+def test_the_run_needs_no_more_than_the_kernels_do() -> None:
+    code = "import sys, bench.gpu, bench.kernel_checks; print({'tawin', 'transformers'} & sys.modules.keys())"
+    assert process.run_process([sys.executable, "-c", code], 120.0)["output"].strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("is_set", "writable", "given"), [(False, False, True), (False, True, False), (True, False, False)]
+)
+def test_where_the_home_cannot_be_written_to_kernels_are_kept_elsewhere(
+    is_set: bool, writable: bool, given: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TRITON_CACHE_DIR", "TRITON_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    if is_set:
+        monkeypatch.setenv("TRITON_CACHE_DIR", "/elsewhere")
+    monkeypatch.setattr(os, "access", lambda path, mode: writable)
+    assert bool(process.compiler_caches()) == given
+
+
+def test_what_takes_minutes_and_is_no_suite_is_run_only_where_it_is_named() -> None:
+    optional = [part.name for part in gpu.optional_parts()]
+    assert optional == ["decode_attention", "fuzz", "sanitize"]
+    assert not set(optional) & {part.name for part in gpu.parts(quick=False)}
 
 
 def test_a_failing_part_stops_no_other_and_every_part_is_saved() -> None:
@@ -110,8 +146,7 @@ def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench" / "bench_sleep.py").write_text(SUITE)
     (tmp_path / "bench" / "__init__.py").touch()
-    for name in ("stop_after.py",):
-        (tmp_path / "bench" / name).write_text((process.ROOT / "bench" / name).read_text())
+    (tmp_path / "bench" / "stop_after.py").write_text((process.ROOT / "bench" / "stop_after.py").read_text())
     monkeypatch.setattr(process, "ROOT", tmp_path)
     return Suite("sleep", 1.0, "ours")
 
@@ -160,9 +195,8 @@ def test_the_file_is_named_by_device_and_time_and_replaced_as_a_whole(tmp_path: 
 
 
 @WITHOUT_GPU
-def test_the_checks_pass_on_tiny_shapes_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    result = gpu.run_checks(300.0, "--device", "cpu", "--size", "tiny")
+def test_the_checks_pass_on_tiny_shapes_in_the_interpreter() -> None:
+    result = gpu.run_checks(300.0, "--device", "cpu", "--size", "tiny", TRITON_INTERPRET="1")
     assert result["passed"], (result["summary"], result["output"])
     ops = {check["check"].split(",")[0].split(" of ")[0] for check in result["checks"]}
     assert ops == {"linear_log_probs", "beam_step", "tawin_grpo_loss", "advantages", "grpo_loss"}
@@ -171,7 +205,7 @@ def test_the_checks_pass_on_tiny_shapes_in_the_interpreter(monkeypatch: pytest.M
 
 @WITHOUT_GPU
 def test_the_checks_refuse_a_device_that_cannot_run_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # a part is never run in the interpreter because we were
     result = gpu.run_checks(120.0, "--device", "cpu", "--size", "tiny")
     assert result["status"] == 2
     assert "TRITON_INTERPRET" in result["output"]

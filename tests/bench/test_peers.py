@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from tawin_kernels import ItemTrie, linear_log_probs
 
-from bench import foundation
+from bench import foundation, measure
 from bench.cases import (
     PolicyShape,
     beam_search_case,
@@ -19,6 +20,7 @@ from bench.cases import (
     draw_semantic_ids,
     policy_forward_case,
 )
+from bench.measure import machine_facts, write_device_results, write_results
 from bench.peers import PrefixTable, generate_beam_search, repeated_prompt_log_probs
 from tawin import beam_search
 from tawin.backbone import backbone
@@ -110,11 +112,16 @@ def test_the_drawn_catalogue_has_the_shape_that_it_says() -> None:
     assert [len(ids[:, :depth].unique(dim=0)) for depth in (1, 2, 3)] == [48, 2295, 3670]
 
 
-def test_figures_are_written_once_and_never_over(tmp_path: Path) -> None:
+def test_figures_are_written_once_and_never_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = policy_forward_case(prompts=1, prompt_length=4, group_size=2, completion_length=2, model_shape=TINY)
     measurement = foundation.measure(case, rounds=1)
-    figures = foundation.as_json([measurement], foundation.machine_facts(torch.device("cpu")))
-    path = foundation.write(figures, tmp_path)
+    figures = foundation.as_json([measurement], machine_facts(torch.device("cpu")))
+    path = write_device_results(figures, tmp_path, "foundation")
+    assert re.fullmatch(r"foundation-[a-z0-9-]+-\d{4}-\d\d-\d\dT\d{6}Z\.json", path.name)
     assert json.loads(path.read_text())["cases"][0]["our_seconds"] == measurement.ours
     assert len(measurement.ours) == 3 * len(measurement.peer) == 3
     assert case.name in foundation.table([measurement])
+    monkeypatch.setattr(measure, "time_stamp", lambda: "now")
+    write_results({}, tmp_path, "twice")
+    with pytest.raises(FileExistsError):
+        write_results({}, tmp_path, "twice")

@@ -13,7 +13,7 @@ import torch
 
 from bench import bench_training_step
 from bench.cases import PolicyShape
-from bench.foundation import machine_facts
+from bench.measure import machine_facts
 from bench.peers import MissingPeer
 from bench.step_cases import CPU_SETTINGS, END, StepCase, StepSetting, draw_ids, draw_titles, make_case
 from bench.step_memory import memory_of_step
