@@ -10,6 +10,7 @@ import signal
 from collections.abc import Iterator
 
 import hypothesis
+import numpy
 import pytest
 import torch
 
@@ -17,7 +18,14 @@ if not torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ:
     os.environ["TRITON_INTERPRET"] = "1"
     from tawin_kernels.linear_logsumexp import live_rows
 
-    live_rows(torch.ones(1, dtype=torch.bool))  # the first launch imports more of Triton, which looks again
+    try:
+        live_rows(torch.ones(1, dtype=torch.bool))  # the first launch imports more of Triton, which looks again
+    except Exception:
+        import triton
+
+        if triton.__version__ < "3.7" and numpy.__version__ >= "2.4":
+            pytest.exit("Triton 3.6's interpreter needs a numpy before 2.4: pip install 'numpy<2.4'", 1)
+        raise
     del os.environ["TRITON_INTERPRET"]
 
 # A suite that was started in the background has Ctrl-C ignored, and so would be what tests send.
