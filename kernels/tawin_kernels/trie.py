@@ -176,7 +176,9 @@ class ItemTrie:
         _ = self.token_slots
 
     def to(self, device: torch.device | str) -> ItemTrie:
-        """The same trie with its tensors on `device`; what is made on first use is made there anew."""
+        """The trie itself if it is on `device`, else a copy there, which makes what is made on first use anew."""
+        if torch.device(device) == self.device:
+            return self
         return replace(self, **{name: getattr(self, name).to(device) for name in ARRAYS})
 
     def is_leaf(self, nodes: torch.Tensor) -> torch.Tensor:

@@ -159,6 +159,12 @@ def test_to_moves_every_array():
     assert trie.leaf_depths == (2,)  # without reading a tensor: a meta tensor has no values
 
 
+def test_to_the_device_where_it_is_gives_the_trie_itself_with_what_it_has_made_so_far():
+    trie = ItemTrie.from_sequences([[1, 2], [1, 3]])
+    assert trie.to("cpu") is trie
+    assert trie.to(torch.device("cpu")) is trie
+
+
 def test_the_leaf_of_every_item_is_found_once_and_serves_training_whoever_asked_first():
     trie = ItemTrie.from_sequences([[1, 2], [3]])
     with torch.inference_mode():
