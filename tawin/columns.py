@@ -40,8 +40,21 @@ def open_parquet(path: Path, required: tuple[str, ...]) -> Iterator[pq.ParquetFi
 
 
 def read_table(path: Path, *, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> pa.Table:
+    """These columns, in memory. DataError: see `open_parquet`, and for a column that has lost rows."""
     with open_parquet(path, required) as file:
-        return file.read(columns=[*required, *(name for name in optional if name in file.schema_arrow.names)])
+        names = [*required, *(name for name in optional if name in file.schema_arrow.names)]
+        table = pa.table({name: file.read(columns=[name])[name] for name in names})
+        _require_rows(table.num_rows, file, ", ".join(names), path)
+        return table
+
+
+def _require_rows(found: int, file: pq.ParquetFile, column: str, path: Path) -> None:
+    """The header of a page has no checksum, and Arrow takes its word."""
+    if found != file.metadata.num_rows:
+        raise DataError(
+            f"{path}: column '{column}': expected {file.metadata.num_rows} rows, as the file's footer says, got "
+            f"{found}: the file is damaged"
+        )
 
 
 def optional_column(table: pa.Table, column: str) -> pa.ChunkedArray | None:
@@ -89,11 +102,7 @@ def read_integer_list_batches(path: Path, column: str, rows: int) -> Iterator[tu
         for values, lengths in _integer_lists(parts, column, path):
             found += len(lengths)
             yield values, lengths
-        if found != file.metadata.num_rows:  # a page's header has no checksum, and Arrow takes its word
-            raise DataError(
-                f"{path}: column '{column}': expected {file.metadata.num_rows} rows, as the file's footer says, got "
-                f"{found}: the file is damaged"
-            )
+        _require_rows(found, file, column, path)
 
 
 def _integer_lists(parts: Iterable[pa.Array], column: str, path: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:

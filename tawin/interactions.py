@@ -26,7 +26,14 @@ from typing import Any
 
 import numpy as np
 
-from .columns import DataError, open_parquet, read_integer_list_batches, read_integers, require_distinct
+from .columns import (
+    DataError,
+    open_parquet,
+    read_integer_list_batches,
+    read_integers,
+    read_table,
+    require_distinct,
+)
 from .ragged import Ragged
 
 MIN_ITEMS = 3  # a test item, a valid item and at least one item of history
@@ -81,8 +88,7 @@ def form_of(path: Path, item_ids: np.ndarray, folder: Path) -> tuple[Path, dict[
 
 def _batches(path: Path, item_ids: np.ndarray) -> Iterator[Interactions]:
     """The file's interactions, BATCH_USERS users of the file at a time; the sequences lie one after another."""
-    with open_parquet(path, ("user_id", "item_ids")) as file:
-        user_ids = read_integers(file.read(columns=["user_id"]), "user_id", path)
+    user_ids = read_integers(read_table(path, required=("user_id",)), "user_id", path)
     require_distinct(user_ids, "user_id", path)
     read = kept = interactions = 0
     for indexes, lengths in _dense_batches(path, item_ids):
