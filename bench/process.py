@@ -50,9 +50,14 @@ def run_process(command: Sequence[str], limit: float, *, keep_all: bool = False,
     """A process in the repository's root; out of time it is interrupted, and killed if that does not help.
 
     keep_all: its whole output, not just the end.
-    variables: of its environment, beside ours; TRITON_INTERPRET is not taken over.
+    variables: of its environment, beside ours; TRITON_INTERPRET is not taken over, nor what says that we are a worker
+        of pytest-xdist: pytest-benchmark would measure nothing.
     """
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name != "TRITON_INTERPRET" and not name.startswith("PYTEST_XDIST")
+    }
     environment |= compiler_caches() | variables
     start = time.monotonic()
     with tempfile.TemporaryFile() as file:  # no pipe, which a child left behind could hold open
