@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import fuzz_data, fuzz_losses, fuzz_ops, fuzz_search, fuzz_trie
+from . import fuzz_data, fuzz_losses, fuzz_ops, fuzz_prepare, fuzz_search, fuzz_trie
 from .fuzz_ops import Where
 from .measure import RESULTS, machine_facts, write_results
 
@@ -56,6 +56,7 @@ OTHERS: dict[str, Callable[[], Case]] = {
     "data": fuzz_data.data_case,
     "catalog": fuzz_data.catalog_case,
     "config": fuzz_data.config_case,
+    "prepare": fuzz_prepare.prepare_case,
 }
 TARGETS = (*OPS, *OTHERS)
 

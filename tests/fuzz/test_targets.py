@@ -22,6 +22,7 @@ CASES = {
     "data": 60,
     "catalog": 60,
     "config": 40,
+    "prepare": 150,
 }
 
 
