@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bench.fuzz_prepare import by_loop
 from tawin.columns import DataError
 from tawin.data import load_dataset
 from tawin.prepare import Columns, Options, prepare
@@ -19,29 +20,6 @@ from tawin.prepare import Columns, Options, prepare
 from .folders import made, sequences, write
 
 ROW = st.tuples(st.sampled_from("abcde"), st.sampled_from("vwxyz"), st.integers(0, 5), st.integers(1, 5))
-
-
-def by_loop(
-    rows: list[tuple[str, str, int, int]], minimum: int, min_rating: int, duplicates: str
-) -> dict[str, list[str]]:
-    """The same in plain Python: user -> items."""
-    rows = sorted((row for row in rows if row[3] >= min_rating), key=lambda row: row[2])
-    seen, distinct = set[Any](), []
-    for user, item, time, _ in rows:
-        key = (user, item) if duplicates == "first" else (user, item, time)
-        if duplicates == "keep" or key not in seen:
-            distinct.append((user, item))
-        seen.add(key)
-    while True:
-        users, items = [user for user, _ in distinct], [item for _, item in distinct]
-        left = [row for row in distinct if users.count(row[0]) >= minimum and items.count(row[1]) >= minimum]
-        if left == distinct:
-            break
-        distinct = left
-    found: dict[str, list[str]] = {}
-    for user, item in distinct:
-        found.setdefault(user, []).append(item)
-    return found
 
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
