@@ -16,5 +16,9 @@ def read_events(folder: Path) -> EventAccumulator:
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """(step, value) of every figure, in the order in which TensorBoard shows them."""
-    found = read_events(folder)
+    return scalars_of(read_events(folder))
+
+
+def scalars_of(found: EventAccumulator) -> dict[str, list[tuple[int, float]]]:
+    """The same of what was read."""
     return {tag: [(event.step, event.value) for event in found.Scalars(tag)] for tag in found.Tags()["scalars"]}

@@ -34,7 +34,7 @@ from .fuzz_trie import cut_off, draw_items, flip_bits, insert_or_remove, noise, 
 Case = Callable[[np.random.Generator], str]
 
 _INTEGERS = (pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint32(), pa.uint64())
-_BYTES = (cut_off, flip_bits, overwrite, insert_or_remove, noise)
+DAMAGES = (cut_off, flip_bits, overwrite, insert_or_remove, noise)
 
 
 def pick(random: np.random.Generator, choices: Any) -> Any:
@@ -156,7 +156,7 @@ def data_case() -> Case:
             write(random, data / f"{name}.parquet", columns)
         if random.random() < 0.15:
             path = data / f"{pick(random, ['interactions', 'items'])}.parquet"
-            path.write_bytes(pick(random, _BYTES)(path.read_bytes(), random))
+            path.write_bytes(pick(random, DAMAGES)(path.read_bytes(), random))
         is_mapped = random.random() < 0.4
         shutil.rmtree(cache, ignore_errors=True)
         try:
@@ -205,7 +205,7 @@ def catalog_case() -> Case:
             change_column(random, place / "items.parquet")
         elif kind == 3:
             path = place / pick(random, ["catalog.json", "items.parquet"])
-            path.write_bytes(pick(random, _BYTES)(path.read_bytes(), random))
+            path.write_bytes(pick(random, DAMAGES)(path.read_bytes(), random))
         elif kind == 4:
             (place / pick(random, ["catalog.json", "items.parquet"])).unlink()
         try:
@@ -276,7 +276,7 @@ def config_case() -> Case:
         text = yaml.safe_dump(values, sort_keys=False) if random.random() < 0.8 else dump_yaml(Config())
         raw = text.encode()
         if random.random() < 0.2:
-            raw = pick(random, _BYTES)(raw or b"{}", random)
+            raw = pick(random, DAMAGES)(raw or b"{}", random)
         path.write_bytes(raw)
         try:
             found = load_yaml(path, pick(random, [None, *PRESETS.values()]))

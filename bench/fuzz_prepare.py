@@ -11,7 +11,6 @@ import gzip
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +22,16 @@ from tawin.columns import DataError
 from tawin.data import load_dataset
 from tawin.prepare import Options, prepare
 
-from .fuzz_trie import cut_off, flip_bits, insert_or_remove, noise, overwrite
+from .fuzz_data import DAMAGES, Case, pick
 
-Case = Callable[[np.random.Generator], str]
 Row = tuple[Any, Any, Any, Any]  # user, item, time, rating
 
 FORMATS = ("csv", "parquet", "amazon2018", "amazon2023", "movielens", "s3rec")
-_BYTES = (cut_off, flip_bits, overwrite, insert_or_remove, noise)
 _IDS = ("", " ", "007", "-0", "9" * 30, str(2**63), "ü\U0001f600", "a,b", 'q"', "x" * 5000)
 _IDS += ("\ud83d", "nul\x00", "a::b", None, 3.5)
 _TIMES = (-1, 0, "", "nan", "1e306", 10**400, 2**63, "2018-07-07", None, True, [1], 1.5)
 _RATINGS = ("", "nan", "five", None, -1, 1e400, [5])
 _LINES = ("{", "[]", "null", '{"reviewerID": 1}', ",,,,,", "\x00", "\ufeff", "a" * 3000, '"open', "1 2\t3")
-
-
-def pick(random: np.random.Generator, choices: Any) -> Any:
-    return choices[int(random.integers(0, len(choices)))]
 
 
 def draw_rows(random: np.random.Generator, *, hostile: bool) -> list[Row]:
@@ -103,7 +96,7 @@ def write_log(random: np.random.Generator, name: str, rows: list[Row], folder: P
             content = gzip.compress(content, 1)
         path.write_bytes(content)
     if hostile and random.random() < 0.4 and path.stat().st_size:
-        path.write_bytes(pick(random, _BYTES)(path.read_bytes(), random))
+        path.write_bytes(pick(random, DAMAGES)(path.read_bytes(), random))
     return path
 
 
@@ -128,12 +121,28 @@ def by_loop(rows: list[Row], minimum: int, min_rating: float | None, duplicates:
     return found
 
 
+Columns = dict[str, list[Any]]
+
+
+def columns_of(folder: Path) -> tuple[Columns, ...]:
+    """Of items, users and interactions, as plain lists."""
+    return tuple(pq.read_table(folder / f"{name}.parquet").to_pydict() for name in ("items", "users", "interactions"))
+
+
+def by_source(items: Columns, users: Columns, interactions: Columns) -> dict[str, list[str]]:
+    """The source's own user ids with their own item ids, oldest first."""
+    item_names = dict(zip(items["item_id"], items["source_id"], strict=True))
+    user_names = dict(zip(users["user_id"], users["source_id"], strict=True))
+    return {
+        user_names[user]: [item_names[item] for item in row]
+        for user, row in zip(interactions["user_id"], interactions["item_ids"], strict=True)
+    }
+
+
 def require_folder(folder: Path, report: dict[str, Any]) -> dict[str, list[str]]:
-    """That it is what the report says and the trainer reads; gives the source's users with the source's items."""
+    """That it is what the report says and the trainer reads; gives what it holds `by_source`."""
     read = load_dataset(folder)
-    items, users, interactions = (
-        pq.read_table(folder / f"{name}.parquet").to_pydict() for name in ("items", "users", "interactions")
-    )
+    items, users, interactions = columns_of(folder)
     counts = report["counts"]["after_k_core"]
     assert len(set(items["source_id"])) == len(items["source_id"]) == len(set(items["item_id"]))
     assert len(set(users["source_id"])) == len(users["source_id"]) == counts["users"]
@@ -141,12 +150,7 @@ def require_folder(folder: Path, report: dict[str, Any]) -> dict[str, list[str]]
     assert len(read.user_ids) + read.users_left_out == counts["users"]
     for times in interactions.get("times", []):
         assert times == sorted(times)
-    item_names = dict(zip(items["item_id"], items["source_id"], strict=True))
-    user_names = dict(zip(users["user_id"], users["source_id"], strict=True))
-    return {
-        user_names[user]: [item_names[item] for item in row]
-        for user, row in zip(interactions["user_id"], interactions["item_ids"], strict=True)
-    }
+    return by_source(items, users, interactions)
 
 
 def prepare_case() -> Case:
@@ -159,18 +163,19 @@ def prepare_case() -> Case:
             shutil.rmtree(folder, ignore_errors=True)
         source.mkdir()
         name, hostile = pick(random, FORMATS), random.random() < 0.7
+        has_times = name != "s3rec"  # whose lines are in order
         rows = draw_rows(random, hostile=hostile)
         path = write_log(random, name, rows, source, hostile=hostile)
         minimum, duplicates = int(random.integers(0, 4)), pick(random, ("keep", "drop", "first"))
-        min_rating = 3.0 if random.random() < 0.3 and name != "s3rec" else None
+        min_rating = 3.0 if random.random() < 0.3 and has_times else None
         options = Options(
             min_interactions=minimum,
             duplicates=duplicates,
             min_rating=min_rating,
             max_malformed=pick(random, (0.0, 0.01, 1.0)),
         )
-        takes_folder = name not in ("s3rec",) and random.random() < 0.3
-        is_known = not hostile and name != "s3rec"  # which has no times: its lines are in order
+        takes_folder = has_times and random.random() < 0.3
+        is_known = not hostile and has_times
         expected = by_loop(rows, minimum, min_rating, duplicates) if is_known else {}
         try:
             report = prepare(name, source if takes_folder else path, out, options)

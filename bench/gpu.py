@@ -155,8 +155,7 @@ def _event_times(work: Callable[..., Any], tensors: Sequence[torch.Tensor], seco
 
 
 def run_tests(limit: float) -> dict[str, Any]:
-    result = run_process(pytest_command("tests/kernels", limit=limit), limit)
-    return {**result, "passed": result["status"] == 0, "summary": _last_line(result["output"])}
+    return _judged(run_process(pytest_command("tests/kernels", limit=limit), limit))
 
 
 def run_checks(limit: float, *arguments: str, **variables: str) -> dict[str, Any]:
@@ -177,16 +176,15 @@ def run_checks(limit: float, *arguments: str, **variables: str) -> dict[str, Any
 
 
 def run_decode_attention(limit: float) -> dict[str, Any]:
-    result = run_process([sys.executable, "-m", "bench.bench_decode_attention"], limit, keep_all=True)
-    return {**result, "passed": result["status"] == 0, "summary": _last_line(result["output"])}
+    return _judged(run_process([sys.executable, "-m", "bench.bench_decode_attention"], limit, keep_all=True))
 
 
 def run_fuzz(limit: float) -> dict[str, Any]:
     minutes = max(0.1, (limit - 30) / 60)  # what it takes to start
     command = [sys.executable, "-m", "bench.fuzz", "--device", "cuda", "--minutes", f"{minutes:.2f}"]
-    result = run_process(command, limit)
+    result = _judged(run_process(command, limit))
     lines = [line for line in result["output"].splitlines() if " cases, " in line]
-    return {**result, "passed": result["status"] == 0, "summary": "; ".join(lines) or _last_line(result["output"])}
+    return {**result, "summary": "; ".join(lines) or result["summary"]}
 
 
 def run_suite(suite: Suite, quick: bool, limit: float) -> dict[str, Any]:
@@ -214,6 +212,11 @@ def _benchmarks(path: Path) -> list[dict[str, Any]]:
         return json.loads(path.read_text())["benchmarks"]
     except (FileNotFoundError, json.JSONDecodeError):
         return []
+
+
+def _judged(result: dict[str, Any]) -> dict[str, Any]:
+    """A part that passes with exit status 0 and says in its last line what it came to."""
+    return {**result, "passed": result["status"] == 0, "summary": _last_line(result["output"])}
 
 
 def _last_line(output: str) -> str:

@@ -20,7 +20,7 @@ from tawin.states import damage, states
 from tawin.tracking import FOLDER as EVENTS
 from tawin.tracking import flat, numbers
 
-from .event_files import read_events, scalars
+from .event_files import read_events, scalars_of
 
 _SECONDS = re.compile(r"(?<=<td>)sft [\d.,]+, [^<]+(?=</td>)")  # of the stages, in the table of runs
 
@@ -81,9 +81,9 @@ def _wrong_events(run: Path, stage: str) -> list[str]:
     folder = run / EVENTS / stage
     if not folder.exists():
         return ["nothing"]
-    shown, expected = scalars(folder), _expected_scalars(run, stage)
-    wrong = sorted(tag for tag in shown.keys() | expected.keys() if shown.get(tag) != expected.get(tag))
     events = read_events(folder)
+    shown, expected = scalars_of(events), _expected_scalars(run, stage)
+    wrong = sorted(tag for tag in shown.keys() | expected.keys() if shown.get(tag) != expected.get(tag))
     if "config/text_summary" not in events.Tags()["tensors"] or len(events.Tensors("config/text_summary")) != 1:
         wrong.append("config")
     if "_hparams_/session_start_info" not in events.summary_metadata:

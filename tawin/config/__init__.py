@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .checks import require, require_type
+from .checks import require, require_choices, require_type
 from .data import CatalogConfig, PromptConfig, SplitConfig, SyntheticConfig
 from .running import KS, CheckpointConfig, EvaluationConfig, GuardConfig, TrackingConfig, WatchdogConfig
 from .training import GRPOConfig, OptimizerConfig, PolicyConfig, SFTConfig, TAWinConfig
@@ -65,8 +65,7 @@ class Config:
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
-        choices = ("sdpa", "flash_attention_2")
-        require(self.attention in choices, "attention", f"one of {choices}", self.attention)
+        require_choices(self, "")
         require_type("seed", self.seed, int)
         require_type("deterministic", self.deterministic, bool)
         require(0 <= self.seed < 2**31, "seed", "0 or more, below 2 ** 31", self.seed)

@@ -17,9 +17,10 @@ def require_type(field_name: str, value: object, kind: type) -> None:
 
 
 def require_choices(config: object, section: str) -> None:
-    """Every field that is annotated as a Literal holds one of its values."""
+    """Every field that is annotated as a Literal holds one of its values. section: "" of the whole config."""
     for name, choices in _choices(type(config)).items():  # type: ignore[arg-type]
-        require(getattr(config, name) in choices, f"{section}.{name}", f"one of {choices}", getattr(config, name))
+        full = f"{section}.{name}" if section else name
+        require(getattr(config, name) in choices, full, f"one of {choices}", getattr(config, name))
 
 
 @cache  # reading annotations back takes longer than all other checks

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..columns import DataError
+from .times import shown
 
 MAX_ID_LENGTH = 1000
 
@@ -94,7 +95,7 @@ def read_rating(value: str | float | None) -> float:
     except (TypeError, ValueError):
         found = math.nan
     if math.isnan(found):
-        raise ValueError(f"expected a rating (--min-rating needs one), got {repr(value)[:80]}")
+        raise ValueError(f"expected a rating (--min-rating needs one), got {shown(value)}")
     return found
 
 

@@ -29,12 +29,12 @@ class TimeReader:
         number = _number(value)
         if number is None:
             if not isinstance(value, str):
-                raise ValueError(f"expected a time, got {_shown(value)}")
+                raise ValueError(f"expected a time, got {shown(value)}")
             found = read_date(value)
             self._agree("date", value)
             return found
         if not abs(number) < _LARGEST:  # NaN too; whole numbers may be too large for any arithmetic with floats
-            raise ValueError(f"expected a time before the year 10000, got {_shown(value)}")
+            raise ValueError(f"expected a time before the year 10000, got {shown(value)}")
         unit = self._unit
         if unit is None or not self._is_told:
             unit = _unit_of(number)
@@ -52,7 +52,7 @@ class TimeReader:
         elif self._unit != kind:
             told = "a date" if self._unit == "date" else f"a time in {self._unit}"
             raise ValueError(
-                f"expected {told}, as the first one is, got {_shown(value)} (--time-unit says it for certain)"
+                f"expected {told}, as the first one is, got {shown(value)} (--time-unit says it for certain)"
             )
 
 
@@ -62,7 +62,7 @@ def read_date(text: str) -> int:
         found = datetime.fromisoformat(text.strip())
     except ValueError:
         raise ValueError(
-            f"expected seconds since 1970 or a date like 2018-07-07 or 2018-07-07 22:09:11, got {_shown(text)}"
+            f"expected seconds since 1970 or a date like 2018-07-07 or 2018-07-07 22:09:11, got {shown(text)}"
         ) from None
     if found.tzinfo is None:
         found = found.replace(tzinfo=UTC)
@@ -83,7 +83,8 @@ def _number(value: object) -> int | float | None:
     return None
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """As a message shows it: its beginning."""
     return repr(value)[:80]
 
 
@@ -98,5 +99,5 @@ def _unit_of(number: int | float) -> str:
 
 def _within(milliseconds: int, value: object) -> int:
     if abs(milliseconds) >= _YEAR_10000:
-        raise ValueError(f"expected a time before the year 10000, got {_shown(value)}")
+        raise ValueError(f"expected a time before the year 10000, got {shown(value)}")
     return milliseconds

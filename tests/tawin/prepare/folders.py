@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from bench.fuzz_prepare import by_source, columns_of
 from tawin.prepare import Options, prepare
 
 
@@ -31,15 +32,7 @@ def made(format_name: str, source: Path, folder: Path, **options: Any) -> dict[s
 
 def sequences(folder: Path) -> dict[str, list[str]]:
     """The source's own user ids with their own item ids, oldest first."""
-    items = pq.read_table(folder / "items.parquet").to_pydict()
-    users = pq.read_table(folder / "users.parquet").to_pydict()
-    interactions = pq.read_table(folder / "interactions.parquet").to_pydict()
-    item_names = dict(zip(items["item_id"], items["source_id"], strict=True))
-    user_names = dict(zip(users["user_id"], users["source_id"], strict=True))
-    return {
-        user_names[user]: [item_names[item] for item in row]
-        for user, row in zip(interactions["user_id"], interactions["item_ids"], strict=True)
-    }
+    return by_source(*columns_of(folder))
 
 
 def titles(folder: Path) -> dict[str, str | None]:
