@@ -2,7 +2,7 @@
 
 metrics.jsonl and results.json stay the record of a run: a tracker gets copies of their numbers, and nothing is read
 back from it. Names are the stage's, then the figure's: `sft/loss`, `grpo/valid/recall@3`, `grpo/results/test/ndcg@5`.
-Of several processes the first one alone tracks. The trackers are accelerate's.
+Of several processes the first one alone tracks. The services' trackers are accelerate's.
 
 A run that is resumed does steps again whose lines were cut from metrics.jsonl. TensorBoard is told to forget them
 (purge_step); the others get no line twice: tracking.json says how many they have. The figures of a finished stage are
@@ -15,16 +15,20 @@ import dataclasses
 import importlib.util
 import json
 import secrets
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
+from accelerate.tracking import GeneralTracker, TrackioTracker, WandBTracker
 
 from .config import Config, TrackingConfig
 from .config_files import dump_yaml
 from .durable import write_atomically
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 FOLDER = "tensorboard"
 CONFIG_SUFFIX, RESULTS_SUFFIX = ".config", ".results"
@@ -97,17 +101,18 @@ class TensorBoard(Tracking):
 
     The config and the results have event files of their own, and what a crash has left of one is replaced: not every
     reader forgets text, and the results stand at a step that is not to be forgotten.
+
+    Readers take files by name, in which the second stands before a number without leading zeros: of two files of one
+    second the later one may come first, and then be forgotten with all that the other one's purge_step forgets.
     """
 
     def __init__(self, folder: Path, config: Config) -> None:
         self._folder, self._metrics = folder / FOLDER, folder / METRICS_FILE
         self._config = config
-        self._trackers: dict[str, TensorBoardTracker] = {}
+        self._writers: dict[str, SummaryWriter] = {}
 
     def begin(self, stage: str, step: int | None) -> None:
-        tracker = TensorBoardTracker(stage, self._folder, purge_step=step or 0)
-        tracker.start()
-        self._trackers[stage] = tracker
+        self._writers[stage] = self._open(stage, purge_step=step or 0)
         if not step:
             with self._replacing(stage, CONFIG_SUFFIX) as writer:
                 writer.add_text("config", f"```\n{dump_yaml(self._config)}```", global_step=0)
@@ -117,7 +122,10 @@ class TensorBoard(Tracking):
                 self.log(line)
 
     def log(self, line: dict[str, Any]) -> None:
-        self._trackers[line["stage"]].log(numbers(line), step=line["step"])
+        writer = self._writers[line["stage"]]
+        for name, value in numbers(line).items():
+            writer.add_scalar(name, value, global_step=line["step"])
+        writer.flush()
 
     def add_results(self, stage: str, figures: dict[str, dict[str, float]]) -> None:
         from torch.utils.tensorboard.summary import hparams
@@ -133,17 +141,29 @@ class TensorBoard(Tracking):
                 writer.add_scalar(name, value, global_step=step)
 
     def finish(self, *, failed: bool) -> None:
-        for tracker in self._trackers.values():
-            tracker.finish()
+        for writer in self._writers.values():
+            writer.close()
 
-    def _replacing(self, stage: str, suffix: str) -> Any:
-        """A SummaryWriter of a new event file, the only one of a stage with this suffix."""
+    def _replacing(self, stage: str, suffix: str) -> SummaryWriter:
+        """A new event file, the only one of a stage with this suffix."""
+        for path in (self._folder / stage).glob(f"*{suffix}"):
+            path.unlink()
+        return self._open(stage, filename_suffix=suffix)
+
+    def _open(self, stage: str, **options: Any) -> SummaryWriter:
+        """A new event file, which readers take up behind all others of the stage."""
         from torch.utils.tensorboard import SummaryWriter
 
         folder = self._folder / stage
-        for path in folder.glob(f"*{suffix}"):
+        others = set(folder.glob("*"))
+        writer = SummaryWriter(str(folder), **options)
+        (path,) = set(folder.glob("*")) - others
+        if others and path < max(others):
+            writer.close()
             path.unlink()
-        return SummaryWriter(str(folder), filename_suffix=suffix)
+            time.sleep(1.0)  # into the next second; a clock that was set back is not waited for
+            writer = SummaryWriter(str(folder), **options)
+        return writer
 
     def _lines(self, stage: str) -> list[dict[str, Any]]:
         """The whole lines of a stage in metrics.jsonl; the report refuses one that is damaged, nothing does so here."""

@@ -30,8 +30,6 @@ from tawin.run_folder import RunFolder
 from tawin.states import states
 from tawin.synthetic import make_synthetic
 
-from .tawin.events import count_event_files_from_zero
-
 SMALL = [
     "--synthetic.num-users=60",
     "--synthetic.num-items=30",
@@ -140,7 +138,6 @@ def test_the_kept_grpo_model_is_never_worse_on_valid_than_the_sft_start(finished
 def test_a_run_that_was_stopped_and_resumed_ends_as_one_that_never_was(
     finished: Path, tmp_path: Path, updates: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    count_event_files_from_zero(monkeypatch)
     stop_and_resume(tmp_path / "run", updates, monkeypatch)
     assert_same_run(tmp_path / "run", finished)
     for stage in ("sft", "grpo"):  # in the tracker too every step is there, once

@@ -33,8 +33,10 @@ def repeat_the_last_line(run: Path) -> None:
 
 
 def show_a_step_twice(run: Path) -> None:
-    with SummaryWriter(str(run / "tensorboard" / "grpo")) as writer:
+    with SummaryWriter(str(run / "tensorboard" / "grpo"), filename_suffix=".again") as writer:
         writer.add_scalar("grpo/reward", 0.0, 1)
+    (path,) = (run / "tensorboard" / "grpo").glob("*.again")
+    path.rename(path.with_name("events.out.tfevents.9999999999"))  # the last by name: not forgotten with a purged step
 
 
 def change_a_weight(run: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
+from tensorboard.summary.writer import event_file_writer
 
 from bench.event_files import read_events, scalars
 from tawin import tracking
@@ -21,15 +22,12 @@ from tawin.run_folder import RunFolder
 from tawin.run_records import read_runs
 from tawin.tracking import NOT_TRACKED, Service, flat, numbers, require_tracker, start_tracking
 
-from .events import count_event_files_from_zero
-
 RESULTS = {"valid": {"recall@3": 0.25}, "test": {"recall@3": 0.5}}
 
 
 @pytest.fixture(autouse=True)
-def as_in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def as_in_a_run() -> None:
     Accelerator(cpu=True)  # accelerate's trackers ask it which process this is
-    count_event_files_from_zero(monkeypatch)
 
 
 def config_for(to: str) -> Config:
@@ -132,6 +130,40 @@ def test_results_are_shown_once_at_the_last_step_however_often_and_late_they_com
         (path,) = folder.glob("*.results")
         os.truncate(path, path.stat().st_size - 3)  # as after a crash in it
         assert "sft/results/test/recall@3" not in scalars(folder)
+
+
+@pytest.mark.parametrize("number", range(6, 10))
+def test_files_of_one_second_are_read_in_the_order_in_which_they_were_begun(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorBoard numbers its files in a process, and takes them up by name: 10 before 9."""
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(number))
+    config = config_for("tensorboard")
+    run = RunFolder.create(tmp_path / "run", config)
+    with run.tracked(config) as tracked:
+        train(tracked, "sft", 1, 4, begin=None)
+    run.forget_metrics_after(0)
+    with run.tracked(config) as tracked:
+        train(tracked, "sft", 1, 2, begin=None)
+        tracked.tracking.add_results("sft", RESULTS)
+    found = scalars(run.path / "tensorboard" / "sft")
+    assert found["sft/loss"] == [(1, 9.0), (2, 8.0)]
+    assert found["sft/results/test/recall@3"] == [(2, 0.5)]
+
+
+def test_a_clock_that_was_set_back_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(tracking.time, "sleep", waited.append)
+    config = config_for("tensorboard")
+    run = RunFolder.create(tmp_path / "run", config)
+    with run.tracked(config) as tracked:
+        train(tracked, "sft", 1, 2, begin=None)
+    folder = run.path / "tensorboard" / "sft"
+    for path in folder.iterdir():
+        path.rename(folder / path.name.replace("events.out.tfevents.1", "events.out.tfevents.9"))
+    with run.tracked(config) as tracked:
+        train(tracked, "sft", 3, 4, begin=2)
+    assert waited == [1.0]
 
 
 class Recorder(GeneralTracker):
