@@ -8,6 +8,7 @@ command resumes a table, adds seeds to it, or just writes its report anew.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -20,8 +21,10 @@ from typing import Annotated, Any
 import torch
 import tyro
 
+from tawin.config import Config
+
 from .methods import check, run_cell
-from .plan import Cell, Table, cells, load_table, table_names
+from .plan import Cell, Table, cells, load_table, merge, table_names
 from .report import write_report
 from .store import Record, read_records, write_records
 from .workspace import Workspace
@@ -179,8 +182,12 @@ def _keep(wanted: list[Cell], workspace: Workspace, kept: Path) -> None:
 
 
 def _options_of(record: Record) -> dict[str, Any]:
-    """A record's settings without what differs between its seeds and machines."""
-    return {name: value for name, value in record.settings.items() if name not in ("seed", "data", "data_cache")}
+    """A record's settings without what differs between its seeds and machines.
+
+    An option that did not exist when the record was made is at its default, which changes nothing.
+    """
+    known = merge(dataclasses.asdict(Config()), record.settings)
+    return {name: value for name, value in known.items() if name not in ("seed", "data", "data_cache")}
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiments import methods, run
-from experiments.store import read_records
+from experiments.store import read_records, write_records
 
 ROOT = Path(__file__).parents[2]
 TABLE = """
@@ -165,3 +165,17 @@ def test_seeds_that_were_run_with_other_options_leave_the_table(
     assert {seed: record.finished_at for seed, record in again.items()} == {
         seed: record.finished_at for seed, record in first.items()
     }
+
+
+def test_seeds_from_before_an_option_existed_stay_while_it_is_at_its_default(tmp_path: Path) -> None:
+    only_sft = arguments(tmp_path, "--rows", "SFT")
+    kept = tmp_path / "results" / "small.parquet"
+    assert run.main([*only_sft, "--seeds", "0"]) == 0
+    (record,) = read_records(kept)
+    del record.settings["guards"], record.settings["sft"]["weight_decay"]
+    write_records([record], kept)
+    assert run.main([*only_sft, "--seeds", "1"]) == 0
+    assert [found.seed for found in read_records(kept)] == [0, 1]
+    (tmp_path / "small.yaml").write_text(TABLE.replace("epochs: 2", "epochs: 2, weight_decay: 0.25"))
+    assert run.main([*only_sft, "--seeds", "1"]) == 0
+    assert [found.seed for found in read_records(kept)] == [1]
