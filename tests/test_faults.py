@@ -13,13 +13,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 
-from bench.faults import OPTIONS, Aim, finish, killed_run, log_of, processes, start
+from bench.faults import OPTIONS, Aim, finish, kill, killed_run, log_of, processes, start
 from bench.run_differences import differences
 from tawin.evaluate import recommend
 from tawin.load import load_serving
@@ -58,6 +59,24 @@ def test_a_killed_run_goes_on_to_the_same_bits_inside_a_save_too(
         if len(kills) >= 3 and any(kill.writing for kill in kills):
             return
     pytest.skip(f"writes are too quick here for a kill inside a save, {len(kills)} kills elsewhere: all equal")
+
+
+class EndsAsItIsKilled:
+    """A process that looks alive for as long as nobody waits for its end, which is a good one."""
+
+    pid = 1
+    exitcode: int | None = None
+
+    def join(self, seconds: float | None = None) -> None:
+        if seconds is None:
+            self.exitcode = 0
+
+    def kill(self) -> None:
+        pass
+
+
+def test_a_kill_that_comes_too_late_is_none(tmp_path: Path) -> None:
+    assert kill(cast(ForkServerProcess, EndsAsItIsKilled()), tmp_path / "run", "process", 0.0, random.Random(0)) is None
 
 
 def test_of_two_trainings_into_one_folder_one_is_refused(
