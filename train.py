@@ -254,11 +254,11 @@ def _require_training_data(split: Split, config: Config) -> None:
 
 def make_catalog(dataset: Dataset, split: Split, config: Config) -> tuple[PreTrainedTokenizerBase, Catalog]:
     """Items as tokens of the model's tokenizer, or of a small one made for them."""
-    built = config.catalog.item_tokens == "semantic_id" and dataset.items.semantic_ids is None
-    if config.catalog.vectors is not None and not built:
+    built = dataset.items.semantic_ids is None or config.catalog.rebuild_ids
+    if config.catalog.vectors is not None and not (built and config.catalog.item_tokens == "semantic_id"):
         raise ValueError(
-            "catalog.vectors: expected None where no semantic ids are built (the data has them, or items are titles), "
-            f"got {config.catalog.vectors!r}"
+            "catalog.vectors: expected None where no semantic ids are built (items are titles, or the data has ids and "
+            f"there is no catalog.rebuild_ids), got {config.catalog.vectors!r}"
         )
     semantic_ids = None
     if config.catalog.item_tokens == "semantic_id":

@@ -310,6 +310,7 @@ def load_catalog(
     *,
     item_tokens: Literal["semantic_id", "title"] = "semantic_id",
     separate_shared_ids: bool = True,
+    rebuild_ids: bool = False,
     levels: int = 3,
     codes: int = 256,
     vectors: str | Path | None = None,
@@ -323,7 +324,7 @@ def load_catalog(
     Args:
         folder: a data folder, or one of a saved catalogue (a run's `catalog`).
         tokenizer: of the model that will read the tokens; None: a small one.
-        item_tokens, separate_shared_ids, levels, codes, vectors: the options of `catalog` in the config.
+        item_tokens, separate_shared_ids, rebuild_ids, levels, codes, vectors: the options of `catalog` in the config.
         seed: of the clustering that builds ids.
 
     Raises:
@@ -346,6 +347,7 @@ def load_catalog(
     config = CatalogConfig(
         item_tokens=item_tokens,
         separate_shared_ids=separate_shared_ids,
+        rebuild_ids=rebuild_ids,
         levels=levels,
         codes=codes,
         vectors=None if vectors is None else str(vectors),

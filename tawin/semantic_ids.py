@@ -32,11 +32,12 @@ DENSE_ITEMS = 256  # up to here a full SVD, which also knows what to do with a m
 def build_semantic_ids(
     dataset: Dataset, config: CatalogConfig, *, training_sequences: Sequence[np.ndarray], seed: int = 0
 ) -> list[tuple[int, ...]]:
-    """The semantic id of every item: the data's, or else built; told apart where config.separate_shared_ids says so.
+    """The semantic id of every item, told apart where config.separate_shared_ids says so: the data's, or built where it
+    has none or config.rebuild_ids says so.
 
     Built ids see `training_sequences` only (dense item indexes), or config.vectors where that names a file.
     """
-    semantic_ids = dataset.items.semantic_ids
+    semantic_ids = None if config.rebuild_ids else dataset.items.semantic_ids
     if semantic_ids is not None and len(semantic_ids[0]) > MAX_LEVELS:
         raise DataError(
             f"{dataset.name}: column 'semantic_id': expected at most {MAX_LEVELS} levels, got {len(semantic_ids[0])}"

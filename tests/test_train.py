@@ -285,6 +285,12 @@ def nan_vectors(tmp_path: Path) -> list[str]:
     return ["--data", str(data), "--catalog.vectors", str(tmp_path / "vectors.npy")]
 
 
+def nan_vectors_in_place_of_ids(tmp_path: Path) -> list[str]:
+    options = nan_vectors(tmp_path)
+    data = write_data(tmp_path / "given", random_sequences(9, 5), 5, semantic_id=[[item, 0] for item in range(5)])
+    return [*options, "--data", str(data), "--catalog.rebuild-ids"]
+
+
 def no_such_folder(tmp_path: Path) -> list[str]:
     return ["--data", str(tmp_path / "absent")]
 
@@ -297,6 +303,7 @@ def no_such_folder(tmp_path: Path) -> list[str]:
         (short_users, "at least 3 items"),
         (uneven_ids, "semantic_id"),
         (nan_vectors, "NaN"),
+        (nan_vectors_in_place_of_ids, "NaN"),
         (no_such_folder, "absent"),
     ],
 )

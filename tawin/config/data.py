@@ -69,8 +69,11 @@ class CatalogConfig:
     """New tokens, one range a level; or the tokenizer's own tokens of the title and an end token."""
     separate_shared_ids: bool = True
     """Items that share a semantic id are told apart by an extra last token."""
+    rebuild_ids: bool = False
+    """Semantic ids are built here although the data has some: worth a try where those are made of texts, as built ones
+    hold what users take together."""
     levels: int = 3
-    """Levels of semantic ids that are built here (ignored where the data has ids)."""
+    """Levels of semantic ids that are built here (ignored where the data's are used)."""
     codes: int = 256
     """Codes a level of semantic ids that are built here (fewer where the catalogue is small)."""
     vectors: str | None = None
@@ -85,9 +88,16 @@ class CatalogConfig:
         for name in ("levels", "codes", "title_vocabulary"):
             require_type(f"catalog.{name}", getattr(self, name), int)
         require_type("catalog.separate_shared_ids", self.separate_shared_ids, bool)
+        require_type("catalog.rebuild_ids", self.rebuild_ids, bool)
         require_choices(self, "catalog")
         require(1 <= self.levels <= 8, "catalog.levels", "1..8", self.levels)
         require(2 <= self.codes <= 65536, "catalog.codes", "2..65536", self.codes)
+        require(
+            not (self.rebuild_ids and self.item_tokens == "title"),
+            "catalog.rebuild_ids",
+            "False where items are titles",
+            self.rebuild_ids,
+        )
         require(self.title_vocabulary >= 300, "catalog.title_vocabulary", "at least 300", self.title_vocabulary)
 
 

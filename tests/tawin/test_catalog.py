@@ -387,6 +387,16 @@ def test_a_saved_catalogue_refuses_a_tokenizer_that_lacks_its_tokens(tmp_path: P
         load_catalog(tmp_path, text_tokenizer())
 
 
+def test_a_folder_whose_ids_are_rebuilt_is_as_one_without_ids(tmp_path: Path) -> None:
+    made = make_synthetic(SyntheticConfig(num_users=60, num_items=40, num_clusters=4), 0)
+    save_dataset(made, tmp_path / "without")
+    items = Items(made.items.item_ids, made.items.titles, semantic_ids=[(item % 7, item % 5) for item in range(40)])
+    save_dataset(Dataset("made", made.user_ids, made.sequences, items), tmp_path / "with")
+    require_same(load_catalog(tmp_path / "with", rebuild_ids=True), load_catalog(tmp_path / "without"))
+    with pytest.raises(ValueError, match=r"catalog.rebuild_ids: expected False where items are titles, got True"):
+        load_catalog(tmp_path / "with", item_tokens="title", rebuild_ids=True)
+
+
 @pytest.mark.parametrize("name", ["toys", "yelp", "industrial", "office"])
 def test_real_catalogues_give_every_item_a_sequence_of_its_own(name: str) -> None:
     if not (REAL_DATA / name).is_dir():
@@ -415,6 +425,7 @@ def test_real_titles_share_tokens_only_where_they_are_equal(name: str) -> None:
         ("levels", 1.5),
         ("codes", "8"),
         ("separate_shared_ids", "no"),
+        ("rebuild_ids", "yes"),
         ("item_tokens", "name"),
     ],
 )

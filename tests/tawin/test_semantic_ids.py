@@ -272,6 +272,18 @@ def test_built_ids_come_from_the_training_sequences_alone() -> None:
     assert len(set(ids[0])) == 80 and {len(found) for found in ids[0]} == {3}
 
 
+def test_ids_of_the_data_are_built_anew_where_that_is_asked_for() -> None:
+    given_ids = Items(DATASET.items.item_ids, semantic_ids=[(item, 0) for item in range(80)])
+    with_given = Dataset("made", DATASET.user_ids, DATASET.sequences, given_ids)
+    training = training_sequences(DATASET)
+    kept, built = (
+        build_semantic_ids(with_given, CatalogConfig(rebuild_ids=rebuild), training_sequences=training)
+        for rebuild in (False, True)
+    )
+    assert kept == given_ids.semantic_ids
+    assert built == build_semantic_ids(DATASET, CatalogConfig(), training_sequences=training)
+
+
 def test_ids_are_built_from_a_vector_file_where_one_is_named(tmp_path: Path) -> None:
     vectors = np.random.default_rng(0).normal(size=(80, 5)).astype(np.float32)
     np.save(tmp_path / "vectors.npy", vectors)
