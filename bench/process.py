@@ -20,10 +20,12 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 LAST_CHARACTERS = 6000  # of a process's output that are kept
 _SECONDS_TO_FINISH = 5  # after an interrupt
+_SECONDS_TO_SAVE = 5  # a session's results after its last test; an interrupt there would lose them
 
 
 def pytest_command(*paths: str, limit: float) -> list[str]:
     """It begins no test when it has used most of its time."""
+    uninterrupted = limit - _SECONDS_TO_FINISH
     return [
         sys.executable,
         "-m",
@@ -34,7 +36,7 @@ def pytest_command(*paths: str, limit: float) -> list[str]:
         "-p",
         "bench.stop_after",
         "--stop-after",
-        f"{max(1.0, (limit - _SECONDS_TO_FINISH) * 0.8):.0f}",
+        f"{max(1.0, uninterrupted - max(_SECONDS_TO_SAVE, 0.2 * uninterrupted)):.0f}",
     ]
 
 
