@@ -50,7 +50,7 @@ from tawin.ragged import Ragged
 from tawin.report import write_report
 from tawin.run_folder import RunFolder, RunFolderError
 from tawin.run_lock import lock_run
-from tawin.semantic_ids import build_semantic_ids
+from tawin.semantic_ids import build_semantic_ids, given_ids
 from tawin.sft import train_sft
 from tawin.states import states
 from tawin.stopping import Stopped, stop_on_signals
@@ -254,8 +254,8 @@ def _require_training_data(split: Split, config: Config) -> None:
 
 def make_catalog(dataset: Dataset, split: Split, config: Config) -> tuple[PreTrainedTokenizerBase, Catalog]:
     """Items as tokens of the model's tokenizer, or of a small one made for them."""
-    built = dataset.items.semantic_ids is None or config.catalog.rebuild_ids
-    if config.catalog.vectors is not None and not (built and config.catalog.item_tokens == "semantic_id"):
+    built = config.catalog.item_tokens == "semantic_id" and given_ids(dataset, config.catalog) is None
+    if config.catalog.vectors is not None and not built:
         raise ValueError(
             "catalog.vectors: expected None where no semantic ids are built (items are titles, or the data has ids and "
             f"there is no catalog.rebuild_ids), got {config.catalog.vectors!r}"

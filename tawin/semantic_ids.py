@@ -29,6 +29,11 @@ UNSEEN_NOISE = 1e-3
 DENSE_ITEMS = 256  # up to here a full SVD, which also knows what to do with a matrix of low rank
 
 
+def given_ids(dataset: Dataset, config: CatalogConfig) -> list[tuple[int, ...]] | None:
+    """The data's own semantic ids; None where they are to be built."""
+    return None if config.rebuild_ids else dataset.items.semantic_ids
+
+
 def build_semantic_ids(
     dataset: Dataset, config: CatalogConfig, *, training_sequences: Sequence[np.ndarray], seed: int = 0
 ) -> list[tuple[int, ...]]:
@@ -37,7 +42,7 @@ def build_semantic_ids(
 
     Built ids see `training_sequences` only (dense item indexes), or config.vectors where that names a file.
     """
-    semantic_ids = None if config.rebuild_ids else dataset.items.semantic_ids
+    semantic_ids = given_ids(dataset, config)
     if semantic_ids is not None and len(semantic_ids[0]) > MAX_LEVELS:
         raise DataError(
             f"{dataset.name}: column 'semantic_id': expected at most {MAX_LEVELS} levels, got {len(semantic_ids[0])}"
