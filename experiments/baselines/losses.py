@@ -20,11 +20,16 @@ def cross_entropy(model: SequenceModel, states: Tensor, targets: Tensor, negativ
     if negatives == 0 or negatives >= model.num_items:
         return functional.cross_entropy(model.scores(states), targets, reduction="none")
     drawn = torch.randperm(model.num_items, device=states.device)[:negatives]  # [M]
-    scores = functional.linear(states, model.items.weight[drawn], model.item_bias[drawn])  # [P, M]
-    scores = scores + math.log(model.num_items / negatives)  # each stands for that many items
-    scores = scores.masked_fill(drawn == targets[:, None], -torch.inf)
+    # Each stands for that many items.
+    bias = model.item_bias[drawn] + math.log(model.num_items / negatives)
+    scores = functional.linear(states, model.items.weight[drawn], bias)  # [P, M]
+    column = torch.full((model.num_items,), -1, device=states.device)
+    column[drawn] = torch.arange(negatives, device=states.device)
+    column = column[targets]  # [P], of the target among those drawn, -1 for none
+    among = (column >= 0).nonzero()[:, 0]
+    scores[among, column[among]] = torch.finfo(scores.dtype).min  # counts nothing; a lone -inf would make NaN gradients
     target_scores = model.scores_of(states, targets)  # [P]
-    return torch.cat([target_scores[:, None], scores], dim=1).logsumexp(dim=1) - target_scores
+    return torch.logaddexp(target_scores, scores.logsumexp(dim=1)) - target_scores
 
 
 def binary_loss(model: SequenceModel, states: Tensor, targets: Tensor, held: Tensor) -> Tensor:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from tawin.data import Examples
 from tawin.policy import evaluating
@@ -54,13 +57,24 @@ def _check_range(name: str, items: np.ndarray, num_items: int) -> None:
 
 def _ranks(model: SequenceModel, histories: Ragged, targets: np.ndarray, exclude_history: bool) -> np.ndarray:
     scores = model.scores(model.last_states(histories))  # [B, items]
-    if not torch.isfinite(scores).all():
+    if not torch.stack(scores.aminmax()).isfinite().all():
         raise FloatingPointError("scores: expected finite ones, got inf or NaN; did training diverge?")
-    target = torch.from_numpy(targets).to(scores.device)[:, None]  # [B, 1]
+    target = torch.from_numpy(targets).to(scores.device)  # [B]
     if exclude_history:
         rows = np.repeat(np.arange(len(histories)), histories.lengths)
         scores[rows, histories.flat()] = -torch.inf
-    target_score = scores.gather(1, target)
-    ahead = torch.arange(scores.shape[1], device=scores.device) < target  # [B, items]
-    rank = (scores > target_score).sum(1) + ((scores == target_score) & ahead).sum(1)
+    target_score = scores.gather(1, target[:, None])  # [B, 1]
+    rank = _count(torch.gt, scores, target_score)
+    # The target is one of those as high as itself. Where it is not the only one, which is rare, lower indexes go first.
+    tied = _count(torch.ge, scores, target_score) - rank > 1  # [B]
+    first = torch.arange(scores.shape[1], device=scores.device) < target[tied, None]  # [tied, items]
+    rank[tied] += ((scores[tied] == target_score[tied]) & first).sum(1)
     return torch.where(target_score[:, 0] == -torch.inf, -1, rank).int().cpu().numpy()
+
+
+def _count(compare: Callable[..., Tensor], scores: Tensor, target_score: Tensor) -> Tensor:
+    """How many of each row's scores compare so with the target's, int64 [B].
+
+    Summed in fp32, where counts below 2^24 are exact: on a CPU a sum of bool first makes int64 of all of them.
+    """
+    return compare(scores, target_score, out=torch.empty_like(scores)).sum(1).long()

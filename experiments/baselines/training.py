@@ -83,7 +83,9 @@ def fit(
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         model = MODELS[kind](num_items, options).to(device)
-        optimizer = torch.optim.AdamW(model.parameters(), options.learning_rate, weight_decay=options.weight_decay)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), options.learning_rate, weight_decay=options.weight_decay, fused=True
+        )
         best, best_number, weights = -1.0, 0, model.state_dict()
         for number in range(1, options.epochs + 1):
             batches = _batches(windows, first_targets, options.batch_size, order)
