@@ -47,6 +47,18 @@ def test_the_estimate_of_the_softmax_sum_has_no_bias(case):
     assert (estimates.mean(0) - model.scores(states).exp().sum(1)).abs().le(error).all()
 
 
+def test_a_lone_negative_that_is_the_target_costs_nothing_and_has_gradients_of_zero(case):
+    model, states, _ = case
+    torch.manual_seed(3)
+    drawn = torch.randperm(NUM_ITEMS)[:1]
+    torch.manual_seed(3)
+    states = states[:1].requires_grad_()
+    loss = cross_entropy(model, states, drawn, 1)
+    loss.sum().backward()
+    torch.testing.assert_close(loss, torch.zeros(1))
+    torch.testing.assert_close(states.grad, torch.zeros_like(states))
+
+
 def test_the_binary_loss_is_that_of_the_target_and_of_one_item_which_the_sequence_does_not_hold(case):
     model, states, targets = case
     held = torch.tensor([[0, 1, -1]] * 4)
