@@ -243,7 +243,7 @@ def _require_training_data(split: Split, config: Config) -> None:
     if config.sft.epochs > 0 and not split.sft:
         raise ValueError(
             f"split.rl_share: expected a share that leaves SFT a user with two items, got {config.split.rl_share}: "
-            "lower it or split.rl_targets, or set sft.epochs to 0"
+            "lower it or split.rl_targets, raise split.rl_seen, or set sft.epochs to 0"
         )
     if config.grpo.steps != 0 and len(split.rl) == 0:
         raise ValueError(

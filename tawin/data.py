@@ -198,19 +198,32 @@ def training_sequences(dataset: Dataset) -> Ragged:
 
 
 def split_leave_one_out(
-    dataset: Dataset, *, max_history: int = 10, rl_share: float = 1.0, rl_targets: int = 1, seed: int = 0
+    dataset: Dataset,
+    *,
+    max_history: int = 10,
+    rl_share: float = 1.0,
+    rl_targets: int = 1,
+    rl_seen: int = 0,
+    seed: int = 0,
 ) -> Split:
     """Splits each user's sequence: last item test, the one before valid, the rest training.
 
-    For a share of the users with at least two training items the last `rl_targets` training interactions are kept from
-    SFT and become the targets of an RL example, whose history is the training items before them. A user with too few
-    for that keeps one item of history and has fewer targets. SFT has the items before the targets, if these are two.
+    For a share of the users with at least two training items the last `rl_targets` training interactions become the
+    targets of an RL example, whose history is the training items before them. A user with too few for that keeps one
+    item of history and has fewer targets. SFT has the items before the last `rl_targets - rl_seen` of them, if these
+    are two: none of the targets by default, all of them where `rl_seen` is `rl_targets`.
     Histories are the last `max_history` items before the (first) target: of a valid item all training items count, of a
     test item the valid item too.
     """
     train = training_sequences(dataset)
     sft, rl = training_parts(
-        dataset.user_ids, train, max_history=max_history, rl_share=rl_share, rl_targets=rl_targets, seed=seed
+        dataset.user_ids,
+        train,
+        max_history=max_history,
+        rl_share=rl_share,
+        rl_targets=rl_targets,
+        rl_seen=rl_seen,
+        seed=seed,
     )
     return Split(
         sft=sft,
@@ -222,7 +235,7 @@ def split_leave_one_out(
 
 
 def training_parts(
-    user_ids: np.ndarray, train: Ragged, *, max_history: int, rl_share: float, rl_targets: int, seed: int
+    user_ids: np.ndarray, train: Ragged, *, max_history: int, rl_share: float, rl_targets: int, rl_seen: int, seed: int
 ) -> tuple[Ragged, Examples]:
     """What SFT and what RL get of the users' training items; see `split_leave_one_out`."""
     if max_history < 1:
@@ -231,13 +244,15 @@ def training_parts(
         raise ValueError(f"rl_share: expected a share in [0, 1], got {rl_share}")
     if rl_targets < 1:
         raise ValueError(f"rl_targets: expected at least 1, got {rl_targets}")
+    if not 0 <= rl_seen <= rl_targets:
+        raise ValueError(f"rl_seen: expected 0..{rl_targets}, the targets of RL that SFT may see, got {rl_seen}")
     eligible = np.flatnonzero(train.lengths >= 2)
     chosen = np.random.default_rng(seed).permutation(eligible)[: round(rl_share * len(eligible))]
-    held_out = np.zeros(len(train), dtype=train.lengths.dtype)  # [users], training interactions kept from SFT
-    held_out[chosen] = np.minimum(rl_targets, train.lengths[chosen] - 1)
+    targets = np.zeros(len(train), dtype=train.lengths.dtype)  # [users], training interactions that RL asks for
+    targets[chosen] = np.minimum(rl_targets, train.lengths[chosen] - 1)
 
-    sft = train.drop_last(held_out)
-    rl = _rl_examples(user_ids, train, held_out, several=rl_targets > 1, max_history=max_history)
+    sft = train.drop_last(np.minimum(rl_targets - rl_seen, targets))
+    rl = _rl_examples(user_ids, train, targets, several=rl_targets > 1, max_history=max_history)
     return sft.take(sft.lengths >= 2), rl
 
 
@@ -306,15 +321,15 @@ def _examples(dataset: Dataset, users: np.ndarray | slice, *, target: int, max_h
 
 
 def _rl_examples(
-    user_ids: np.ndarray, train: Ragged, held_out: np.ndarray, *, several: bool, max_history: int
+    user_ids: np.ndarray, train: Ragged, targets: np.ndarray, *, several: bool, max_history: int
 ) -> Examples:
-    """Of the users of whom interactions are held out: the items before these, and these as targets."""
-    users = np.flatnonzero(held_out)
-    train, held_out = train.take(users), held_out[users]
-    kept = train.last(held_out)
-    histories = train.drop_last(held_out).last(max_history)
-    further = kept.last(held_out - 1) if several else None
-    return Examples(user_ids[users], histories, kept.at(0).astype(np.int64), further)
+    """Of the users who have targets: their last items as these, and the items before."""
+    users = np.flatnonzero(targets)
+    train, targets = train.take(users), targets[users]
+    last = train.last(targets)
+    histories = train.drop_last(targets).last(max_history)
+    further = last.last(targets - 1) if several else None
+    return Examples(user_ids[users], histories, last.at(0).astype(np.int64), further)
 
 
 def _load_items(path: Path) -> Items:

@@ -48,6 +48,7 @@ def load_data(config: Config) -> tuple[Dataset, Split]:
         max_history=options.max_history,
         rl_share=options.rl_share,
         rl_targets=options.rl_targets,
+        rl_seen=options.rl_seen,
         seed=config.seed,
     )
 

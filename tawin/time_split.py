@@ -23,6 +23,7 @@ def split_by_time(
     max_history: int = 10,
     rl_share: float = 1.0,
     rl_targets: int = 1,
+    rl_seen: int = 0,
     seed: int = 0,
 ) -> Split:
     """Splits at the times after which a share of all interactions lies: test_share, and both shares together.
@@ -50,7 +51,13 @@ def split_by_time(
     in_training, before_test = (_count_before(dataset.times, time) for time in (valid_from, test_from))
     train = sequences.bounded(sequences.starts, sequences.starts + in_training)
     sft, rl = training_parts(
-        dataset.user_ids, train, max_history=max_history, rl_share=rl_share, rl_targets=rl_targets, seed=seed
+        dataset.user_ids,
+        train,
+        max_history=max_history,
+        rl_share=rl_share,
+        rl_targets=rl_targets,
+        rl_seen=rl_seen,
+        seed=seed,
     )
     split = Split(
         sft=sft,

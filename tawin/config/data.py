@@ -27,10 +27,15 @@ class SplitConfig:
     rl_targets: int = 1
     """Training interactions that are kept of each of these users, the last ones; RL's reward is for any of them. A user
     with too few keeps one for the history; SFT leaves out a user who has no two items left."""
+    rl_seen: int = 0
+    """Of these targets, the first ones that SFT is trained on all the same. 0: RL's prompts ask for what the model has
+    not seen; as many as `rl_targets`: SFT is trained on everything, and RL asks for it again."""
 
     def __post_init__(self) -> None:
         require_type("split.rl_targets", self.rl_targets, int)
         require(self.rl_targets >= 1, "split.rl_targets", "at least 1", self.rl_targets)
+        require_type("split.rl_seen", self.rl_seen, int)
+        require(0 <= self.rl_seen <= self.rl_targets, "split.rl_seen", "0..rl_targets", self.rl_seen)
         require(self.max_history >= 1, "split.max_history", "at least 1", self.max_history)
         require(0.0 <= self.rl_share <= 1.0, "split.rl_share", "a share in [0, 1]", self.rl_share)
         for name in ("valid_share", "test_share"):

@@ -53,6 +53,7 @@ def test_a_partial_yaml_changes_only_what_it_names(tmp_path: Path) -> None:
         ("prompt: {template: 3}", "prompt.template: expected str | None, got 3"),
         ("prompt: {template: Next}", "prompt.template: expected text with {history} once, got 'Next'"),
         ("split:\n  rl_targets: 0", "split.rl_targets: expected at least 1, got 0"),
+        ("split:\n  rl_seen: 2", "split.rl_seen: expected 0..rl_targets, got 2"),
         ("grpo: {tawin: {anchor_start: wide}}", "grpo.tawin.anchor_start: expected float | None, got 'wide'"),
         (
             "grpo: {tawin: {anchor_start: -1}}",

@@ -256,18 +256,19 @@ def test_the_users_of_rl_are_drawn_by_the_seed() -> None:
 
 
 def split_by_lists(
-    sequences: list[list[int]], max_history: int, rl_share: float, rl_targets: int, seed: int
+    sequences: list[list[int]], max_history: int, rl_share: float, rl_targets: int, rl_seen: int, seed: int
 ) -> dict[str, Any]:
     """The same split in plain Python: lists of items, and (user, history, targets) of every example."""
     train = [sequence[:-2] for sequence in sequences]
     eligible = [user for user, sequence in enumerate(train) if len(sequence) >= 2]
     drawn = np.random.default_rng(seed).permutation(eligible)[: round(rl_share * len(eligible))]
-    held_out = {int(user) for user in drawn}
+    asked = {int(user) for user in drawn}
     sft, rl = [], []
     for user, sequence in enumerate(train):
-        targets = sequence[1:][-rl_targets:] if user in held_out else []
+        targets = sequence[1:][-rl_targets:] if user in asked else []
         before = sequence[: len(sequence) - len(targets)]
-        sft.append(before)
+        unseen = min(len(targets), rl_targets - rl_seen)
+        sft.append(sequence[: len(sequence) - unseen])
         if targets:
             rl.append((100 + user, before[-max_history:], targets))
 
@@ -286,16 +287,22 @@ def split_by_lists(
     sequences=st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=14), min_size=1, max_size=10),
     max_history=st.integers(1, 12),
     rl_share=st.floats(0, 1),
-    rl_targets=st.integers(1, 5),
+    rl_targets_and_seen=st.integers(1, 5).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))),
     seed=st.integers(0, 2**31),
 )
 def test_a_split_is_that_of_a_loop_over_users(
-    sequences: list[list[int]], max_history: int, rl_share: float, rl_targets: int, seed: int
+    sequences: list[list[int]], max_history: int, rl_share: float, rl_targets_and_seen: tuple[int, int], seed: int
 ) -> None:
+    rl_targets, rl_seen = rl_targets_and_seen
     split = split_leave_one_out(
-        dataset_of(*sequences), max_history=max_history, rl_share=rl_share, rl_targets=rl_targets, seed=seed
+        dataset_of(*sequences),
+        max_history=max_history,
+        rl_share=rl_share,
+        rl_targets=rl_targets,
+        rl_seen=rl_seen,
+        seed=seed,
     )
-    expected = split_by_lists(sequences, max_history, rl_share, rl_targets, seed)
+    expected = split_by_lists(sequences, max_history, rl_share, rl_targets, rl_seen, seed)
     assert [sequence.tolist() for sequence in split.sft] == expected["sft"]
     for part in ("rl", "valid", "test"):
         examples = getattr(split, part)
@@ -315,6 +322,15 @@ def test_the_last_training_items_are_the_targets_of_rl_as_far_as_one_is_left_for
     assert split.rl.all_targets().tolist() == [[2, 3, 4], [8, 8, 8]]
 
 
+def test_sft_is_trained_on_the_first_targets_of_rl_as_far_as_it_may_see_them() -> None:
+    dataset = dataset_of([0, 1, 2, 3, 4, 5, 6], [7, 8, 9, 10])
+    splits = [split_leave_one_out(dataset, rl_targets=3, rl_seen=seen) for seen in range(4)]
+    trained = [[sequence.tolist() for sequence in split.sft] for split in splits]
+    assert trained == [[[0, 1]], [[0, 1, 2]], [[0, 1, 2, 3]], [[0, 1, 2, 3, 4], [7, 8]]]
+    assert all(split.rl.all_targets().tolist() == [[2, 3, 4], [8, 8, 8]] for split in splits)
+    assert all([history.tolist() for history in split.rl.histories] == [[0, 1], [7]] for split in splits)
+
+
 def test_a_sequence_without_the_items_of_a_split_is_refused() -> None:
     with pytest.raises(IndexError, match=r"place -2: expected it in every sequence, but 1 has 1 values"):
         split_leave_one_out(dataset_of([0, 1, 2], [3]))
@@ -327,6 +343,8 @@ def test_a_sequence_without_the_items_of_a_split_is_refused() -> None:
         ({"rl_share": 1.5}, r"rl_share: expected a share in \[0, 1\], got 1.5"),
         ({"rl_share": float("nan")}, r"rl_share"),
         ({"rl_targets": 0}, r"rl_targets: expected at least 1, got 0"),
+        ({"rl_seen": 2}, r"rl_seen: expected 0..1, the targets of RL that SFT may see, got 2"),
+        ({"rl_seen": -1}, r"rl_seen: expected 0..1"),
     ],
 )
 def test_a_split_refuses_arguments_out_of_range(arguments: dict[str, Any], message: str) -> None:

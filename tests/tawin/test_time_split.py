@@ -122,6 +122,13 @@ def test_a_split_refuses_arguments_out_of_range(arguments: dict[str, Any], messa
         split_by_time(dataset_of(EVEN), **arguments)
 
 
+def test_sft_may_be_trained_on_what_rl_asks_for() -> None:
+    splits = [split_by_time(dataset_of(EVEN), rl_seen=seen) for seen in (0, 1)]
+    assert [sequence[:-1].tolist() for sequence in splits[1].sft] == [sequence.tolist() for sequence in splits[0].sft]
+    assert [int(sequence[-1]) for sequence in splits[1].sft] == splits[1].rl.targets.tolist()
+    assert splits[0].rl.targets.tolist() == splits[1].rl.targets.tolist()
+
+
 def test_a_dataset_without_times_is_refused() -> None:
     dataset = Dataset("made", np.array([1]), [np.array([0, 1, 2])], Items(np.arange(3)))
     with pytest.raises(ValueError, match=r"dataset: expected one with times .*with_times=True"):
