@@ -185,7 +185,9 @@ def _evaluated(run: RunFolder, stage: str, catalog: Catalog, split: Split, confi
     found = {}
     for part in PARTS:
         examples: Examples = sampled(getattr(split, part), config.evaluation.test_users, 0)
-        recommended = recommend(model, catalog, examples.histories, config.evaluation, description=part)
+        recommended = recommend(
+            model, catalog, examples.histories, config.evaluation, seen=examples.seen, description=part
+        )
         found[part] = target_ranks(recommended, examples.targets).astype(np.int32)
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     lines = [line for line in lines if line["stage"] == stage]

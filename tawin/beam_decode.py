@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .backbone import Backbone
 from .decode_attention import DecodeAttention
+from .exclusion import Excluded
 from .tree_attention import BeamTree, Prompt
 
 
@@ -44,11 +45,19 @@ class BeamOptions:
         return self.beam_width * (self.trie.max_depth - 1)
 
 
-def decode(model: Backbone, prompt: Prompt, options: BeamOptions, *, stops_early: bool = True) -> Sequences:
+def decode(
+    model: Backbone,
+    prompt: Prompt,
+    options: BeamOptions,
+    *,
+    stops_early: bool = True,
+    excluded: Excluded | None = None,
+) -> Sequences:
     """All steps of the search.
 
     stops_early: leave out the steps after which no prompt's result can change. To know that, the host waits for the
     device; the result is the same without it.
+    excluded: what each prompt may not get.
     """
     trie = options.trie
     tree = BeamTree(model, prompt, attention=options.attention)
@@ -56,16 +65,19 @@ def decode(model: Backbone, prompt: Prompt, options: BeamOptions, *, stops_early
     search = _Search(len(prompt.lengths), trie, options.beam_width, options.length_penalty)
     hidden = prompt.last_hidden[:, None]  # [B, 1, H]
     for depth in range(1, trie.max_depth + 1):
+        wanted = search.candidates(depth)
         step = beam_step(
             hidden,
             weight,
             trie,
             search.nodes,
             search.scores,
-            search.candidates(depth),
+            wanted if excluded is None else excluded.candidates(depth, wanted),
             normalizer=options.normalizer,
             bias=bias,
         )
+        if excluded is not None:
+            step = excluded.keep(step, wanted)
         parents = search.advance(depth, step.tokens, step.nodes, step.scores, step.parents)
         if depth == trie.max_depth or (search.close_finished(depth) and stops_early and not search.is_open()):
             break

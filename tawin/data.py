@@ -83,6 +83,8 @@ class Examples:
     """int64 [N], the item that followed at once."""
     also: Ragged | None = None
     """Dense indexes of the items after it that count as targets too, in order, N sequences; None: there are none."""
+    seen: Ragged | None = None
+    """All items before the target, of which `histories` are the last ones; None: the histories are whole."""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -100,7 +102,8 @@ class Examples:
         """The examples at `indexes`, in that order."""
         rows = np.asarray(indexes, dtype=np.int64)
         also = None if self.also is None else self.also.take(rows)
-        return Examples(self.user_ids[rows], Ragged.of(self.histories).take(rows), self.targets[rows], also)
+        seen = None if self.seen is None else self.seen.take(rows)
+        return Examples(self.user_ids[rows], Ragged.of(self.histories).take(rows), self.targets[rows], also, seen)
 
     def sample(self, n: int, seed: int) -> Examples:
         """n examples without replacement, in their original order; all of them where n is not smaller."""
@@ -316,8 +319,9 @@ def _windows(ragged: Ragged, max_history: int) -> tuple[Ragged, np.ndarray]:
 
 def _examples(dataset: Dataset, users: np.ndarray | slice, *, target: int, max_history: int) -> Examples:
     sequences = Ragged.of(dataset.sequences).take(users)
-    histories = sequences.drop_last(-target).last(max_history)
-    return Examples(dataset.user_ids[users], histories, sequences.at(target).astype(np.int64))
+    seen = sequences.drop_last(-target)
+    targets = sequences.at(target).astype(np.int64)
+    return Examples(dataset.user_ids[users], seen.last(max_history), targets, seen=seen)
 
 
 def _rl_examples(
@@ -327,9 +331,9 @@ def _rl_examples(
     users = np.flatnonzero(targets)
     train, targets = train.take(users), targets[users]
     last = train.last(targets)
-    histories = train.drop_last(targets).last(max_history)
+    seen = train.drop_last(targets)
     further = last.last(targets - 1) if several else None
-    return Examples(user_ids[users], histories, last.at(0).astype(np.int64), further)
+    return Examples(user_ids[users], seen.last(max_history), last.at(0).astype(np.int64), further, seen)
 
 
 def _load_items(path: Path) -> Items:

@@ -34,11 +34,14 @@ def recommend(
     histories: Sequence[np.ndarray],
     config: EvaluationConfig,
     *,
+    seen: Sequence[np.ndarray] | None = None,
     description: str = "recommend",
     progress: bool = False,
     processes: Processes = ALONE,
 ) -> Recommendations:
-    """The `config.beam_width` best items for each history; with `exclude_history` none of the history itself.
+    """The `config.beam_width` best items for each history; with `exclude_history` none that the user has seen.
+
+    seen: each user's items, of which the histories may be the last ones only; None: the histories.
 
     Histories of like length share a batch, so little is padded. The model is put into eval mode and back. Of several
     processes each takes every so many batches, and all get the whole result: the very one that one process gets.
@@ -48,8 +51,9 @@ def recommend(
     """
     device = next(model.parameters()).device
     histories = Ragged.of(histories)
-    # Excluded items leave gaps: so many more beams that the list is full without them.
-    spare = int(histories.lengths.max(initial=0)) if config.exclude_history else 0
+    excluded = Ragged.of(histories if seen is None else seen) if config.exclude_history else None
+    if excluded is not None and len(excluded) != len(histories):
+        raise ValueError(f"seen: expected the items of each of {len(histories)} histories, got {len(excluded)}")
     items = np.zeros((len(histories), config.beam_width), dtype=np.int64)
     scores = np.zeros((len(histories), config.beam_width), dtype=np.float32)
     batches = list(_batches(histories, config.batch_size))[processes.rank :: processes.count]
@@ -65,14 +69,11 @@ def recommend(
                 input_ids.to(device),
                 attention_mask.to(device),
                 catalog.trie,
-                config.beam_width + spare,
+                config.beam_width,
                 normalizer=config.normalizer,
+                exclude=None if excluded is None else excluded.take(rows),
             )
-        found_items, found_scores = found.item_ids.cpu().numpy(), found.scores.cpu().numpy()
-        if config.exclude_history:
-            for place, history in enumerate(batch):
-                found_items[place], found_scores[place] = _without(found_items[place], found_scores[place], history)
-        items[rows], scores[rows] = found_items[:, : config.beam_width], found_scores[:, : config.beam_width]
+        items[rows], scores[rows] = found.item_ids.cpu().numpy(), found.scores.cpu().numpy()
     stopping.stop_if_asked(processes)
     if processes.count > 1:  # rows of others are zero here: the sum over the processes is exact
         items = processes.sum(torch.from_numpy(items).to(processes.device)).cpu().numpy()
@@ -84,15 +85,6 @@ def _batches(histories: Ragged, size: int) -> Iterator[np.ndarray]:
     order = np.argsort(histories.lengths, kind="stable")
     for start in range(0, len(order), size):
         yield order[start : start + size]
-
-
-def _without(items: np.ndarray, scores: np.ndarray, history: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Drop the history's items; those behind move up, the end is filled with missing ones."""
-    keep = ~np.isin(items, history)
-    left = int(keep.sum())
-    kept_items, kept_scores = np.full_like(items, -1), np.full_like(scores, -np.inf)
-    kept_items[:left], kept_scores[:left] = items[keep], scores[keep]
-    return kept_items, kept_scores
 
 
 def sampled(examples: Examples, users: int | None, seed: int) -> Examples:
@@ -118,6 +110,13 @@ def evaluate(
 ) -> dict[str, float]:
     """Recall, NDCG and WPAUC at 1, 3, 5, 10 over all examples; the processes share the work and all get the figures."""
     found = recommend(
-        model, catalog, examples.histories, config, description=description, progress=progress, processes=processes
+        model,
+        catalog,
+        examples.histories,
+        config,
+        seen=examples.seen,
+        description=description,
+        progress=progress,
+        processes=processes,
     )
     return metrics.ranking_metrics(target_ranks(found, examples.targets))

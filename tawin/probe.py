@@ -77,7 +77,7 @@ def probe(
             )
         model.to(accelerator.device)
         valid = sampled(split.valid, config.evaluation.batch_size, config.seed)
-        batch = _seconds(lambda: recommend(model, catalog, valid.histories, config.evaluation), 1)
+        batch = _seconds(lambda: recommend(model, catalog, valid.histories, config.evaluation, seen=valid.seen), 1)
     return Seconds(sft, without_hits, with_hits, batch, _peak_bytes())
 
 

@@ -104,12 +104,19 @@ def _recommend_chunk(
     user = np.repeat(np.arange(len(lengths)), lengths)
     known = items >= 0
     counts = np.bincount(user[known], minlength=len(lengths))
-    histories = Ragged.of(np.split(items[known], np.cumsum(counts)[:-1])).last(serving.options.max_history)
+    seen = Ragged.of(np.split(items[known], np.cumsum(counts)[:-1]))
+    histories = seen.last(serving.options.max_history)
     asked = np.flatnonzero(counts)
     found_items = np.full((len(lengths), top), -1, dtype=np.int64)
     found_scores = np.full((len(lengths), top), -np.inf, dtype=np.float32)
     if len(asked):
-        found = recommend(serving.model, serving.catalog, histories.take(asked), serving.options.evaluation)
+        found = recommend(
+            serving.model,
+            serving.catalog,
+            histories.take(asked),
+            serving.options.evaluation,
+            seen=seen.take(asked),
+        )
         found_items[asked], found_scores[asked] = found.items[:, :top], found.scores[:, :top]
     columns = _columns(serving.catalog, Recommendations(found_items, found_scores), titles)
     return columns, Served(len(lengths), int((~known).sum()), len(lengths) - len(asked))

@@ -7,8 +7,10 @@ Beam search runs on tree attention: the prompt is run once, every beam token onc
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from tawin_kernels import ItemTrie, linear_log_probs
 from tawin_kernels.records import Normalizer
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from .backbone import Backbone, backbone
 from .beam_decode import BeamOptions, Sequences, decode
 from .decode_graphs import replay
+from .exclusion import Excluded, excluded_of
 from .phases import phase
 from .token_tree import completion_states
 from .tree_attention import BeamTree, Prompt, check_prompts, prefill
@@ -42,6 +45,7 @@ def beam_search(
     normalizer: Normalizer = "vocab",
     length_penalty: float = 0.0,
     cuda_graphs: bool = True,
+    exclude: Sequence[np.ndarray] | None = None,
 ) -> BeamOutput:
     """Constrained beam search: the `beam_width` best items of the catalogue for every prompt.
 
@@ -56,6 +60,8 @@ def beam_search(
             renormalised over the children of each node.
         length_penalty: a finished sequence of n tokens scores (sum of log p) / n ** length_penalty, as in transformers.
         cuda_graphs: on CUDA, a shape that comes back is captured as a CUDA graph and replayed (`decode_graphs`).
+        exclude: for each prompt, items of the catalogue (rows, int64) that it must not get. The search runs as if the
+            trie did not have them; the scores of the others stay. Without CUDA graphs.
 
     Returns:
         BeamOutput. The best W sequences are expanded to their items (same score, in item order) and cut to W.
@@ -67,6 +73,11 @@ def beam_search(
     same constraint: at each step the best 2 W candidates are looked at, those of the best W that complete an item are
     kept as finished, the best W others go on.
     """
+    excluded = None
+    if exclude is not None:
+        if len(exclude) != len(input_ids):
+            raise ValueError(f"exclude: expected items of each of {len(input_ids)} prompts, got {len(exclude)}")
+        excluded = excluded_of(trie, exclude)
     sequences = beam_sequences(
         model,
         input_ids,
@@ -76,8 +87,9 @@ def beam_search(
         normalizer=normalizer,
         length_penalty=length_penalty,
         cuda_graphs=cuda_graphs,
+        excluded=excluded,
     )
-    return expand_items(sequences, trie)
+    return expand_items(sequences, trie, excluded)
 
 
 @torch.no_grad()
@@ -92,10 +104,12 @@ def beam_sequences(
     length_penalty: float = 0.0,
     cuda_graphs: bool = True,
     prompt: Prompt | None = None,
+    excluded: Excluded | None = None,
 ) -> Sequences:
     """Like `beam_search`, but the distinct sequences themselves: what a training group is made of.
 
     prompt: what `prefill` gave for these prompts, which are not run again then.
+    excluded: sequences with no other items than these are not found.
     """
     check_prompts(input_ids, attention_mask)
     if not isinstance(beam_width, int) or isinstance(beam_width, bool) or beam_width < 1:
@@ -111,8 +125,9 @@ def beam_sequences(
     options = BeamOptions(trie, beam_width, normalizer, float(length_penalty))
     prompt = _prompt(parts, input_ids, attention_mask, prompt)
     with phase("decode"):
-        found = replay(parts, prompt, options) if cuda_graphs and input_ids.is_cuda else None
-        return decode(parts, prompt, options) if found is None else found
+        replays = cuda_graphs and input_ids.is_cuda and excluded is None
+        found = replay(parts, prompt, options) if replays else None
+        return decode(parts, prompt, options, excluded=excluded) if found is None else found
 
 
 def _prompt(model: Backbone, input_ids: Tensor, attention_mask: Tensor, prompt: Prompt | None) -> Prompt:
@@ -123,19 +138,38 @@ def _prompt(model: Backbone, input_ids: Tensor, attention_mask: Tensor, prompt: 
         return prefill(model, input_ids, attention_mask)
 
 
-def expand_items(sequences: Sequences, trie: ItemTrie) -> BeamOutput:
+def expand_items(sequences: Sequences, trie: ItemTrie, excluded: Excluded | None = None) -> BeamOutput:
     """The items of each sequence (same score, in item order), cut to as many items as there are sequences."""
     nodes = sequences.nodes
     width = nodes.shape[1]
+    if excluded is not None:
+        return _without(_expanded(sequences, trie, width + excluded.items.shape[1]), excluded, width)
+    return _expanded(sequences, trie, width)
+
+
+def _without(found: BeamOutput, excluded: Excluded, width: int) -> BeamOutput:
+    """The first `width` items that are not excluded."""
+    gone = excluded.of_items(found.item_ids)
+    order = gone.sort(dim=1, stable=True).indices[:, :width]
+    gone = gone.gather(1, order)
+    tokens = found.token_ids.gather(1, order[..., None].expand(-1, -1, found.token_ids.shape[2]))
+    tokens = tokens.masked_fill(gone[..., None], -100)
+    items = found.item_ids.gather(1, order).masked_fill(gone, -1)
+    return BeamOutput(items, tokens, tokens >= 0, found.scores.gather(1, order).masked_fill(gone, -torch.inf))
+
+
+def _expanded(sequences: Sequences, trie: ItemTrie, width: int) -> BeamOutput:
+    """The first `width` items of the sequences."""
+    nodes = sequences.nodes
     present = nodes >= 0
     offsets = trie.item_offsets.long()
     start = offsets[nodes.clamp_min(0)]  # [B, W]
     count = (offsets[nodes.clamp_min(0) + 1] - start).masked_fill(~present, 0)
     end = count.cumsum(1)  # [B, W], items of the sequences up to and including this one
-    slot = torch.arange(width, device=nodes.device).expand_as(nodes).contiguous()
+    slot = torch.arange(width, device=nodes.device).expand(len(nodes), -1).contiguous()
     source = torch.searchsorted(end, slot, right=True)  # the sequence that item slot comes from; W = missing
-    found = source < width
-    source = source.clamp_max(width - 1)
+    found = source < nodes.shape[1]
+    source = source.clamp_max(nodes.shape[1] - 1)
     item = start.gather(1, source) + slot - (end - count).gather(1, source)
     items = trie.item_ids[item.masked_fill(~found, 0)].long().masked_fill(~found, -1)
     tokens = sequences.token_ids.gather(1, source[..., None].expand(-1, -1, sequences.token_ids.shape[2]))

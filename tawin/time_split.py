@@ -114,6 +114,7 @@ def _examples(
     """The interaction at place `first` of each user that has one before it and one before place `end`."""
     users = np.flatnonzero((first >= 1) & (first < end))
     places = sequences.starts[users] + first[users]
-    histories = sequences.take(users)
-    histories = histories.bounded(histories.starts, places).last(max_history)
-    return Examples(user_ids[users], histories, sequences.values[places].astype(np.int64))
+    seen = sequences.take(users)
+    seen = seen.bounded(seen.starts, places)
+    targets = sequences.values[places].astype(np.int64)
+    return Examples(user_ids[users], seen.last(max_history), targets, seen=seen)

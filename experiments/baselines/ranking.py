@@ -21,8 +21,8 @@ def ranks(
 ) -> np.ndarray:
     """The zero-based rank of each example's target: items of a higher score, or of the same one and a lower index.
 
-    With `exclude_history` the items of a history are no recommendations after it (of all that the example holds, even
-    where the model sees fewer); a target among them has rank -1, not found. Otherwise every item counts.
+    With `exclude_history` no item that the user has seen is a recommendation (the whole of it, even where the model
+    sees less); a target among them has rank -1, not found. Otherwise every item counts.
 
     Returns:
         int32 [N]
@@ -33,12 +33,14 @@ def ranks(
     """
     histories = Ragged.of(examples.histories)
     check_items("histories", histories, model.num_items, at_least=1)
+    seen = histories if examples.seen is None else examples.seen
     _check_range("targets", examples.targets, model.num_items)
     found = np.empty(len(examples), dtype=np.int32)
     with evaluating(model):
         for first in range(0, len(examples), batch_size):
             batch = slice(first, first + batch_size)
-            found[batch] = _ranks(model, histories[batch], examples.targets[batch], exclude_history)
+            excluded = seen[batch] if exclude_history else None
+            found[batch] = _ranks(model, histories[batch], examples.targets[batch], excluded)
     return found
 
 
@@ -55,14 +57,14 @@ def _check_range(name: str, items: np.ndarray, num_items: int) -> None:
         raise ValueError(f"{name}: expected items in [0, {num_items}), got {items.min()} to {items.max()}")
 
 
-def _ranks(model: SequenceModel, histories: Ragged, targets: np.ndarray, exclude_history: bool) -> np.ndarray:
+def _ranks(model: SequenceModel, histories: Ragged, targets: np.ndarray, excluded: Ragged | None) -> np.ndarray:
     scores = model.scores(model.last_states(histories))  # [B, items]
     if not torch.stack(scores.aminmax()).isfinite().all():
         raise FloatingPointError("scores: expected finite ones, got inf or NaN; did training diverge?")
     target = torch.from_numpy(targets).to(scores.device)  # [B]
-    if exclude_history:
-        rows = np.repeat(np.arange(len(histories)), histories.lengths)
-        scores[rows, histories.flat()] = -torch.inf
+    if excluded is not None:
+        rows = np.repeat(np.arange(len(excluded)), excluded.lengths)
+        scores[rows, excluded.flat()] = -torch.inf
     target_score = scores.gather(1, target[:, None])  # [B, 1]
     rank = _count(torch.gt, scores, target_score)
     # The target is one of those as high as itself. Where it is not the only one, which is rare, lower indexes go first.

@@ -81,11 +81,12 @@ def _print_one(options: argparse.Namespace) -> None:
     item_ids = _item_ids(options.history, sources)
     serving = load_serving(options.run, options.stage)
     catalog = serving.catalog
-    history = np.array([catalog.index_of(item_id) for item_id in item_ids])[-serving.options.max_history :]
+    seen = np.array([catalog.index_of(item_id) for item_id in item_ids])
+    history = seen[-serving.options.max_history :]
     table = Table(title="history: " + " | ".join(catalog.title(int(item)) for item in history))
     for name in ("rank", "item", "title", "log p"):
         table.add_column(name, justify="left" if name == "title" else "right")
-    for rank, (item, score) in enumerate(_ranked(serving, history, options), 1):
+    for rank, (item, score) in enumerate(_ranked(serving, seen, options), 1):
         item_id = int(catalog.item_ids[item])
         shown = str(item_id) if sources is None else sources.source_ids[item_id]
         table.add_row(str(rank), shown, catalog.title(item), f"{score:.4f}")
@@ -103,9 +104,10 @@ def _item_ids(history: str, sources: SourceIds | None) -> list[int]:
         ) from None
 
 
-def _ranked(serving: Serving, history: np.ndarray, options: argparse.Namespace) -> list[tuple[int, float]]:
+def _ranked(serving: Serving, seen: np.ndarray, options: argparse.Namespace) -> list[tuple[int, float]]:
     """At most `--top` items and their log p, best first."""
     asked = serving.options.asked_for(options.top, exclude_history=options.exclude_history)
-    found = recommend(serving.model, serving.catalog, [history], asked.evaluation)
+    history = seen[-serving.options.max_history :]
+    found = recommend(serving.model, serving.catalog, [history], asked.evaluation, seen=[seen])
     pairs = zip(found.items[0].tolist(), found.scores[0].tolist(), strict=True)
     return [(item, score) for item, score in pairs if item >= 0][: options.top]

@@ -27,7 +27,7 @@ class EvaluationConfig:
     normalizer: Literal["vocab", "trie"] = "vocab"
     """What the search's log p is a softmax over, as in grpo.normalizer."""
     exclude_history: bool = False
-    """Never recommend an item of the prompt's history again."""
+    """Never recommend an item that the user has seen, in the prompt's history or before it."""
     select: Literal["recall@1", "recall@3", "recall@5", "recall@10", "ndcg@3", "ndcg@5", "ndcg@10"] = "recall@3"
     """The valid metric by which checkpoints are chosen."""
 

@@ -451,6 +451,7 @@ def test_a_sample_keeps_the_order_and_is_drawn_by_the_seed() -> None:
 
 def test_taking_examples_follows_the_given_order() -> None:
     examples = Examples(np.arange(3), [np.array([row]) for row in range(3)], np.arange(3) + 1)
+    assert examples.take([1]).seen is None
     taken = examples.take([2, 0])
     assert taken.user_ids.tolist() == [2, 0]
     assert taken.targets.tolist() == [3, 1]

@@ -6,9 +6,12 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
+from tawin_kernels import ItemTrie
 
+from tawin.catalog import Catalog
 from tawin.config import EvaluationConfig
-from tawin.data import Examples
+from tawin.data import Dataset, Examples, Items, split_leave_one_out
 from tawin.evaluate import Recommendations, evaluate, recommend, sampled, target_ranks
 from tawin.rollout import beam_search
 
@@ -38,6 +41,33 @@ def test_an_excluded_history_is_not_recommended_and_the_rest_moves_up() -> None:
         expected = [item for item in everything.items[row] if item >= 0 and item not in history]
         assert without.items[row].tolist() == expected + [-1] * (10 - len(expected))
         assert np.isneginf(without.scores[row, len(expected) :]).all()
+
+
+def test_what_a_user_has_seen_is_excluded_where_the_prompt_has_only_the_end_of_it() -> None:
+    """20 items of 80 seen, 4 in the prompt: 60 are left, whatever the beam width."""
+    catalog = catalog_of(80)
+    random = np.random.default_rng(0)
+    dataset = Dataset("made", np.arange(6), [random.permutation(80)[:21] for _ in range(6)], Items(np.arange(80)))
+    examples = split_leave_one_out(dataset, max_history=4).test
+    model = tiny_model("qwen2", seed=2)
+    options = EvaluationConfig(beam_width=80, batch_size=4, exclude_history=True)
+    found = recommend(model, catalog, examples.histories, options, seen=examples.seen)
+    for items, sequence in zip(found.items, dataset.sequences, strict=True):
+        assert sorted(items[items >= 0]) == sorted(set(range(80)) - set(sequence[:20].tolist()))
+    narrow = recommend(
+        model, catalog, examples.histories, dataclasses.replace(options, beam_width=12), seen=examples.seen
+    )
+    assert (narrow.items >= 0).all() and not any(
+        np.isin(items, sequence[:20]).any() for items, sequence in zip(narrow.items, dataset.sequences, strict=True)
+    )
+    seen_again = dataclasses.replace(examples, targets=np.array([sequence[0] for sequence in dataset.sequences]))
+    assert evaluate(model, catalog, seen_again, options)["recall@10"] == 0.0
+
+
+def catalog_of(items: int) -> Catalog:
+    tokens = torch.tensor([[5 + item // 8, 15 + item % 8] for item in range(items)])
+    trie = ItemTrie.from_sequences(tokens)
+    return Catalog(np.arange(items), None, None, tokens, trie, trie.leaf_of_item, (1,), 0, None)
 
 
 def test_ranks_are_zero_based_and_minus_one_where_not_found() -> None:

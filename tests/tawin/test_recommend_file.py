@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,24 @@ def test_more_items_than_the_catalogue_has_give_all_of_it(serving: Serving, tmp_
     assert sorted(items) == sorted(set(ids.tolist()) - set(ids[[0, 1]].tolist()))
 
 
+def test_what_the_prompt_has_no_room_for_is_excluded_too(serving: Serving, tmp_path: Path) -> None:
+    ids = serving.catalog.item_ids
+    history = ids[:20].tolist()  # of 40 items; a prompt has the last 4
+    recommend_file.recommend_file(
+        serving, write(tmp_path / "in.parquet", [history]), tmp_path / "out.parquet", top=40, exclude_history=True
+    )
+    (items,) = pq.read_table(tmp_path / "out.parquet")["item_ids"].to_pylist()
+    assert sorted(items) == sorted(set(ids.tolist()) - set(history))
+
+
+def test_the_command_excludes_what_the_prompt_has_no_room_for(
+    run: Path, serving: Serving, capsys: pytest.CaptureFixture[str]
+) -> None:
+    history = ",".join(map(str, serving.catalog.item_ids[:20]))
+    cli.main(["recommend", str(run), "--history", history, "--exclude-history", "--top", "40"])
+    assert len(re.findall(r"^│ +\d+ │", capsys.readouterr().out, re.MULTILINE)) == 20
+
+
 def test_an_empty_file_gives_an_empty_file(serving: Serving, tmp_path: Path) -> None:
     histories = write(tmp_path / "in.parquet", [])
     assert recommend_file.recommend_file(serving, histories, tmp_path / "out.parquet").users == 0
@@ -95,11 +114,11 @@ def test_an_empty_file_gives_an_empty_file(serving: Serving, tmp_path: Path) -> 
 def test_a_failure_leaves_no_file(serving: Serving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = []
 
-    def fail_at_the_second(*arguments: Any) -> Any:
+    def fail_at_the_second(*arguments: Any, **options: Any) -> Any:
         done.append(1)
         if len(done) == 2:
             raise KeyboardInterrupt
-        return recommend(*arguments)
+        return recommend(*arguments, **options)
 
     monkeypatch.setattr(recommend_file, "recommend", fail_at_the_second)
     histories = write(tmp_path / "in.parquet", random_histories(serving, 100))
