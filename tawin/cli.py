@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -98,7 +99,10 @@ def print_results(run: RunFolder) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The console script. `arguments`: the command line without the program's name; None: the process's own."""
+    """What `tawin.__main__` runs. `arguments`: the command line without the program's name; None: the process's own.
+
+    Ends with status 1 and a message where something is wrong, with 130 and one line after Ctrl-C.
+    """
     parser = argparse.ArgumentParser(prog="tawin", description="Look at and use the runs that train.py made.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
@@ -109,3 +113,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.act(options)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
