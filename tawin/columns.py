@@ -23,20 +23,52 @@ class DataError(ValueError):
 
 
 @contextmanager
-def open_parquet(path: Path, required: tuple[str, ...]) -> Iterator[pq.ParquetFile]:
-    """The file, if it has the required columns. DataError for what arrow cannot read, inside the block too."""
-    if not path.is_file():
-        raise DataError(f"{path}: expected a parquet file with the columns {', '.join(required)}, found no such file")
+def reading_parquet(path: Path) -> Iterator[None]:
+    """What arrow cannot read is a DataError that names the file. Nothing is to be written in the block."""
     try:
-        # Arrow's pre_buffer keeps all that it has read until the end. Checksums are looked at where a file has them.
-        with pq.ParquetFile(path, buffer_size=READ_BYTES, pre_buffer=False, page_checksum_verification=True) as file:
-            names = file.schema_arrow.names
-            for column in required:
-                if column not in names:
-                    raise DataError(f"{path}: column '{column}': expected, but the file has only {', '.join(names)}")
-            yield file
+        yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # names of columns may be no text
         raise DataError(f"{path}: expected a parquet file, got one that cannot be read: {error}") from error
+
+
+class ParquetReader:
+    """An open parquet file. What arrow cannot read is a DataError; an error of whoever works with it is not."""
+
+    def __init__(self, path: Path, file: pq.ParquetFile) -> None:
+        self._path, self._file = path, file
+        self.schema_arrow: pa.Schema = file.schema_arrow
+        self.metadata: pq.FileMetaData = file.metadata
+
+    def read(self, columns: list[str]) -> pa.Table:
+        with reading_parquet(self._path):
+            return self._file.read(columns=columns)
+
+    def iter_batches(self, rows: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        batches = self._file.iter_batches(rows, columns=columns)
+        while True:
+            with reading_parquet(self._path):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+
+@contextmanager
+def open_parquet(path: Path, required: tuple[str, ...]) -> Iterator[ParquetReader]:
+    """The file, if it has the required columns. DataError for what arrow cannot read."""
+    if not path.is_file():
+        raise DataError(f"{path}: expected a parquet file with the columns {', '.join(required)}, found no such file")
+    with reading_parquet(path):
+        # Arrow's pre_buffer keeps all that it has read until the end. Checksums are looked at where a file has them.
+        file = pq.ParquetFile(path, buffer_size=READ_BYTES, pre_buffer=False, page_checksum_verification=True)
+    with file:
+        with reading_parquet(path):
+            reader = ParquetReader(path, file)
+            names = reader.schema_arrow.names
+        for column in required:
+            if column not in names:
+                raise DataError(f"{path}: column '{column}': expected, but the file has only {', '.join(names)}")
+        yield reader
 
 
 def read_table(path: Path, *, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> pa.Table:
@@ -48,7 +80,7 @@ def read_table(path: Path, *, required: tuple[str, ...], optional: tuple[str, ..
         return table
 
 
-def _require_rows(found: int, file: pq.ParquetFile, column: str, path: Path) -> None:
+def _require_rows(found: int, file: ParquetReader, column: str, path: Path) -> None:
     """The header of a page has no checksum, and Arrow takes its word."""
     if found != file.metadata.num_rows:
         raise DataError(

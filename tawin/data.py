@@ -29,6 +29,7 @@ from .columns import (
     read_titles,
     require_distinct,
 )
+from .durable import writing
 from .interaction_times import map_times, read_times
 from .interactions import map_interactions, read_interactions
 from .ragged import Ragged, count_within
@@ -191,8 +192,9 @@ def save_dataset(dataset: Dataset, folder: str | Path) -> None:
             "semantic_id": optional_array(items.semantic_ids, len(items), pa.list_(pa.int64())),
         }
     )
-    pq.write_table(pa.table(columns), folder / INTERACTIONS_FILE, write_page_checksum=True)
-    pq.write_table(catalogue, folder / ITEMS_FILE, write_page_checksum=True)
+    with writing(folder):
+        pq.write_table(pa.table(columns), folder / INTERACTIONS_FILE, write_page_checksum=True)
+        pq.write_table(catalogue, folder / ITEMS_FILE, write_page_checksum=True)
 
 
 def training_sequences(dataset: Dataset) -> Ragged:

@@ -32,14 +32,30 @@ class WriteError(OSError):
 
 
 @contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system says of writing in the block, as on a full disk, is a WriteError that names `path`."""
+    try:
+        yield
+    except WriteError:
+        raise
+    except (OSError, SafetensorError) as error:
+        raise WriteError(f"{path}: could not be written: {error}") from error
+
+
+@contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
-    """A path to write a file at: once the block has ended it is put in the place of `path`, and is gone if it fails."""
+    """A path to write a file at: once the block has ended it is put in the place of `path`, and is gone if it fails.
+
+    Raises:
+        WriteError: see `writing`.
+    """
     temporary = path.with_name(f".{path.name}.writing")
     try:
-        yield temporary
-        sync_file(temporary)
-        os.replace(temporary, path)
-        sync_folder(path.parent)
+        with writing(path):
+            yield temporary
+            sync_file(temporary)
+            os.replace(temporary, path)
+            sync_folder(path.parent)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -51,11 +67,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     Raises:
         WriteError: the disk is full, or whatever else the system says; names the path.
     """
-    try:
-        with replacing_file(path) as temporary:
-            temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-    except OSError as error:
-        raise WriteError(f"{path}: could not be written: {error}") from error
+    with replacing_file(path) as temporary:
+        temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
@@ -73,14 +86,13 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """
     temporary = folder.with_name(f".{folder.name}.writing")
     try:
-        folder.parent.mkdir(exist_ok=True)
-        finish_replacing(folder)
-        shutil.rmtree(temporary, ignore_errors=True)
-        write(temporary)
-        _sync_tree(temporary)
-        _put(temporary, folder)
-    except (OSError, SafetensorError) as error:
-        raise WriteError(f"{folder}: could not be written: {error}") from error
+        with writing(folder):
+            folder.parent.mkdir(exist_ok=True)
+            finish_replacing(folder)
+            shutil.rmtree(temporary, ignore_errors=True)
+            write(temporary)
+            _sync_tree(temporary)
+            _put(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # a part, or after an exchange the old folder
 

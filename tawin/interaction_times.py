@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from .columns import DataError, open_parquet, read_integer_list_batches
+from .durable import writing
 from .interactions import BATCH_USERS, MIN_ITEMS, array_path, form_of, growing_array
 from .ragged import Ragged
 
@@ -32,7 +33,7 @@ def map_times(path: Path, sequences: Ragged, item_ids: np.ndarray, folder: Path)
     header, _ = form_of(path, item_ids, folder)
     whole = array_path(header, "times")
     if not whole.exists():
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as scratch:
+        with writing(whole), tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as scratch:
             part = Path(scratch) / whole.name
             with growing_array(part, np.dtype(np.int64)) as add:
                 for values in _batches(path, sequences.lengths):

@@ -32,8 +32,10 @@ from .columns import (
     read_integer_list_batches,
     read_integers,
     read_table,
+    reading_parquet,
     require_distinct,
 )
+from .durable import writing
 from .ragged import Ragged
 
 MIN_ITEMS = 3  # a test item, a valid item and at least one item of history
@@ -150,7 +152,7 @@ def _convert(path: Path, item_ids: np.ndarray, header: Path, fingerprint: dict[s
         header.parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         raise DataError(f"{header.parent}: expected a folder for the memory-mapped data, found a file") from None
-    with tempfile.TemporaryDirectory(dir=header.parent, prefix=".part-") as scratch:
+    with writing(header), tempfile.TemporaryDirectory(dir=header.parent, prefix=".part-") as scratch:
         part = Path(scratch) / header.name
         counts = {"users": 0, "interactions": 0, "users_left_out": 0}
         with (
@@ -177,7 +179,7 @@ def _convert(path: Path, item_ids: np.ndarray, header: Path, fingerprint: dict[s
 
 def _most_values(path: Path) -> int:
     """At least as many as the lists of item_ids have values, from the file's footer."""
-    with open_parquet(path, ("item_ids",)) as file:
+    with open_parquet(path, ("item_ids",)) as file, reading_parquet(path):
         groups = (file.metadata.row_group(group) for group in range(file.metadata.num_row_groups))
         columns = (group.column(column) for group in groups for column in range(group.num_columns))
         return sum(column.num_values for column in columns if column.path_in_schema.startswith("item_ids."))

@@ -6,8 +6,9 @@ Whoever sets TRITON_INTERPRET=1 runs all tests on the kernels, the trainer's too
 """
 
 import os
+import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import hypothesis
 import numpy
@@ -46,3 +47,11 @@ def no_report() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as without:
         without.setattr(train, "write_report", lambda _, out: out / "report.html")
         yield
+
+
+@pytest.fixture
+def limit_files() -> Iterator[Callable[[int], None]]:
+    """Called with a size in bytes: until the test ends, writing a larger file fails, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from ..columns import DataError, integer_type, optional_array
 from ..data import INTERACTIONS_FILE, ITEMS_FILE
-from ..durable import sync_file, sync_folder
+from ..durable import sync_file, sync_folder, writing
 
 USERS_FILE = "users.parquet"
 REPORT_FILE = "prepare.json"
@@ -121,17 +121,19 @@ def _write_interactions(prepared: Prepared, item_ids: np.ndarray, path: Path) ->
 @contextmanager
 def _appearing(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` that takes its place when the block ends, and is gone if it fails."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
-        yield part
-        part.chmod(0o777 & ~_umask())
-        for path in part.iterdir():
-            sync_file(path)
-        sync_folder(part)
-        require_new(folder)
-        os.rename(part, folder)  # an empty folder gives way to it, one with files does not
-        sync_folder(folder.parent)
+        with writing(folder):
+            yield part
+            part.chmod(0o777 & ~_umask())
+            for path in part.iterdir():
+                sync_file(path)
+            sync_folder(part)
+            require_new(folder)
+            os.rename(part, folder)  # an empty folder gives way to it, one with files does not
+            sync_folder(folder.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

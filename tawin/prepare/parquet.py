@@ -9,9 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from ..columns import DataError, open_parquet
+from ..columns import DataError, ParquetReader, open_parquet, reading_parquet
 from .delimited import find_column
 from .log import Log
 from .reading import Reading
@@ -59,8 +58,10 @@ class ParquetTable:
             if item is None or title is None:
                 raise DataError(f"{self.items}: expected columns for item and title, got {', '.join(header)}")
             for batch in _batches(reading, file, self.items, [header[item], header[title]]):
-                ids = _ids(batch[header[item]], header[item], self.items)
-                for source_id, text in zip(ids, batch[header[title]].to_pylist(), strict=True):
+                with reading_parquet(self.items):
+                    ids = _ids(batch[header[item]], header[item], self.items)
+                    texts = batch[header[title]].to_pylist()
+                for source_id, text in zip(ids, texts, strict=True):
                     count.lines += 1
                     if source_id:
                         yield Item(source_id.strip(), text if isinstance(text, str) else None)
@@ -70,7 +71,7 @@ class ParquetTable:
 
 
 def _rows(
-    reading: Reading, file: pq.ParquetFile, path: Path, places: Places
+    reading: Reading, file: ParquetReader, path: Path, places: Places
 ) -> Iterator[tuple[str | None, str | None, Any, Any]]:
     """User, item, time and rating; None where there is no such column, or null."""
     header = file.schema_arrow.names
@@ -79,13 +80,14 @@ def _rows(
     rating = None if places.rating is None else header[places.rating]
     for batch in _batches(reading, file, path, [user, item, time, rating]):
         nothing = [None] * len(batch[user])
-        yield from zip(
-            _ids(batch[user], user, path),
-            _ids(batch[item], item, path),
-            nothing if time is None else _times(batch[time]),
-            nothing if rating is None else batch[rating].to_pylist(),
-            strict=True,
-        )
+        with reading_parquet(path):  # text that is none, points in time that no millisecond holds
+            columns = (
+                _ids(batch[user], user, path),
+                _ids(batch[item], item, path),
+                nothing if time is None else _times(batch[time]),
+                nothing if rating is None else batch[rating].to_pylist(),
+            )
+        yield from zip(*columns, strict=True)
 
 
 def _add(log: Log, times: TimeReader, row: tuple[str | None, str | None, Any, Any], *, has_time: bool) -> None:
@@ -96,7 +98,7 @@ def _add(log: Log, times: TimeReader, row: tuple[str | None, str | None, Any, An
 
 
 def _batches(
-    reading: Reading, file: pq.ParquetFile, path: Path, columns: list[str | None]
+    reading: Reading, file: ParquetReader, path: Path, columns: list[str | None]
 ) -> Iterator[dict[str, pa.Array]]:
     names = list(dict.fromkeys(name for name in columns if name is not None))
     size, rows = path.stat().st_size, max(1, file.metadata.num_rows)

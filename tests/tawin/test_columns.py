@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tawin.columns import DataError, read_integer_list_batches, read_integers, read_table
+from tawin.columns import DataError, open_parquet, read_integer_list_batches, read_integers, read_table
 
 
 def write_lists(path: Path, lists: pa.Array, row_group_size: int) -> Path:
@@ -71,3 +71,29 @@ def test_a_file_whose_column_names_are_no_text_is_no_parquet_file(tmp_path: Path
     path.write_bytes(content.replace(b"item_id", b"item\xd1id"))
     with pytest.raises(DataError, match=r"file.parquet: expected a parquet file, got one that cannot be read"):
         read_table(path, required=("item_id",))
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), pa.ArrowInvalid("no such value")])
+def test_an_error_of_whoever_works_with_a_batch_is_not_told_as_one_of_the_file(
+    tmp_path: Path, error: Exception
+) -> None:
+    path = write_lists(tmp_path / "file.parquet", pa.array([[1]]), 1)
+    with pytest.raises(type(error)) as caught, open_parquet(path, ("lists",)) as file:
+        for _ in file.iter_batches(1, ["lists"]):
+            raise error
+    assert caught.value is error
+
+
+def test_a_damaged_page_is_told_as_one_of_the_file_wherever_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "file.parquet"
+    table = pa.table({"ids": pa.array(range(5000))})
+    pq.write_table(table, path, row_group_size=1000, use_dictionary=False, compression="none", write_page_checksum=True)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    for read in (lambda file: list(file.iter_batches(100, ["ids"])), lambda file: file.read(["ids"])):
+        with (
+            pytest.raises(DataError, match=r"file.parquet: expected a parquet file, got one that cannot be read"),
+            open_parquet(path, ("ids",)) as file,
+        ):
+            read(file)

@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from tawin import durable
-from tawin.durable import WriteError, clean_leftovers, finish_replacing, read_folder, replace_folder, write_atomically
+from tawin.durable import (
+    WriteError,
+    clean_leftovers,
+    finish_replacing,
+    read_folder,
+    replace_folder,
+    replacing_file,
+    write_atomically,
+)
 
 
 def filled(text: str):  # type: ignore[no-untyped-def]
@@ -200,3 +208,11 @@ def test_what_is_wrong_with_a_folder_that_stays_is_said_at_once(tmp_path: Path) 
     with pytest.raises(ValueError, match="no such model"):
         read_folder(tmp_path, read)
     assert len(tries) == 1
+
+
+def test_a_file_that_cannot_be_written_is_named_and_not_the_part_beside_its_place() -> None:
+    path = Path("/proc/file")  # where nobody can make one
+    with pytest.raises(WriteError, match=r"^/proc/file: could not be written: "), replacing_file(path) as part:
+        part.write_text("text")
+    with pytest.raises(WriteError, match=r"^/proc/file: could not be written: "):
+        write_atomically(path, "text")

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 from tawin.columns import DataError
 from tawin.data import Dataset, load_dataset
+from tawin.durable import WriteError
 from tawin.ragged import Ragged
 
 MIB = 2**20
@@ -215,3 +217,20 @@ def test_a_walk_over_mapped_data_takes_no_memory_of_its_own(tmp_path: Path) -> N
     # The items are 6 MB on disk, and what is encoded of them would be more than 50: malloc's own pages may come and go.
     assert offsets[-1] * 4 > 5.5 * MIB and tokens * 8 > 50 * MIB
     assert growth < 2 * MIB
+
+
+@pytest.mark.parametrize("form", ["values", "times"])
+def test_a_mapped_form_that_cannot_be_written_is_named_and_leaves_nothing(
+    tmp_path: Path, limit_files: Callable[[int], None], form: str
+) -> None:
+    write_folder(tmp_path / "data", [[50, 20, -4]] * 3000)
+    path = tmp_path / "data" / "interactions.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.append_column("times", pa.array([[1, 2, 3]] * 3000)), path)
+    if form == "times":
+        load_dataset(tmp_path / "data", memory_map=tmp_path / "mapped")
+    before = names(tmp_path / "mapped") if form == "times" else []
+    limit_files(1000)
+    with pytest.raises(WriteError, match=rf"^{tmp_path}/mapped/[^:]*: could not be written: .*File too large"):
+        load_dataset(tmp_path / "data", memory_map=tmp_path / "mapped", with_times=form == "times")
+    assert names(tmp_path / "mapped") == before

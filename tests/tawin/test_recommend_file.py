@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from tawin import cli, recommend_file
 from tawin.columns import DataError
+from tawin.durable import WriteError
 from tawin.evaluate import recommend
 from tawin.load import Serving, load_serving
 
@@ -123,6 +125,18 @@ def test_a_failure_leaves_no_file(serving: Serving, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(recommend_file, "recommend", fail_at_the_second)
     histories = write(tmp_path / "in.parquet", random_histories(serving, 100))
     with pytest.raises(KeyboardInterrupt):
+        recommend_file.recommend_file(serving, histories, tmp_path / "out.parquet")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.parquet"]
+
+
+def test_a_write_that_fails_names_the_file_that_was_written_and_not_the_histories(
+    serving: Serving, tmp_path: Path, limit_files: Callable[[int], None]
+) -> None:
+    histories = write(tmp_path / "in.parquet", random_histories(serving, 30))
+    with pytest.raises(WriteError, match=r"^/proc/out.parquet: could not be written: "):
+        recommend_file.recommend_file(serving, histories, Path("/proc/out.parquet"))
+    limit_files(100)
+    with pytest.raises(WriteError, match=rf"^{tmp_path}/out.parquet: could not be written: .*File too large"):
         recommend_file.recommend_file(serving, histories, tmp_path / "out.parquet")
     assert [path.name for path in tmp_path.iterdir()] == ["in.parquet"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from tawin.columns import DataError
 from tawin.data import load_dataset
+from tawin.durable import WriteError
 from tawin.prepare import folder as module
 from tawin.prepare.folder import Prepared, require_new, write_folder
 
@@ -83,3 +85,16 @@ def test_what_fails_on_the_way_leaves_nothing(
     with pytest.raises(type(error)):
         write_folder(PREPARED, {}, tmp_path / "data")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named_and_nothing_of_it_is_left(
+    tmp_path: Path, limit_files: Callable[[int], None]
+) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file" / "data", Path("/proc/data")):
+        with pytest.raises(WriteError, match=rf"^{folder}: could not be written: "):
+            write_folder(PREPARED, {}, folder)
+    limit_files(100)
+    with pytest.raises(WriteError, match=rf"^{tmp_path}/data: could not be written: .*File too large"):
+        write_folder(PREPARED, {}, tmp_path / "data")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
