@@ -36,7 +36,7 @@ from typing import Any, Literal
 
 import torch
 
-import train
+from tawin.commands import train
 from tawin.states import states
 
 from .measure import RESULTS, machine_facts, write_results
@@ -95,7 +95,7 @@ class Kill:
 def processes() -> ForkServerContext:
     """Where trainings are started from, once all is imported there."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train", "torch.utils.tensorboard", "bench.measure"])
+    context.set_forkserver_preload(["tawin.commands.train", "torch.utils.tensorboard", "bench.measure"])
     first = context.Process(target=int)
     first.start()
     first.join()

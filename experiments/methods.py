@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from torch import nn
 
-import train
 from bench.measure import cpu_model
 from tawin import metrics
 from tawin.catalog import Catalog
@@ -34,6 +33,7 @@ from tawin.data import Examples, Split, training_sequences
 from tawin.enumerate import exact_metrics
 from tawin.evaluate import recommend, sampled, target_ranks
 from tawin.grpo import train_grpo
+from tawin.pipeline import policy_and_reference, trainable
 from tawin.policy import load_model
 from tawin.ragged import Ragged
 from tawin.run_folder import RunFolder
@@ -116,10 +116,10 @@ def _from_start(cell: Cell, workspace: Workspace) -> Outcome:
         run = open_or_create(workspace.cell_folder(cell), config)
         torch.manual_seed(config.seed)
         if stage == "grpo":
-            model, reference = train.policy_and_reference(sft, catalog, config)
+            model, reference = policy_and_reference(sft, catalog, config)
             train_grpo(accelerator(), model, reference, tokenizer, catalog, split, config, run)
         else:
-            model, options = train.trainable(load_model(sft), catalog, config), sdpo_options(cell, config)
+            model, options = trainable(load_model(sft), catalog, config), sdpo_options(cell, config)
             train_sdpo(accelerator(), model, load_model(sft), tokenizer, catalog, split, config, options, run)
         accelerator().free_memory()
         return _evaluated(run, stage, catalog, split, config, cell)

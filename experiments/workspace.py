@@ -24,15 +24,16 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
-import train
 from tawin.catalog import Catalog
 from tawin.checkpoint import find_state
-from tawin.cli import TrainingOptions, load_data
 from tawin.config import Config, GRPOConfig
 from tawin.config_files import with_options
 from tawin.data import Dataset, Split
 from tawin.distributed import make_accelerator
 from tawin.durable import replace_folder
+from tawin.job import prepare, save_catalog
+from tawin.load import load_data
+from tawin.pipeline import trainable
 from tawin.policy import load_tokenizer
 from tawin.run_folder import RunFolder
 from tawin.sft import train_sft
@@ -141,12 +142,12 @@ def catalog_of(start: RunFolder) -> tuple[PreTrainedTokenizerBase, Catalog]:
 
 def _train_start(config: Config, folder: Path) -> None:
     run = open_or_create(folder, config)
-    job = train.prepare(TrainingOptions(config, folder, resume=True), run)
+    job = prepare(config, run)
     if not run.catalog.exists():
-        replace_folder(run.catalog, lambda new: train.save_catalog(job, new))
+        replace_folder(run.catalog, lambda new: save_catalog(job, new))
     torch.manual_seed(config.seed)
     catalog = job.catalog.to(accelerator().device)
-    model = train.trainable(job.model, catalog, config)
+    model = trainable(job.model, catalog, config)
     train_sft(accelerator(), model, job.tokenizer, catalog, job.split, config, run)
     accelerator().free_memory()
 

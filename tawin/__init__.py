@@ -42,7 +42,14 @@ _MODULES = {
 def _imported(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module(f".{_MODULES[name]}", __name__)
+    try:
+        module = import_module(f".{_MODULES[name]}", __name__)
+    except ModuleNotFoundError as error:
+        from .environment import missing_extra
+
+        if line := missing_extra(error, "train"):
+            raise ModuleNotFoundError(f"{__name__}.{name}: {line}", name=error.name) from None
+        raise
     value = module if name == "metrics" else getattr(module, name)
     globals()[name] = value  # from now on found without a detour
     return value

@@ -1,4 +1,4 @@
-"""`train.py --dry-run`: the plan of a run on the terminal, and how long it will take. Nothing is written."""
+"""`tawin train --dry-run`: the plan of a run on the terminal, and how long it will take. Nothing is written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the options of a run begin: the presets of train.py."""
+"""Where the options of a run begin: the presets of `tawin train`."""
 
 from __future__ import annotations
 

@@ -42,10 +42,10 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="module")
 def no_report() -> Iterator[None]:
     """Training draws no report: that takes three quarters of the time of runs as small as those of tests."""
-    import train
+    from tawin import pipeline
 
     with pytest.MonkeyPatch.context() as without:
-        without.setattr(train, "write_report", lambda _, out: out / "report.html")
+        without.setattr(pipeline, "write_report", lambda _, out: out / "report.html")
         yield
 
 

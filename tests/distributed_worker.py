@@ -21,9 +21,9 @@ from accelerate import Accelerator, DistributedType
 from safetensors.torch import save_file
 from torch.distributed.fsdp import FSDPModule
 
-import train
-from tawin import grpo
+from tawin import grpo, pipeline
 from tawin.balance import balanced
+from tawin.commands import train
 from tawin.config import Config, EvaluationConfig, GRPOConfig, PolicyConfig, SFTConfig
 from tawin.data import Examples
 from tawin.distributed import Processes, make_accelerator, whole
@@ -214,7 +214,7 @@ def checks(start: Path, out: Path) -> None:
     accelerator = make_accelerator()
     processes = Processes.of(accelerator)
     train.main([*OPTIONS, "--out", str(out / "run")])
-    train.write_report = lambda _, out: out / "report.html"  # drawn once is enough
+    pipeline.write_report = lambda _, out: out / "report.html"  # drawn once is enough
 
     train.main([*OPTIONS, *ENGINE_OPTIONS[accelerator.distributed_type], "--out", str(out / "other")])
 

@@ -22,7 +22,8 @@ from accelerate import Accelerator, DistributedType
 from safetensors.torch import load_file
 from torch import Tensor
 
-import train
+from tawin import pipeline
+from tawin.commands import train
 from tawin.distributed import Processes
 from tawin.report import write_report
 from tawin.states import states
@@ -82,7 +83,7 @@ def commands(folder: Path) -> dict[str, Ended]:
             "-m", "tests.distributed_worker", str(folder / "start"), str(folder / engine), ending, **ENGINES[engine]
         )
     with pytest.MonkeyPatch.context() as whole:
-        whole.setattr(train, "write_report", write_report)
+        whole.setattr(pipeline, "write_report", write_report)
         train.main([*OPTIONS, "--out", str(folder / "one")])
     ended = {}
     try:

@@ -24,12 +24,13 @@ from accelerate.commands.launch import launch_command_parser
 from torch.distributed.run import get_args_parser
 
 import experiments.run
-import train
 from experiments.plan import table_names
 from tawin import cli
+from tawin.commands import COMMANDS, train
 from tawin.config import SyntheticConfig
 from tawin.data import save_dataset
 from tawin.synthetic import make_synthetic
+from tawin.training_options import parse_training
 
 from .docs_pages import PAGES, ROOT, STORIES, Command, code, commands, commands_of
 from .tawin.text_models import save_pretrained_model
@@ -37,12 +38,12 @@ from .tawin.text_models import save_pretrained_model
 NOT_RUN = {
     r"pip install ": "installs; .ci/run does README's two",
     r"pytest( -n 2 --dist loadfile| bench/\S+)?$": "this suite itself, or a benchmark of minutes",
-    r"python train\.py$": "the demo takes minutes; .ci/run runs it",
+    r"(python train\.py|tawin train)$": "the demo takes minutes; .ci/run runs it",
     r"torchrun ": "several processes on GPUs; tests/test_distributed.py runs two on a CPU",
     r"accelerate launch ": "several processes on GPUs; tests/test_distributed.py runs two on a CPU",
     r"python examples/": "tests/test_examples.py runs them",
     r"examples/\S+\.sh": "trains on GPUs; tests/tawin/integrations checks its options",
-    r"python train\.py .*flash_attention_2": "needs a GPU; tests/tawin/test_causal_attention.py has a stand-in",
+    r"(python train\.py|tawin train) .*flash_attention_2": "needs a GPU; test_causal_attention.py has a stand-in",
     r"python -m bench\.": "benchmarks take minutes; tests/bench has tests of each",
     r"tawin prepare (?!csv log\.csv DATA)": "takes public data sets; tests/tawin/prepare reads small ones of each form",
     r"python -m sglang\.|curl ": "another project's server, on a GPU",
@@ -127,7 +128,7 @@ def test_the_commands_of_a_page_run_in_their_order(world: tuple[str, Path]) -> N
 
 def run(command: Command) -> None:
     match command.words:
-        case ("python", "train.py", *arguments):
+        case ("python", "train.py", *arguments) | ("tawin", "train", *arguments):
             is_new = "--resume" not in arguments
             train.main([*(SMALL if is_new else ()), *arguments])  # what the page says comes last and holds
         case ("tawin", *arguments):
@@ -141,11 +142,12 @@ def run(command: Command) -> None:
 def require_valid(words: Sequence[str]) -> None:
     """Whether a command that is not run is one that could be: its module, file, options and extras exist."""
     match words:
-        case ("python", "train.py", *arguments):
-            cli.parse_training([argument for argument in arguments if argument != "--resume"])
+        case ("python", "train.py", *arguments) | ("tawin", "train", *arguments):
+            parse_training([argument for argument in arguments if argument != "--resume"])
         case ("torchrun", *arguments):
             launched = get_args_parser().parse_args(arguments)
-            require_valid(["python", launched.training_script, *launched.training_script_args])
+            begun = () if launched.module else ("python",)  # `-m tawin train` is `tawin train`
+            require_valid([*begun, launched.training_script, *launched.training_script_args])
         case ("accelerate", "launch", *arguments):
             launched = launch_command_parser().parse_args(arguments)
             require_valid(["python", launched.training_script, *launched.training_script_args])
@@ -161,7 +163,7 @@ def require_valid(words: Sequence[str]) -> None:
         case ("tawin", *arguments):
             parser = argparse.ArgumentParser(exit_on_error=False)
             subcommands = parser.add_subparsers(required=True)
-            for each in cli.COMMANDS:
+            for each in COMMANDS:
                 each.add_command(subcommands)
             parser.parse_args(arguments)
         case ("pip", "install", "-e", target):
@@ -210,6 +212,7 @@ def test_a_line_that_a_shell_takes_for_more_than_a_command_is_refused(line: str)
     "words",
     [
         ("python", "train.py", "--grpo.no-such-option", "1"),
+        ("tawin", "train", "--grpo.no-such-option", "1"),
         ("python", "-m", "bench.foundation", "--no-such-option"),
         ("python", "-m", "bench.no_such_module"),
         ("python", "-m", "experiments.run", "no-such-table"),

@@ -176,7 +176,7 @@ def test_where_one_of_two_processes_dies_the_other_ends_with_a_message_and_two_g
     said, _ = two_processes.communicate(timeout=LONGEST)
     assert two_processes.returncode != 0
     assert said.count("error: another process of this run has ended, so this one cannot go on. Kept: ") == 1
-    assert f"go on with: python train.py --out {out} --resume" in said
+    assert f"go on with: tawin train --out {out} --resume" in said
     assert "Signal 9 (SIGKILL) received by PID" in said  # by torchrun: which one it was
 
     resumed = torchrun(out, "--resume")

@@ -15,9 +15,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import train
 from tawin import cli
 from tawin.catalog import Catalog
+from tawin.commands import train
 from tawin.config import SyntheticConfig
 from tawin.config_files import load_yaml
 from tawin.data import Dataset, Items, load_dataset, save_dataset

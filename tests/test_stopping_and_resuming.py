@@ -21,10 +21,11 @@ import numpy as np
 import pytest
 import torch
 
-import train
 from bench.event_files import scalars
 from tawin import evaluate as evaluation
+from tawin import pipeline
 from tawin.checkpoint import read_progress
+from tawin.commands import train
 from tawin.durable import WriteError
 from tawin.optimization import Stage
 from tawin.run_lock import lock_run
@@ -101,7 +102,7 @@ def test_a_signal_ends_training_after_its_step_which_is_saved(
     state = states(tmp_path / "run" / "checkpoints")[-1]
     assert state.name == ("state-grpo-000001" if update > SFT_STEPS else f"state-sft-{update:06d}")
     said = capsys.readouterr().out
-    assert f"stopped by {number.name}. Kept: {state}; go on with: python train.py --out {tmp_path}" in said
+    assert f"stopped by {number.name}. Kept: {state}; go on with: tawin train --out {tmp_path}" in said
     go_on_and_compare(tmp_path / "run", whole)
 
 
@@ -284,7 +285,7 @@ def test_a_full_disk_ends_the_run_with_a_message_and_room_lets_it_go_on(
             train.main([*OPTIONS, "--out", str(out)])
     said = str(ended.value.code)
     assert said.startswith(f"error: {out}") and "could not be written" in said and "No space left" in said
-    assert f"make room, then go on with: python train.py --out {out} --resume" in said
+    assert f"make room, then go on with: tawin train --out {out} --resume" in said
     found = states(out / "checkpoints")
     assert (f"Kept: {found[-1]}" if found else "No state was saved yet") in said
     assert found or update < SFT_STEPS
@@ -315,7 +316,7 @@ def test_a_disk_that_fails_in_the_very_last_save_loses_nothing_either(
         raise WriteError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as failing:
-        failing.setattr(train, "write_report", fails)
+        failing.setattr(pipeline, "write_report", fails)
         with pytest.raises(SystemExit, match="Input/output error"):
             train.main([*OPTIONS, "--out", str(tmp_path / "run")])
     go_on_and_compare(tmp_path / "run", whole)

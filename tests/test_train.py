@@ -17,10 +17,10 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import train
 from bench.event_files import scalars
-from tawin import cli
+from tawin import cli, pipeline
 from tawin.catalog import Catalog
+from tawin.commands import train
 from tawin.data import split_leave_one_out
 from tawin.evaluate import evaluate, sampled
 from tawin.optimization import Stage
@@ -88,7 +88,7 @@ def random_sequences(users: int, items: int) -> list[list[int]]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as whole:
-        whole.setattr(train, "write_report", write_report)  # the one run here that has its report
+        whole.setattr(pipeline, "write_report", write_report)  # the one run here that has its report
         run(out)
     return out
 
@@ -390,7 +390,11 @@ def crash(*_: object, **__: object) -> None:
 
 @pytest.mark.parametrize(
     "where",
-    ["tawin.catalog.pq.write_table", "transformers.PreTrainedTokenizerBase.save_pretrained", "train._evaluate_stage"],
+    [
+        "tawin.catalog.pq.write_table",
+        "transformers.PreTrainedTokenizerBase.save_pretrained",
+        "tawin.pipeline._evaluate_stage",
+    ],
 )
 def test_a_crash_at_any_point_of_the_job_can_be_resumed(
     finished: Path, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
@@ -409,7 +413,7 @@ def test_a_crash_at_any_point_of_the_job_can_be_resumed(
 def test_a_resume_with_other_items_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = write_data(tmp_path / "data", random_sequences(40, 30), 30)
     with monkeypatch.context() as broken:
-        broken.setattr("train._evaluate_stage", crash)
+        broken.setattr("tawin.pipeline._evaluate_stage", crash)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "run", "--data", str(data))
     items = pq.read_table(data / "items.parquet")

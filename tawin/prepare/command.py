@@ -113,7 +113,7 @@ def summary(report: dict[str, Any], folder: Path) -> str:
     catalogue = f"{counts['items_in_catalogue']:,} items in the catalogue, {counts['titles']:,} titles"
     lines.append(f"{folder}: {_sizes(after)}; {catalogue}")
     lines += [f"note: {note}" for note in report["notes"]]
-    lines.append(f"next: python train.py --data {folder} --out RUN")
+    lines.append(f"next: tawin train --data {folder} --out RUN")
     return "\n".join(lines)
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
-import train
 from bench.faults import OPTIONS
 from bench.run_differences import differences
+from tawin.commands import train
 from tawin.states import states
 
 

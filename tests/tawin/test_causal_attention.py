@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-import train
 from tawin.causal_attention import attending_by, require_attention, require_model_takes
+from tawin.commands import train
 from tawin.config import PolicyConfig
 from tawin.packing import checkpoint_activations
 from tawin.policy import build_model

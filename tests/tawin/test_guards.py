@@ -13,9 +13,9 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-import train
 from tawin import grpo
 from tawin.checkpoint import read_progress
+from tawin.commands import train
 from tawin.config import Config, GRPOConfig, GuardConfig, SFTConfig
 from tawin.data import Examples, Split
 from tawin.grpo import grpo_step, prompt_rows

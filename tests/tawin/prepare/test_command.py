@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-import train
 from tawin import cli
+from tawin.commands import train
 
 from ...test_docs_commands import SMALL
 from .folders import sequences, titles, write
@@ -44,7 +44,7 @@ def test_the_console_script_prepares_and_says_what_it_did(tmp_path: Path) -> Non
         f"  malformed: {log}, line 482: expected 3 fields, as the first line has, got 1",
         "480 interactions",
         f"{tmp_path / 'data'}: 80 users, 24 items, 480 interactions; 24 items in the catalogue, 20 titles",
-        f"next: python train.py --data {tmp_path / 'data'} --out RUN",
+        f"next: tawin train --data {tmp_path / 'data'} --out RUN",
     ]
     assert "log.csv" not in found.stderr  # a progress bar is for terminals
     assert titles(tmp_path / "data")["3"] == "Item 3"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tawin.cli import parse_training
 from tawin.presets import PRESETS
 from tawin.run_folder import RunFolder
+from tawin.training_options import parse_training
 
 
 def test_without_options_the_demo_runs_into_a_folder_of_its_own() -> None:

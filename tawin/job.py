@@ -1,0 +1,124 @@
+"""What a run trains, made and checked before anything is written: data, split, tokenizer, catalogue, model.
+
+Called by `commands.train`, and by the experiments, whose tables begin with the same jobs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from .catalog import Catalog, build_catalog, make_tokenizer
+from .causal_attention import require_model_takes
+from .config import Config
+from .data import Dataset, Split
+from .load import load_data
+from .policy import build_model, load_model, load_tokenizer
+from .ragged import Ragged
+from .run_folder import RunFolder
+from .semantic_ids import build_semantic_ids, given_ids
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that training needs, checked, before anything is written."""
+
+    dataset: Dataset
+    split: Split
+    tokenizer: PreTrainedTokenizerBase
+    catalog: Catalog
+    model: nn.Module
+
+
+def prepare(config: Config, run: RunFolder | None) -> Job:
+    """Load or make the data, the catalogue and the model; a resumed run takes its own catalogue."""
+    dataset, split = load_data(config)
+    _require_training_data(split, config)
+    if run is not None and run.catalog.exists():
+        tokenizer, catalog = load_tokenizer(str(run.catalog)), Catalog.load(run.catalog)
+        if not np.array_equal(dataset.items.item_ids, catalog.item_ids):
+            raise ValueError(f"--data {config.data}: expected the items that the run was started with, got others")
+    else:
+        tokenizer, catalog = make_catalog(dataset, split, config)
+    if config.model:
+        known = len(load_tokenizer(config.model))  # the model's own, before items were added
+        model = load_model(config.model, tokens=len(tokenizer), known=known, seed=config.seed)
+    else:
+        model = build_model(config.policy, tokenizer, config.seed)
+    require_model_takes(model, config.attention)
+    return Job(dataset, split, tokenizer, catalog, model)
+
+
+def _require_training_data(split: Split, config: Config) -> None:
+    """Refuse a split that leaves a stage nothing to train on, before anything is written."""
+    if config.sft.epochs > 0 and not split.sft:
+        raise ValueError(
+            f"split.rl_share: expected a share that leaves SFT a user with two items, got {config.split.rl_share}: "
+            "lower it or split.rl_targets, raise split.rl_seen, or set sft.epochs to 0"
+        )
+    if config.grpo.steps != 0 and len(split.rl) == 0:
+        raise ValueError(
+            f"split.rl_share: expected a share that keeps a user's interaction for RL, got {config.split.rl_share} "
+            "(a user needs four items): raise it, or set grpo.steps to 0"
+        )
+
+
+def make_catalog(dataset: Dataset, split: Split, config: Config) -> tuple[PreTrainedTokenizerBase, Catalog]:
+    """Items as tokens of the model's tokenizer, or of a small one made for them."""
+    built = config.catalog.item_tokens == "semantic_id" and given_ids(dataset, config.catalog) is None
+    if config.catalog.vectors is not None and not built:
+        raise ValueError(
+            "catalog.vectors: expected None where no semantic ids are built (items are titles, or the data has ids and "
+            f"there is no catalog.rebuild_ids), got {config.catalog.vectors!r}"
+        )
+    semantic_ids = None
+    if config.catalog.item_tokens == "semantic_id":
+        semantic_ids = build_semantic_ids(dataset, config.catalog, training_sequences=split.training, seed=config.seed)
+    tokenizer = load_tokenizer(config.model) if config.model else make_tokenizer(dataset, config.catalog, semantic_ids)
+    catalog = build_catalog(
+        dataset,
+        tokenizer,
+        config.catalog,
+        training_sequences=split.training,
+        seed=config.seed,
+        semantic_ids=semantic_ids,
+        prompt=config.prompt,
+    )
+    return tokenizer, catalog
+
+
+def save_catalog(job: Job, folder: Path) -> None:
+    job.catalog.save(folder)
+    job.tokenizer.save_pretrained(folder)
+
+
+def summary(job: Job) -> str:
+    """A line on the terminal."""
+    dataset, trie = job.dataset, job.catalog.trie
+    parameters = sum(p.numel() for p in job.model.parameters())
+    return (
+        f"{dataset.name}: {len(dataset.sequences):,} users ({dataset.users_left_out:,} with fewer than three items "
+        f"left out), {job.catalog.num_items:,} items, {trie.num_nodes:,} trie nodes, depth {trie.max_depth}; "
+        f"model: {parameters:,} parameters"
+    )
+
+
+def describe(job: Job) -> dict[str, Any]:
+    """What results.json says of the data."""
+    test = job.split.test
+    histories = Ragged.of(test.histories)
+    user = np.repeat(np.arange(len(test)), histories.lengths)
+    repeats = np.bincount(user[histories.flat() == test.targets[user]], minlength=len(test)) > 0
+    return {
+        "name": job.dataset.name,
+        "users": len(job.dataset.sequences),
+        "users_left_out": job.dataset.users_left_out,
+        "items": job.catalog.num_items,
+        "interactions": int(Ragged.of(job.dataset.sequences).lengths.sum()),
+        "repeat_share": round(float(np.mean(repeats)), 4),
+    }
