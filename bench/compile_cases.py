@@ -25,6 +25,7 @@ from tawin_kernels import (
 from tawin_kernels.advantage_kernel import GroupRewards
 from tawin_kernels.gradient_sums import Segments, segment_sum
 from tawin_kernels.grpo_loss_kernel import LossOptions, triton_grpo_loss
+from tawin_kernels.linear_logsumexp import RowStatistics
 from tawin_kernels.log_prob_gradient import Head, gradient_slab, slabs
 from tawin_kernels.records import LossType, RankTransform
 
@@ -114,9 +115,10 @@ def _log_probs_gradient(rows: int, H: int, V: int, dtype: torch.dtype, *, bias: 
     )
     ids = _empty(rows, dtype=torch.int64)
     coefficients = _empty(rows, dtype=torch.float32)
+    statistics = RowStatistics(coefficients, coefficients, None)
     segment_sum(head.weight, ids, coefficients, Segments(ids, ids, _empty(rows + 1, dtype=torch.int64)))
     for first_token, slab in slabs(head.weight, rows):
-        gradient_slab(head, ids[: len(slab)], coefficients[: len(slab)], coefficients, first_token, slab)
+        gradient_slab(head, ids[: len(slab)], coefficients[: len(slab)], statistics, first_token, slab)
 
 
 def _child_log_probs(pairs: int, dtype: torch.dtype, with_all: bool = False) -> None:

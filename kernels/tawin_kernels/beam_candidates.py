@@ -1,6 +1,6 @@
 """The candidates of a beam step within a kernel: their logits, their keys, and what a key stands for.
 
-    candidate_wc = score_w + z_w,token(c) - normalization_w        child c of the node that beam w stands at
+    candidate_wc = score_w + (z_w,token(c) - maximum_w) / temperature - log_sum_w      child c of the node of beam w
 
 A candidate is one int64 key: its fp32 score above, made sortable as an integer, and below it the place of the candidate
 in the order of ties (beam, then child), so that the larger key is the better candidate and no two are equal. So picking
@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from .log_softmax import log_softmax_of
 
 MISSING = tl.constexpr(-(2**63))  # the key below all keys
 
@@ -30,12 +32,12 @@ def child_logits(
     children,
     U,
     H,
-    scale,
     stride_hidden_row,
     stride_weight_row,
     BLOCK_H: tl.constexpr,
 ):
-    """fp32 [J, beams, LANES], -inf where a beam has no such child. Without logits_ptr: of a single beam.
+    """fp32 [J, beams, LANES], before the temperature; -inf where a beam has no such child. Without logits_ptr: of a
+    single beam.
 
     rows, first_edges, counts [1, beams, 1]; children [J, 1, LANES]. So most often a warp has one beam, and a thread has
     one child in every LANES of it: what is known of a beam is in registers once, not once a child.
@@ -62,7 +64,7 @@ def child_logits(
         logits = tl.reshape(tl.sum(products, 1), children.shape)
         if bias_ptr is not None:
             logits += tl.load(bias_ptr + tokens, mask=is_child, other=0.0).to(tl.float32)
-        logits = tl.where(is_child, logits * scale, float("-inf"))
+        logits = tl.where(is_child, logits, float("-inf"))
     return logits
 
 
@@ -79,9 +81,9 @@ def largest_keys(keys, K: tl.constexpr):
 
 
 @triton.jit
-def candidate_keys(logits, normalization, beam_scores, beams, counts, children, CHILDREN: tl.constexpr):
+def candidate_keys(logits, maxima, log_sums, scale, beam_scores, beams, counts, children, CHILDREN: tl.constexpr):
     """int64 [beams * children], in no particular order; shapes as in `child_logits`."""
-    scores = beam_scores + (logits - normalization)
+    scores = beam_scores + log_softmax_of(logits, maxima, log_sums, scale)
     # fp32 bits sort as integers once the negative numbers' order is turned round; + 0.0: -0.0 becomes +0.0. Places are
     # turned round too, the lower one being the better one.
     bits = (scores + 0.0).to(tl.int32, bitcast=True)
@@ -90,7 +92,7 @@ def candidate_keys(logits, normalization, beam_scores, beams, counts, children, 
     keys = (sortable.to(tl.int64) << 32) + (place ^ 0x7FFFFFFF).to(tl.int64)
     # A NaN is not above -inf either.
     is_candidate = (children < counts) & (scores > float("-inf"))
-    return tl.ravel(tl.where(is_candidate, keys, MISSING), can_reorder=True)
+    return tl.ravel(tl.where(is_candidate, keys, MISSING))
 
 
 @triton.jit
@@ -128,8 +130,9 @@ def write_step(
 
 
 @triton.jit
-def sum_parts(maxima, sums):
-    """log sum_jl sums exp(maxima) of [J, beams, L]: [1, beams, 1]."""
+def sum_parts(maxima, sums, scale):
+    """Of parts [J, beams, L]: their maximum, and log sum_jl sums exp((maxima - maximum) scale), both [1, beams, 1]."""
     maximum = tl.max(tl.max(maxima, 2, keep_dims=True), 0, keep_dims=True)
     origin = tl.where(maximum == float("-inf"), 0.0, maximum)
-    return origin + tl.log(tl.sum(tl.sum(sums * tl.exp(maxima - origin), 2, keep_dims=True), 0, keep_dims=True))
+    parts = sums * tl.exp((maxima - origin) * scale)
+    return origin, tl.log(tl.sum(tl.sum(parts, 2, keep_dims=True), 0, keep_dims=True))

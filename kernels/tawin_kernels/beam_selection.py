@@ -18,6 +18,7 @@ import triton.language as tl
 
 from .beam_candidates import MISSING, candidate_keys, child_logits, largest_keys, sum_parts, write_step
 from .launch import REGISTERS, launch
+from .linear_logsumexp import RowStatistics
 from .records import BeamStep
 from .trie import ItemTrie
 
@@ -62,8 +63,8 @@ class RowInputs(NamedTuple):
     beam_scores: torch.Tensor  # fp32 [B, W]
     first_edges: torch.Tensor  # int32 [R]
     counts: torch.Tensor  # int32 [R], children of each beam, 0 for a beam that is not expanded
-    logsumexp: torch.Tensor | None  # fp32 [R]; None: normalised over the children
-    logits: torch.Tensor | None  # fp32 [R, U]; None: computed from the next four
+    statistics: RowStatistics | None  # of the vocabulary; None: normalised over the children
+    logits: torch.Tensor | None  # fp32 [R, U], before the temperature; None: computed from the next four
     hidden: torch.Tensor  # [R, H], elements of a row side by side
     weight: torch.Tensor  # [V, H], likewise
     bias: torch.Tensor | None  # [V]
@@ -92,6 +93,7 @@ def children_logsumexp_kernel(
     LANES: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
+    scale = tl.cast(scale, tl.float32)
     row = tl.program_id(0) // SPLITS
     split = tl.program_id(0) % SPLITS
     count = tl.load(counts_ptr + row)
@@ -119,14 +121,13 @@ def children_logsumexp_kernel(
                 children,
                 U,
                 H,
-                scale,
                 stride_hidden_row,
                 stride_weight_row,
                 BLOCK_H,
             )
             larger = tl.maximum(maximum, tl.max(logits))
             origin = tl.where(larger == float("-inf"), 0.0, larger)
-            total = total * tl.exp(maximum - origin) + tl.sum(tl.exp(logits - origin))
+            total = total * tl.exp((maximum - origin) * scale) + tl.sum(tl.exp((logits - origin) * scale))
             maximum = larger
         target = row.to(tl.int64) * SPLITS + split
         tl.store(maxima_ptr + target, maximum)
@@ -144,7 +145,8 @@ def select_children_kernel(
     hidden_ptr,
     weight_ptr,
     bias_ptr,
-    logsumexp_ptr,
+    row_maxima_ptr,
+    log_sums_ptr,
     maxima_ptr,
     sums_ptr,
     lists_ptr,
@@ -168,6 +170,7 @@ def select_children_kernel(
     LANES: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
+    scale = tl.cast(scale, tl.float32)
     program = tl.program_id(0)
     prompt = (program // (GROUPS * SPLITS)).to(tl.int64)
     # Of beams: [1, BLOCK_W, 1].
@@ -177,14 +180,15 @@ def select_children_kernel(
     has_children = counts > 0
     first_edges = tl.load(first_edges_ptr + rows, mask=has_children, other=0)
     beam_scores = tl.load(beam_scores_ptr + rows, mask=has_children, other=0.0)
-    if logsumexp_ptr is not None:
-        normalization = tl.load(logsumexp_ptr + rows, mask=has_children, other=0.0)
+    if row_maxima_ptr is not None:
+        row_maxima = tl.load(row_maxima_ptr + rows, mask=has_children, other=0.0)
+        row_log_sums = tl.load(log_sums_ptr + rows, mask=has_children, other=0.0)
     elif maxima_ptr is not None:
         # One beam, of which there are several parts where it has more children than one tile.
         parts = rows * SPLITS + tl.arange(0, SPLITS)[None, None, :]
         maxima = tl.load(maxima_ptr + parts, mask=counts > BLOCK_C, other=float("-inf"))
         sums = tl.load(sums_ptr + parts, mask=counts > BLOCK_C, other=0.0)
-        normalization = sum_parts(maxima, sums)
+        row_maxima, row_log_sums = sum_parts(maxima, sums, scale)
 
     best = tl.full([K], MISSING, dtype=tl.int64)
     first_tile = (program % SPLITS) * BLOCK_C
@@ -204,18 +208,18 @@ def select_children_kernel(
             children,
             U,
             H,
-            scale,
             stride_hidden_row,
             stride_weight_row,
             BLOCK_H,
         )
-        if logsumexp_ptr is not None:
-            subtracted = normalization
+        if row_maxima_ptr is not None:
+            maximum, log_sum = row_maxima, row_log_sums
         else:
-            subtracted = sum_parts(logits, tl.full(logits.shape, 1.0, dtype=tl.float32))
+            maximum, log_sum = sum_parts(logits, tl.full(logits.shape, 1.0, dtype=tl.float32), scale)
             if maxima_ptr is not None:
-                subtracted = tl.where(counts > BLOCK_C, normalization, subtracted)
-        keys = candidate_keys(logits, subtracted, beam_scores, beams, counts, children, CHILDREN)
+                maximum = tl.where(counts > BLOCK_C, row_maxima, maximum)
+                log_sum = tl.where(counts > BLOCK_C, row_log_sums, log_sum)
+        keys = candidate_keys(logits, maximum, log_sum, scale, beam_scores, beams, counts, children, CHILDREN)
         own_best = largest_keys(keys, K)
         # Of two descending lists, the larger of each key and its opposite are the K largest of both.
         best = own_best if CHILDREN <= BLOCK_C else tl.bitonic_merge(tl.maximum(best, tl.flip(own_best, 0)), 0, True)
@@ -348,7 +352,7 @@ def select_children(rows: RowInputs, trie: ItemTrie, selection: Selection, step:
     }
 
     maxima = sums = None
-    if rows.logsumexp is None and selection.block_c < selection.children:
+    if rows.statistics is None and selection.block_c < selection.children:
         maxima, sums = (torch.empty(B * W, selection.splits, device=rows.beam_scores.device) for _ in range(2))
         launch(
             children_logsumexp_kernel,
@@ -365,7 +369,8 @@ def select_children(rows: RowInputs, trie: ItemTrie, selection: Selection, step:
         num_warps=selection.num_warps,
         max_registers=selection.max_registers,
         beam_scores_ptr=rows.beam_scores,
-        logsumexp_ptr=rows.logsumexp,
+        row_maxima_ptr=None if rows.statistics is None else rows.statistics.maxima,
+        log_sums_ptr=None if rows.statistics is None else rows.statistics.log_sums,
         maxima_ptr=maxima,
         sums_ptr=sums,
         lists_ptr=lists,

@@ -133,12 +133,12 @@ def _step_prompts(
     states = rows_in_place(hidden.reshape(-1, hidden.shape[-1]))  # [R, H]
     beams = live_beams(trie, nodes, scores)
     live = (beams.row_ids, beams.num_rows)
-    logsumexp = logits = None
+    statistics = logits = None
     if normalizer == "vocab":
-        logsumexp = vocabulary_statistics(states, weight, bias, temperature, *live).logsumexp  # [R]
+        statistics = vocabulary_statistics(states, weight, bias, temperature, *live)  # [R]
     if not selection.gathered:
-        logits = token_logits(states, weight, bias, temperature, trie.used_tokens, *live)  # [R, U]
-    rows = RowInputs(scores, beams.first_edges, beams.counts, logsumexp, logits, states, weight, bias, temperature)
+        logits = token_logits(states, weight, bias, trie.used_tokens, *live)  # [R, U]
+    rows = RowInputs(scores, beams.first_edges, beams.counts, statistics, logits, states, weight, bias, temperature)
     select_children(rows, trie, selection, step)
 
 

@@ -25,10 +25,20 @@ from .autograd import differentiable_once
 from .gradient_sums import group_by, matrix_product, segment_sum, unit_of
 from .launch import launch
 from .linear_logsumexp import rows_in_place, token_logits
+from .log_softmax import log_softmax_of
 from .trie import ItemTrie
 
 _MAX_LOGITS = 2**24
 _CHILDREN_AT_ONCE = 256
+
+
+@triton.jit
+def _edges_of(pair, nodes_ptr, child_offsets_ptr, num_nodes):
+    """The first edge of a pair's node and the edge after its last: none for a node that does not exist."""
+    node = tl.load(nodes_ptr + pair)
+    is_node = (node >= 0) & (node < num_nodes)
+    first = tl.load(child_offsets_ptr + node, mask=is_node, other=0)
+    return first, tl.load(child_offsets_ptr + node + 1, mask=is_node, other=0)
 
 
 @triton.jit
@@ -50,36 +60,49 @@ def child_log_probs_kernel(
     edge_tokens_ptr,
     slots_ptr,
     log_probs_ptr,
-    logsumexp_ptr,
+    maxima_ptr,
+    log_sums_ptr,
     entropy_ptr,
     U,
+    num_nodes,
+    scale,
     BLOCK_C: tl.constexpr,
 ):
+    scale = tl.cast(scale, tl.float32)
     place = tl.program_id(0).to(tl.int64)
     pair = tl.load(pairs_ptr + place)
-    node = tl.load(nodes_ptr + pair)
-    end = tl.load(child_offsets_ptr + node + 1)
+    token = tl.load(token_ids_ptr + pair)
+    begin, end = _edges_of(pair, nodes_ptr, child_offsets_ptr, num_nodes)
     maximum = float("-inf")
     total = 0.0
     moment = 0.0
-    for first in range(tl.load(child_offsets_ptr + node), end, BLOCK_C):
-        _, _, _, logits = _children(
+    own = float("-inf")
+    found = 0
+    for first in range(begin, end, BLOCK_C):
+        is_child, tokens, _, logits = _children(
             first + tl.arange(0, BLOCK_C), end, edge_tokens_ptr, slots_ptr, logits_ptr + place * U
         )
+        is_own = is_child & (tokens == token)
+        own = tl.maximum(own, tl.max(tl.where(is_own, logits, float("-inf")), 0))
+        found = tl.maximum(found, tl.max(is_own.to(tl.int32), 0))
         larger = tl.maximum(maximum, tl.max(logits, 0))
         origin = tl.where(larger == float("-inf"), 0.0, larger)
-        rescale = tl.exp(maximum - origin)
-        terms = tl.exp(logits - origin)
-        total = total * rescale + tl.sum(terms, 0)
-        moment = moment * rescale + tl.sum(tl.where(terms > 0, terms * logits, 0.0), 0)
+        shift = (maximum - origin) * scale
+        powers = (logits - origin) * scale
+        terms = tl.exp(powers)
+        moment = tl.exp(shift) * (moment + tl.where(total > 0, total * shift, 0.0))
+        moment += tl.sum(tl.where(terms > 0, terms * powers, 0.0), 0)
+        total = total * tl.exp(shift) + tl.sum(terms, 0)
         maximum = larger
 
-    logsumexp = maximum + tl.log(total)
-    slot = tl.load(slots_ptr + tl.load(token_ids_ptr + pair))
-    tl.store(log_probs_ptr + pair, tl.load(logits_ptr + place * U + slot) - logsumexp)
-    tl.store(logsumexp_ptr + pair, logsumexp)
+    # A token that is no child of the node, or whose node does not exist, has no probability.
+    log_sum = tl.log(total)
+    log_prob = tl.where(found > 0, log_softmax_of(own, maximum, log_sum, scale), float("-inf"))
+    tl.store(log_probs_ptr + pair, log_prob)
+    tl.store(maxima_ptr + pair, maximum)
+    tl.store(log_sums_ptr + pair, log_sum)
     if entropy_ptr is not None:
-        tl.store(entropy_ptr + pair, logsumexp - moment / total)
+        tl.store(entropy_ptr + pair, tl.where(begin < end, log_sum - moment / total, 0.0))
 
 
 @triton.jit
@@ -91,24 +114,28 @@ def child_gradient_kernel(
     child_offsets_ptr,
     edge_tokens_ptr,
     slots_ptr,
-    logsumexp_ptr,
+    maxima_ptr,
+    log_sums_ptr,
     coefficients_ptr,
     slab_ptr,
     U,
+    num_nodes,
+    scale,
     BLOCK_C: tl.constexpr,
 ):
+    scale = tl.cast(scale, tl.float32)
     place = tl.program_id(0).to(tl.int64)
     pair = tl.load(pairs_ptr + place)
-    node = tl.load(nodes_ptr + pair)
     token = tl.load(token_ids_ptr + pair)
-    logsumexp = tl.load(logsumexp_ptr + pair)
+    maximum = tl.load(maxima_ptr + pair)
+    log_sum = tl.load(log_sums_ptr + pair)
     coefficient = tl.load(coefficients_ptr + pair)
-    end = tl.load(child_offsets_ptr + node + 1)
-    for first in range(tl.load(child_offsets_ptr + node), end, BLOCK_C):
+    begin, end = _edges_of(pair, nodes_ptr, child_offsets_ptr, num_nodes)
+    for first in range(begin, end, BLOCK_C):
         is_child, tokens, slots, logits = _children(
             first + tl.arange(0, BLOCK_C), end, edge_tokens_ptr, slots_ptr, logits_ptr + place * U
         )
-        gradient = coefficient * (tl.where(tokens == token, 1.0, 0.0) - tl.exp(logits - logsumexp))
+        gradient = coefficient * (tl.where(tokens == token, 1.0, 0.0) - tl.exp((logits - maximum) * scale - log_sum))
         tl.store(slab_ptr + place * U + slots, gradient.to(slab_ptr.dtype.element_ty), mask=is_child)
 
 
@@ -116,18 +143,17 @@ def _logits_of_pieces(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
-    temperature: float,
     trie: ItemTrie,
     pairs: torch.Tensor,
     rows: torch.Tensor | None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Some pairs (int64 [P]) at a time: them, and their logits at the tokens of the trie, fp32 [P, U]."""
+    """Some pairs (int64 [P]) at a time: them, and their logits at the trie's tokens, fp32 [P, U], no temperature."""
     for piece in pairs.split(max(1, _MAX_LOGITS // len(trie.used_tokens))):
         row_ids = piece if rows is None else rows[piece]
         num_rows = torch.full((1,), len(piece), dtype=torch.int32, device=piece.device)
         yield (
             piece,
-            token_logits(hidden, weight, bias, temperature, trie.used_tokens, row_ids, num_rows, by_place=True),
+            token_logits(hidden, weight, bias, trie.used_tokens, row_ids, num_rows, by_place=True),
         )
 
 
@@ -147,10 +173,10 @@ class _ChildLogProbs(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         hidden, weight = rows_in_place(hidden), rows_in_place(weight)
         log_probs = torch.zeros(len(token_ids), dtype=torch.float32, device=hidden.device)
-        logsumexp = torch.zeros_like(log_probs)
+        maxima, log_sums = torch.zeros_like(log_probs), torch.zeros_like(log_probs)
         entropy = torch.zeros_like(log_probs) if with_entropy else None
         pairs = (token_ids != IGNORED_TOKEN).nonzero().squeeze(1)
-        for piece, logits in _logits_of_pieces(hidden, weight, bias, temperature, trie, pairs, rows):
+        for piece, logits in _logits_of_pieces(hidden, weight, bias, trie, pairs, rows):
             launch(
                 child_log_probs_kernel,
                 (len(piece),),
@@ -162,12 +188,15 @@ class _ChildLogProbs(torch.autograd.Function):
                 edge_tokens_ptr=trie.edge_tokens,
                 slots_ptr=trie.token_slots,
                 log_probs_ptr=log_probs,
-                logsumexp_ptr=logsumexp,
+                maxima_ptr=maxima,
+                log_sums_ptr=log_sums,
                 entropy_ptr=entropy,
                 U=logits.shape[1],
+                num_nodes=trie.num_nodes,
+                scale=1.0 / float(temperature),
                 BLOCK_C=_CHILDREN_AT_ONCE,
             )
-        ctx.save_for_backward(hidden, weight, bias, token_ids, rows, nodes, logsumexp)
+        ctx.save_for_backward(hidden, weight, bias, token_ids, rows, nodes, maxima, log_sums)
         ctx.trie, ctx.temperature = trie, temperature
         if entropy is not None:
             ctx.mark_non_differentiable(entropy)
@@ -180,7 +209,7 @@ class _ChildLogProbs(torch.autograd.Function):
 
 
 def _backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    hidden, weight, bias, token_ids, rows, nodes, logsumexp = ctx.saved_tensors
+    hidden, weight, bias, token_ids, rows, nodes, maxima, log_sums = ctx.saved_tensors
     trie, temperature = ctx.trie, ctx.temperature
     wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
     used = trie.used_tokens.long()  # [U]
@@ -193,7 +222,7 @@ def _backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ..
     of_pairs = []  # fp32 [P, H] each
     of_used: torch.Tensor | None = None  # fp32 [U, H]
     of_bias = torch.zeros(len(used), dtype=torch.float32, device=hidden.device)
-    for piece, logits in _logits_of_pieces(hidden, weight, bias, temperature, trie, pairs, rows):
+    for piece, logits in _logits_of_pieces(hidden, weight, bias, trie, pairs, rows):
         slab = torch.zeros(logits.shape, dtype=weight.dtype, device=weight.device)
         launch(
             child_gradient_kernel,
@@ -205,10 +234,13 @@ def _backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ..
             child_offsets_ptr=trie.child_offsets,
             edge_tokens_ptr=trie.edge_tokens,
             slots_ptr=trie.token_slots,
-            logsumexp_ptr=logsumexp,
+            maxima_ptr=maxima,
+            log_sums_ptr=log_sums,
             coefficients_ptr=coefficients,
             slab_ptr=slab,
             U=logits.shape[1],
+            num_nodes=trie.num_nodes,
+            scale=1.0 / float(temperature),
             BLOCK_C=_CHILDREN_AT_ONCE,
         )
         if wants_hidden:

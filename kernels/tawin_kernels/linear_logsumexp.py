@@ -44,9 +44,10 @@ class MatrixTiles(NamedTuple):
 
 
 class RowStatistics(NamedTuple):
-    """Rows that were not wanted are not written."""
+    """Rows that were not wanted are not written. Maximum and sum stay apart: `log_softmax` says why."""
 
-    logsumexp: torch.Tensor  # fp32 [R]
+    maxima: torch.Tensor  # fp32 [R], the largest logit before the temperature
+    log_sums: torch.Tensor  # fp32 [R], log sum_v exp((z_v - maximum) / temperature), at least 0
     entropy: torch.Tensor | None  # fp32 [R], in nats
 
 
@@ -138,6 +139,7 @@ def vocabulary_kernel(
     BLOCK_H: tl.constexpr,
     EVEN_H: tl.constexpr,
 ):
+    scale = tl.cast(scale, tl.float32)
     # Row blocks run fastest: programs that run side by side share the same span of the weight in L2.
     num_rows = tl.load(num_rows_ptr)
     num_blocks = tl.cdiv(num_rows, BLOCK_R)
@@ -151,7 +153,8 @@ def vocabulary_kernel(
         rows = tl.load(row_ids_ptr + tl.minimum(place, num_rows - 1)).to(tl.int64)
         hidden_ptrs = hidden_ptr + rows[:, None] * stride_hidden_row + offsets_h[None, :]
 
-        # Running statistics in powers of two, z log2 e = logit * scale: sum_v 2^(z_v log2 e - maximum).
+        # Running statistics: sum_v 2^((logit_v - maximum) scale), with scale = log2 e / temperature. The difference is
+        # taken first, so that it is exactly 0 for the maximum: a fused logit * scale - maximum * scale is not.
         maxima = tl.full([BLOCK_R], float("-inf"), dtype=tl.float32)
         sums = tl.zeros([BLOCK_R], dtype=tl.float32)
         moments = tl.zeros([BLOCK_R], dtype=tl.float32)
@@ -163,14 +166,16 @@ def vocabulary_kernel(
             logits = dot_tile(hidden_ptrs, weight_ptrs, H, BLOCK_R, BLOCK_V, BLOCK_H, EVEN_H)
             if bias_ptr is not None:
                 logits += tl.load(bias_ptr + known).to(tl.float32)[None, :]
-            powers = tl.where((tokens < V)[None, :], logits * scale, float("-inf"))
-            larger = tl.maximum(maxima, tl.max(powers, 1))
+            logits = tl.where((tokens < V)[None, :], logits, float("-inf"))
+            larger = tl.maximum(maxima, tl.max(logits, 1))
             origin = tl.where(larger == float("-inf"), 0.0, larger)
-            rescale = tl.exp2(maxima - origin)
-            terms = tl.exp2(powers - origin[:, None])
-            sums = sums * rescale + tl.sum(terms, 1)
+            shift = (maxima - origin) * scale
+            powers = (logits - origin[:, None]) * scale
+            terms = tl.exp2(powers)
             if moments_ptr is not None:
-                moments = moments * rescale + tl.sum(tl.where(terms > 0, terms * powers, 0.0), 1)
+                moments = tl.exp2(shift) * (moments + tl.where(sums > 0, sums * shift, 0.0))
+                moments += tl.sum(tl.where(terms > 0, terms * powers, 0.0), 1)
+            sums = sums * tl.exp2(shift) + tl.sum(terms, 1)
             maxima = larger
 
         partial = span.to(tl.int64) * R + rows
@@ -187,13 +192,16 @@ def combine_spans_kernel(
     moments_ptr,
     row_ids_ptr,
     num_rows_ptr,
-    logsumexp_ptr,
+    row_maxima_ptr,
+    log_sums_ptr,
     entropy_ptr,
     R,
     num_spans,
+    scale,
     BLOCK_R: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
+    scale = tl.cast(scale, tl.float32)
     num_rows = tl.load(num_rows_ptr)
     place = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     is_row = place < num_rows
@@ -209,17 +217,22 @@ def combine_spans_kernel(
         maximum = tl.load(maxima_ptr + partial, mask=inside, other=float("-inf"))
         larger = tl.maximum(maxima, tl.max(maximum, 0))
         origin = tl.where(larger == float("-inf"), 0.0, larger)
-        old, new = tl.exp2(maxima - origin), tl.exp2(maximum - origin[None, :])
-        sums = sums * old + tl.sum(tl.load(sums_ptr + partial, mask=inside, other=0.0) * new, 0)
+        old, new = (maxima - origin) * scale, (maximum - origin[None, :]) * scale
+        partial_sums = tl.load(sums_ptr + partial, mask=inside, other=0.0)
         if moments_ptr is not None:
-            moments = moments * old + tl.sum(tl.load(moments_ptr + partial, mask=inside, other=0.0) * new, 0)
+            partial_moments = tl.load(moments_ptr + partial, mask=inside, other=0.0)
+            partial_moments += tl.where(partial_sums > 0, partial_sums * new, 0.0)
+            moments = tl.exp2(old) * (moments + tl.where(sums > 0, sums * old, 0.0))
+            moments += tl.sum(tl.exp2(new) * partial_moments, 0)
+        sums = sums * tl.exp2(old) + tl.sum(partial_sums * tl.exp2(new), 0)
         maxima = larger
 
-    logsumexp = maxima + tl.log2(sums)
-    tl.store(logsumexp_ptr + rows, logsumexp * 0.6931471805599453, mask=is_row)
+    log_sums = tl.log2(sums)
+    tl.store(row_maxima_ptr + rows, maxima, mask=is_row)
+    tl.store(log_sums_ptr + rows, log_sums * 0.6931471805599453, mask=is_row)
     if moments_ptr is not None:
-        # H = logsumexp - sum_v p_v z_v
-        tl.store(entropy_ptr + rows, (logsumexp - moments / sums) * 0.6931471805599453, mask=is_row)
+        # H = log sum_v exp(d_v) - sum_v p_v d_v, d_v = z_v - maximum
+        tl.store(entropy_ptr + rows, (log_sums - moments / sums) * 0.6931471805599453, mask=is_row)
 
 
 @triton.jit
@@ -233,7 +246,6 @@ def token_logits_kernel(
     logits_ptr,
     U,
     H,
-    scale,
     stride_hidden_row,
     stride_weight_row,
     stride_logits_row,
@@ -260,7 +272,7 @@ def token_logits_kernel(
 
         target = place.to(tl.int64) if BY_PLACE else rows
         is_stored = (place < num_rows)[:, None] & (columns < U)[None, :]
-        tl.store(logits_ptr + target[:, None] * stride_logits_row + columns[None, :], logits * scale, mask=is_stored)
+        tl.store(logits_ptr + target[:, None] * stride_logits_row + columns[None, :], logits, mask=is_stored)
 
 
 def live_rows(is_live: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -289,7 +301,7 @@ def vocabulary_statistics(
     *,
     with_entropy: bool = False,
 ) -> RowStatistics:
-    """logsumexp (and entropy) of the logits of the wanted rows, divided by the temperature.
+    """The softmax's maximum and sum (and entropy) of the logits of the wanted rows, divided by the temperature.
 
     hidden [R, H], weight [V, H], bias [V] of one dtype; unchecked. row_ids int32 [R]: the wanted rows, of which the
     first num_rows[0] count (int32 [1], read on the device only).
@@ -306,6 +318,7 @@ def vocabulary_statistics(
     def new(*size: int) -> torch.Tensor:
         return torch.empty(size, dtype=torch.float32, device=hidden.device)
 
+    scale = LOG2_E / float(temperature)
     maxima, sums = new(num_spans, R), new(num_spans, R)
     moments = new(num_spans, R) if with_entropy else None
     launch(
@@ -325,7 +338,7 @@ def vocabulary_statistics(
         V=V,
         H=H,
         tiles_per_span=tiles_per_span,
-        scale=LOG2_E / float(temperature),
+        scale=scale,
         stride_hidden_row=hidden.stride(0),
         stride_weight_row=weight.stride(0),
         BLOCK_R=tiles.rows,
@@ -333,7 +346,7 @@ def vocabulary_statistics(
         BLOCK_H=tiles.hidden,
         EVEN_H=H % tiles.hidden == 0,
     )
-    statistics = RowStatistics(new(R), new(R) if with_entropy else None)
+    statistics = RowStatistics(new(R), new(R), new(R) if with_entropy else None)
     launch(
         combine_spans_kernel,
         (triton.cdiv(R, _ROWS_TO_COMBINE),),
@@ -343,10 +356,12 @@ def vocabulary_statistics(
         moments_ptr=moments,
         row_ids_ptr=row_ids,
         num_rows_ptr=num_rows,
-        logsumexp_ptr=statistics.logsumexp,
+        row_maxima_ptr=statistics.maxima,
+        log_sums_ptr=statistics.log_sums,
         entropy_ptr=statistics.entropy,
         R=R,
         num_spans=num_spans,
+        scale=scale,
         BLOCK_R=_ROWS_TO_COMBINE,
         BLOCK_S=_SPANS_TO_COMBINE,
     )
@@ -357,14 +372,13 @@ def token_logits(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
-    temperature: float,
     tokens: torch.Tensor,
     row_ids: torch.Tensor,
     num_rows: torch.Tensor,
     *,
     by_place: bool = False,
 ) -> torch.Tensor:
-    """Logits of the wanted rows at some tokens, divided by the temperature: fp32 [R, U].
+    """Logits of the wanted rows at some tokens, before any temperature: fp32 [R, U].
 
     tokens int32 [U]; the other arguments as in `vocabulary_statistics`. Row r of the result is that of hidden row r.
     With by_place, row i is that of hidden row row_ids[i], a row may be named several times, and the result is
@@ -390,7 +404,6 @@ def token_logits(
         logits_ptr=logits,
         U=U,
         H=H,
-        scale=1.0 / float(temperature),
         stride_hidden_row=hidden.stride(0),
         stride_weight_row=weight.stride(0),
         stride_logits_row=U,

@@ -119,11 +119,15 @@ def _among_children(
         hidden.split(at_once), token_ids.split(at_once), nodes.split(at_once), strict=True
     ):
         logits = _logits(some_hidden.to(weight.dtype), weight, wide_bias, temperature)  # [some, U]
-        row_of_child, edges = trie.edges_below(some_nodes)
+        # What is no child of its node has no probability; a node that does not exist stands for the root meanwhile.
+        is_node = (some_nodes >= 0) & (some_nodes < trie.num_nodes)
+        is_child = is_node & (trie.child(some_nodes.where(is_node, 0), some_tokens) >= 0)
+        row_of_child, edges = trie.edges_below(some_nodes.where(is_node, 0))
         of_children = logits[row_of_child, trie.token_slots[trie.edge_tokens[edges].long()].long()]
         rows = torch.arange(len(some_tokens), device=hidden.device)
-        picked = logits[rows, trie.token_slots[some_tokens].long()]
-        pieces.append(picked - _ragged_logsumexp(of_children, row_of_child, len(some_tokens)))
+        picked = logits[rows, trie.token_slots[some_tokens.where(is_child, int(trie.edge_tokens[0]))].long()]
+        maxima, log_sums = _ragged_statistics(of_children, row_of_child, len(some_tokens))
+        pieces.append(((picked - maxima) - log_sums).masked_fill(~is_child, -math.inf))
     return torch.cat(pieces)
 
 
@@ -159,7 +163,7 @@ def _shared_piece_log_probs(
     temperature: float,
 ) -> torch.Tensor:
     logits = _logits(hidden.to(lm_head_weight.dtype), lm_head_weight, bias, temperature)  # [rows, V]
-    return logits[rows, token_ids] - logits.logsumexp(-1)[rows]
+    return logits.log_softmax(-1)[rows, token_ids]
 
 
 def _row_log_probs(
@@ -215,10 +219,10 @@ def child_log_probs(
         rows = torch.arange(len(some_counts), device=hidden.device).repeat_interleave(some_counts)
         picked = logits[some_tokens, rows]  # [some tokens]
         if normalizer == "vocab":
-            normalization = _logsumexp_in_place(logits)  # [some rows]
+            maxima, log_sums = _statistics_in_place(logits)  # [some rows] both
         else:
-            normalization = _ragged_logsumexp(picked, rows, len(some_counts))
-        log_probs.append(picked - normalization[rows])
+            maxima, log_sums = _ragged_statistics(picked, rows, len(some_counts))
+        log_probs.append((picked - maxima[rows]) - log_sums[rows])
     return torch.cat(log_probs)
 
 
@@ -254,14 +258,16 @@ def _logits(
     return logits if temperature == 1.0 else logits / temperature
 
 
-def _logsumexp_in_place(logits: torch.Tensor) -> torch.Tensor:
-    """[rows]: logsumexp of the columns of logits [V, rows], which are overwritten: no second tensor of that size."""
+# Of a softmax the maximum and log sum exp(z - maximum). One after the other they are subtracted from a logit: their sum
+# is as large as the logits, and its last place may be more than all of a confident token's log p.
+def _statistics_in_place(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """[rows] both, of the columns of logits [V, rows], which are overwritten: no second tensor of that size."""
     maxima = logits.amax(dim=0)
     safe = maxima.masked_fill(maxima.isinf(), 0.0)
-    return safe + logits.sub_(safe).exp_().sum(dim=0).log()
+    return safe, logits.sub_(safe).exp_().sum(dim=0).log()
 
 
-def _ragged_logsumexp(values: torch.Tensor, rows: torch.Tensor, num_rows: int) -> torch.Tensor:
-    """[num_rows]: logsumexp of the values of each row."""
+def _ragged_statistics(values: torch.Tensor, rows: torch.Tensor, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """[num_rows] both, of the values of each row."""
     maxima = values.new_full((num_rows,), -math.inf).scatter_reduce(0, rows, values.detach(), "amax")
-    return maxima + torch.zeros_like(maxima).index_add(0, rows, (values - maxima[rows]).exp()).log()
+    return maxima, torch.zeros_like(maxima).index_add(0, rows, (values - maxima[rows]).exp()).log()

@@ -31,7 +31,7 @@ import triton.language as tl
 from .arguments import IGNORED_TOKEN
 from .gradient_sums import group_by, matrix_product, segment_sum, unit_of
 from .launch import launch
-from .linear_logsumexp import LOG2_E, dot_tile, matrix_tiles
+from .linear_logsumexp import LOG2_E, RowStatistics, dot_tile, matrix_tiles
 
 _MAX_SLAB_BYTES = 2**25
 _MAX_SLAB_ROWS = 4096  # with more of them a slab's columns would be few, and its sums into dhidden bound by memory
@@ -46,7 +46,8 @@ def gradient_slab_kernel(
     bias_ptr,
     row_ids_ptr,
     coefficients_ptr,
-    logsumexp_ptr,
+    maxima_ptr,
+    log_sums_ptr,
     slab_ptr,
     n,
     first_token,
@@ -61,6 +62,7 @@ def gradient_slab_kernel(
     BLOCK_H: tl.constexpr,
     EVEN_H: tl.constexpr,
 ):
+    scale = tl.cast(scale, tl.float32)
     place = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     is_row = place < n
     known_place = tl.minimum(place, n - 1)
@@ -75,10 +77,11 @@ def gradient_slab_kernel(
     if bias_ptr is not None:
         logits += tl.load(bias_ptr + tokens).to(tl.float32)[None, :]
 
-    # scale is log2 e / temperature: p = 2^(z log2 e - logsumexp log2 e).
-    logsumexp = tl.load(logsumexp_ptr + rows) * 1.4426950408889634
+    # scale is log2 e / temperature: p = 2^((logit - maximum) scale - log2 sum).
+    maxima = tl.load(maxima_ptr + rows)
+    log_sums = tl.load(log_sums_ptr + rows) * 1.4426950408889634
     coefficients = tl.load(coefficients_ptr + known_place)
-    slab = -coefficients[:, None] * tl.exp2(logits * scale - logsumexp[:, None])
+    slab = -coefficients[:, None] * tl.exp2((logits - maxima[:, None]) * scale - log_sums[:, None])
     slab_ptrs = slab_ptr + place.to(tl.int64)[:, None] * stride_slab_row + columns[None, :]
     tl.store(slab_ptrs, slab.to(slab_ptr.dtype.element_ty), mask=is_row[:, None] & (columns < width)[None, :])
 
@@ -96,7 +99,7 @@ def log_prob_gradient(
     head: Head,
     token_ids: torch.Tensor,
     rows: torch.Tensor | None,
-    logsumexp: torch.Tensor,
+    statistics: RowStatistics,
     gradient: torch.Tensor,
     wanted: tuple[bool, bool, bool],
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
@@ -126,7 +129,7 @@ def log_prob_gradient(
             sums /= unit
             dense_sums = sums if len(dense) == len(sums) else torch.zeros_like(sums[: len(dense)])
             _add_dense_part(
-                head, block.keys[dense], totals[dense, 0] / unit, unit, logsumexp, dense_sums, head_gradient
+                head, block.keys[dense], totals[dense, 0] / unit, unit, statistics, dense_sums, head_gradient
             )
             if dense_sums is not sums:
                 sums.index_add_(0, dense, dense_sums)  # each row once
@@ -156,7 +159,7 @@ def _add_dense_part(
     row_ids: torch.Tensor,
     coefficients: torch.Tensor,
     unit: torch.Tensor,
-    logsumexp: torch.Tensor,
+    statistics: RowStatistics,
     hidden_sums: torch.Tensor,
     head_gradient: _HeadGradient,
 ) -> None:
@@ -173,7 +176,7 @@ def _add_dense_part(
         of_tokens: torch.Tensor | None = None  # fp32 [width, H]
         for block in blocks:
             slab = room[: block.stop - block.start]
-            gradient_slab(head, row_ids[block], coefficients[block], logsumexp, first_token, slab)
+            gradient_slab(head, row_ids[block], coefficients[block], statistics, first_token, slab)
             matrix_product(slab, weight[tokens], hidden_sums[block])
             if trained is not None:
                 of_tokens = matrix_product(slab.T, trained[block], of_tokens)
@@ -201,7 +204,7 @@ def gradient_slab(
     head: Head,
     row_ids: torch.Tensor,
     coefficients: torch.Tensor,
-    logsumexp: torch.Tensor,
+    statistics: RowStatistics,
     first_token: int,
     slab: torch.Tensor,
 ) -> None:
@@ -220,7 +223,8 @@ def gradient_slab(
         bias_ptr=bias,
         row_ids_ptr=row_ids,
         coefficients_ptr=coefficients,
-        logsumexp_ptr=logsumexp,
+        maxima_ptr=statistics.maxima,
+        log_sums_ptr=statistics.log_sums,
         slab_ptr=slab,
         n=n,
         first_token=first_token,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tawin_kernels import ItemTrie, child_log_prob, linear_log_probs, log_prob, log_prob_gradient, reference
+from tawin_kernels import ItemTrie, child_log_prob, linear_log_probs, log_prob_gradient, reference
 
 from .devices import DEVICE, KERNEL_DTYPES
 
@@ -27,7 +27,6 @@ def small_pieces():
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(log_prob_gradient, "_MAX_SLAB_BYTES", 2**12)
         monkeypatch.setattr(log_prob_gradient, "_MAX_SLAB_ROWS", 8)
-        monkeypatch.setattr(log_prob, "_COLUMNS_AT_ONCE", 32)
         monkeypatch.setattr(child_log_prob, "_MAX_LOGITS", 2**10)
         monkeypatch.setattr(child_log_prob, "_CHILDREN_AT_ONCE", 32)
         yield
