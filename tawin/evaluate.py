@@ -24,7 +24,7 @@ from .rollout import beam_search
 class Recommendations:
     """Ranked items for some histories, best first."""
 
-    items: np.ndarray  # int64 [N, W], index of the item, -1 = missing
+    items: np.ndarray  # int64 [N, W], index of the item, -1 = missing; W is at most the items of the catalogue
     scores: np.ndarray  # fp32 [N, W]
 
 
@@ -54,8 +54,9 @@ def recommend(
     excluded = Ragged.of(histories if seen is None else seen) if config.exclude_history else None
     if excluded is not None and len(excluded) != len(histories):
         raise ValueError(f"seen: expected the items of each of {len(histories)} histories, got {len(excluded)}")
-    items = np.zeros((len(histories), config.beam_width), dtype=np.int64)
-    scores = np.zeros((len(histories), config.beam_width), dtype=np.float32)
+    width = min(config.beam_width, catalog.num_items)
+    items = np.zeros((len(histories), width), dtype=np.int64)
+    scores = np.zeros((len(histories), width), dtype=np.float32)
     batches = list(_batches(histories, config.batch_size))[processes.rank :: processes.count]
     for rows in tqdm(batches, desc=description, disable=None if progress else True, leave=False):
         if stopping.asked():
@@ -69,7 +70,7 @@ def recommend(
                 input_ids.to(device),
                 attention_mask.to(device),
                 catalog.trie,
-                config.beam_width,
+                width,
                 normalizer=config.normalizer,
                 exclude=None if excluded is None else excluded.take(rows),
             )

@@ -122,6 +122,7 @@ def roll_out(
         part, whole: these prompts are `part` of a batch of `whole`, and get what they would be drawn there.
     """
     uniforms = None
+    config = replace(config, group_size=config.completions(catalog.num_sequences))
     if config.negatives != "beam":
         shape = (whole or len(input_ids), config.group_size, catalog.trie.max_depth)
         uniforms = draw_uniforms(shape, input_ids.device, generator)[part]  # [B, G, L]

@@ -84,6 +84,7 @@ def _plan_sft(catalog: Catalog, split: Split, config: Config) -> StagePlan:
 
 def _plan_grpo(catalog: Catalog, prompts: Examples, config: Config) -> StagePlan:
     grpo = config.grpo
+    completions = grpo.completions(catalog.num_sequences)
     histories = Ragged.of(prompts.histories)
     prompt_tokens, known = _mean_tokens(histories, lambda rows: catalog.encode_histories(histories.take(rows)))
     size = grpo.batch_size * grpo.gradient_accumulation
@@ -96,8 +97,8 @@ def _plan_grpo(catalog: Catalog, prompts: Examples, config: Config) -> StagePlan
         steps,
         steps * size / max(1, len(prompts)),
         evaluations,
-        size * grpo.group_size,
-        size * grpo.group_size * item_tokens,
+        size * completions,
+        size * completions * item_tokens,
         size,
         size * prompt_tokens,
         known,
@@ -137,8 +138,10 @@ def memory(model: nn.Module, catalog: Catalog, plan: Plan, config: Config, *, bf
     size = 2 if bf16 else 4
     shape = _shape(model)
     appended = catalog.trie.max_depth - 1  # tokens of a beam that are run: the last one is not
-    rolled_out = config.grpo.batch_size * (_tokens_each(plan.grpo) + config.grpo.group_size * appended)
-    searched = config.evaluation.batch_size * (_tokens_each(plan.grpo) + config.evaluation.beam_width * appended)
+    completions = config.grpo.completions(catalog.num_sequences)
+    beams = min(config.evaluation.beam_width, catalog.num_sequences)
+    rolled_out = config.grpo.batch_size * (_tokens_each(plan.grpo) + completions * appended)
+    searched = config.evaluation.batch_size * (_tokens_each(plan.grpo) + beams * appended)
     cache = size * shape.layers * 2 * shape.kv_size
     # A GRPO forward has a prompt once and the tokens of its group; at most all groups have a gradient.
     grpo_tokens = (plan.grpo.prompt_tokens + plan.grpo.tokens) / config.grpo.gradient_accumulation

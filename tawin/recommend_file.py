@@ -107,6 +107,7 @@ def _recommend_chunk(
     seen = Ragged.of(np.split(items[known], np.cumsum(counts)[:-1]))
     histories = seen.last(serving.options.max_history)
     asked = np.flatnonzero(counts)
+    top = min(top, serving.catalog.num_items)
     found_items = np.full((len(lengths), top), -1, dtype=np.int64)
     found_scores = np.full((len(lengths), top), -np.inf, dtype=np.float32)
     if len(asked):

@@ -15,6 +15,7 @@ import torch
 from tawin_kernels import ItemTrie, linear_log_probs
 from tawin_kernels.records import Normalizer
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from .backbone import Backbone, backbone
 from .beam_decode import BeamOptions, Sequences, decode
@@ -55,7 +56,7 @@ def beam_search(
         input_ids: int64 [B, P], left-padded prompts.
         attention_mask: [B, P], 0 = padding.
         trie: the catalogue.
-        beam_width: W, beams and items returned; may exceed the catalogue.
+        beam_width: W, items returned. It may exceed the catalogue: no more beams than it has sequences are run.
         normalizer: "vocab": scores are log p over the whole vocabulary, as in transformers' beam search; "trie":
             renormalised over the children of each node.
         length_penalty: a finished sequence of n tokens scores (sum of log p) / n ** length_penalty, as in transformers.
@@ -122,12 +123,19 @@ def beam_sequences(
     vocabulary = parts.vocabulary
     if input_ids.device.type == "cpu" and not bool(((input_ids >= 0) & (input_ids < vocabulary)).all()):
         raise ValueError(f"input_ids: expected tokens in [0, {vocabulary}), got {input_ids.min()}..{input_ids.max()}")
-    options = BeamOptions(trie, beam_width, normalizer, float(length_penalty))
+    running = min(beam_width, trie.num_sequences)
+    options = BeamOptions(trie, running, normalizer, float(length_penalty))
     prompt = _prompt(parts, input_ids, attention_mask, prompt)
     with phase("decode"):
         replays = cuda_graphs and input_ids.is_cuda and excluded is None
         found = replay(parts, prompt, options) if replays else None
-        return decode(parts, prompt, options, excluded=excluded) if found is None else found
+        found = decode(parts, prompt, options, excluded=excluded) if found is None else found
+    missing = (0, beam_width - running)
+    return Sequences(
+        nodes=pad(found.nodes, missing, value=-1),
+        token_ids=pad(found.token_ids, (0, 0, *missing), value=-100),
+        scores=pad(found.scores, missing, value=-torch.inf),
+    )
 
 
 def _prompt(model: Backbone, input_ids: Tensor, attention_mask: Tensor, prompt: Prompt | None) -> Prompt:

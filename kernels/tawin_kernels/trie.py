@@ -158,6 +158,11 @@ class ItemTrie:
         return leaves
 
     @cached_property
+    def num_sequences(self) -> int:
+        """Distinct sequences, the leaves: items may share one. Waits for the device once."""
+        return sum(int((part.diff() == 0).sum()) for _, part in chunks(self.child_offsets))
+
+    @cached_property
     def used_tokens(self) -> torch.Tensor:
         """The distinct tokens of all edges, ascending, int32 [U]. Made on first use (waits for the device) and kept."""
         with torch.inference_mode(False):

@@ -251,6 +251,10 @@ class GRPOConfig(OptimizerConfig):
         steps = -(-self.epochs * prompts // (self.batch_size * self.gradient_accumulation))
         return steps if self.steps is None else min(steps, self.steps)
 
+    def completions(self, sequences: int) -> int:
+        """G on a catalogue of so many distinct sequences: no more than these, but for draws, which may repeat one."""
+        return self.group_size if self.negatives == "sample" else min(self.group_size, max(2, sequences))
+
     def at_step(self, step: int) -> GRPOConfig:
         """As it is in step number `step`, from 0: with the anchor of that step. `steps` must be a number."""
         if self.steps is None:

@@ -47,6 +47,15 @@ def rolled_out(config: GRPOConfig, targets: Any, *, seed: int = 0) -> tuple[nn.M
     return model, roll_out(model, small_catalog(), input_ids, mask, torch.tensor(targets), config, generator)
 
 
+@pytest.mark.parametrize(("negatives", "completions"), [("beam", 6), ("random", 6), ("sample", 40)])
+def test_a_group_is_no_larger_than_the_catalogue_has_sequences(negatives: str, completions: int) -> None:
+    _, groups = rolled_out(
+        GRPOConfig(group_size=40, negatives=negatives, ensure_positive=negatives == "random"), [0, 1, 3]
+    )
+    assert groups.token_ids.shape[:2] == groups.rewards.shape == (3, completions)
+    assert (groups.rewards.sum(1) >= 1).all() and groups.valid.all()
+
+
 # Sampling draws from the softmax over the trie; the config refuses it with another one.
 WAYS = [("beam", "vocab"), ("beam", "trie"), ("sample", "trie"), ("random", "vocab"), ("random", "trie")]
 

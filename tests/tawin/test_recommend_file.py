@@ -89,6 +89,13 @@ def test_more_items_than_the_catalogue_has_give_all_of_it(serving: Serving, tmp_
     assert sorted(items) == sorted(set(ids.tolist()) - set(ids[[0, 1]].tolist()))
 
 
+def test_a_list_longer_than_the_catalogue_takes_no_more_than_the_catalogue(serving: Serving, tmp_path: Path) -> None:
+    ids = serving.catalog.item_ids
+    histories = write(tmp_path / "in.parquet", [[int(item)] for item in ids])
+    recommend_file.recommend_file(serving, histories, tmp_path / "out.parquet", top=10**9)
+    assert [len(items) for items in pq.read_table(tmp_path / "out.parquet")["item_ids"].to_pylist()] == [40] * 40
+
+
 def test_what_the_prompt_has_no_room_for_is_excluded_too(serving: Serving, tmp_path: Path) -> None:
     ids = serving.catalog.item_ids
     history = ids[:20].tolist()  # of 40 items; a prompt has the last 4

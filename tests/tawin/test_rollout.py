@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from tawin_kernels import ItemTrie
 from torch import Tensor, nn
 
+from tawin import rollout
+from tawin.beam_decode import decode
 from tawin.rollout import (
     Normalizer,
     _without_replacement,
@@ -157,6 +160,24 @@ def test_items_that_share_a_sequence_stand_together_in_item_order_with_one_score
         assert seen == expected[:4]
         for item, tokens in zip(seen, found.token_ids[row].tolist(), strict=True):
             assert tokens == items[item]
+
+
+def test_no_more_beams_are_run_than_the_catalogue_has_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, widths = tiny_model("qwen2"), []
+    trie = ItemTrie.from_sequences([[5, 6], [7, 8, 9], [5, 6], [9, 9]])  # 3 sequences
+    input_ids, mask = ragged_prompts(2, 4)
+    expected = beam_search(model, input_ids, mask, trie, 4)
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        widths.append(arguments[2].beam_width)
+        return decode(*arguments, **options)
+
+    monkeypatch.setattr(rollout, "decode", watched)
+    found = beam_search(model, input_ids, mask, trie, 100_000)
+    assert widths == [3] and found.token_ids.shape == (2, 100_000, 3)
+    assert torch.equal(found.item_ids[:, :4], expected.item_ids) and (found.item_ids[:, 4:] == -1).all()
+    assert torch.equal(found.scores[:, :4], expected.scores) and torch.isneginf(found.scores[:, 4:]).all()
+    assert beam_sequences(model, input_ids, mask, trie, 50).nodes.shape == (2, 50)
 
 
 def test_a_training_group_holds_distinct_sequences() -> None:
