@@ -1,9 +1,9 @@
 """The catalogue: items <-> tokens. Which tokens an item is, the trie over them, and prompts and labels built from them.
 
 A sequence is the prefix, then the tokens of one item after another, where a prompt's template has it with text between
-them and behind the last one; the completion of a prompt is the next item's tokens. An item is its semantic id (a token
-a level, and one more where items share an id) or its title (the tokenizer's own tokens and the end token). Items are
-dense indexes here; this module knows nothing of users, splits or models.
+them and behind the last one; the completion of a prompt is the next item's tokens. An item is one token of its own, its
+semantic id (a token a level, and one more where items share an id) or its title (the tokenizer's own tokens and the end
+token). Items are dense indexes here; this module knows nothing of users, splits or models.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ from .prompt import prompt_tokens
 from .ragged import Ragged
 from .semantic_ids import build_semantic_ids
 from .tokenizer import (
+    item_token_names,
+    item_tokens,
     make_semantic_tokenizer,
     semantic_token_names,
     semantic_tokens,
@@ -59,7 +61,7 @@ class Catalog:
     titles: list[str | None] | None
     """One an item, None where an item has none; None: no item has one."""
     semantic_ids: list[tuple[int, ...]] | None
-    """The codes behind the tokens, the one that tells shared ids apart included; None in title mode."""
+    """The codes behind the tokens, the one that tells shared ids apart included; None where tokens are no codes."""
     token_ids: torch.Tensor
     """int64 [items, longest item], -1 behind an item's last token."""
     trie: ItemTrie
@@ -248,8 +250,9 @@ def build_catalog(
 ) -> Catalog:
     """Turns every item of a dataset into tokens of `tokenizer`.
 
-    In "semantic_id" mode the tokens of all codes that the tokenizer lacks are added to it as ordinary tokens: whoever
-    holds the model resizes its embeddings to len(tokenizer). In "title" mode an item is " " + title and the end token;
+    In "item" mode an item is one token, <item_55> for the item with the id 55; in "semantic_id" mode a token a code.
+    The tokens that the tokenizer lacks are added to it as ordinary tokens: whoever holds the model resizes its
+    embeddings to len(tokenizer). In "title" mode an item is " " + title and the end token;
     items with the same title share their tokens, and text that spells a special token is read as text.
 
     training_sequences: dense item indexes; all that built semantic ids see (config.vectors aside).
@@ -265,9 +268,11 @@ def build_catalog(
     if titles:
         _require_titles(dataset)
     around = prompt_tokens(tokenizer, prompt or PromptConfig(), config.instruction, titles=titles)
+    codes = None
     if titles:
-        codes = None
         tokens, history = around.spell(_titles(dataset), tokenizer)
+    elif config.item_tokens == "item":
+        tokens = item_tokens(dataset.items.item_ids.tolist(), tokenizer)
     else:
         if semantic_ids is None:
             semantic_ids = build_semantic_ids(dataset, config, training_sequences=training_sequences, seed=seed)
@@ -295,7 +300,9 @@ def build_catalog(
 def make_tokenizer(
     dataset: Dataset, config: CatalogConfig, semantic_ids: Sequence[tuple[int, ...]] | None = None
 ) -> Any:
-    """The small tokenizer for when no model brings one: of the semantic ids' codes, or trained on the titles."""
+    """The small tokenizer for when no model brings one: of the items, of their codes, or trained on the titles."""
+    if config.item_tokens == "item":
+        return make_semantic_tokenizer(item_token_names(dataset.items.item_ids.tolist()))
     if config.item_tokens == "title":
         _require_titles(dataset)
         return train_title_tokenizer(_titles(dataset), config.title_vocabulary)
@@ -308,7 +315,7 @@ def load_catalog(
     folder: str | Path,
     tokenizer: Any = None,
     *,
-    item_tokens: Literal["semantic_id", "title"] = "semantic_id",
+    item_tokens: Literal["item", "semantic_id", "title"] = "semantic_id",
     separate_shared_ids: bool = True,
     rebuild_ids: bool = False,
     levels: int = 3,

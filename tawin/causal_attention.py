@@ -17,6 +17,8 @@ from tawin_kernels import linear_log_probs
 from torch import Tensor, nn
 
 from .backbone import backbone
+from .encoding import IGNORED
+from .sampled_softmax import sampled_log_probs
 
 SMALLEST_CAPABILITY = (8, 0)  # of a GPU that FlashAttention 2 runs on
 
@@ -57,16 +59,22 @@ def attending_by(config: Any, attention: str) -> Iterator[None]:
 
 
 def causal_log_probs(
-    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, attention: str
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, attention: str, negatives: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Hidden states [B, S, H], and log p of each label but the first, [B, S - 1], 0 where it is -100.
 
     input_ids, attention_mask, labels: int64 [B, S], right-padded; labels are not shifted.
+    negatives: so many tokens of the vocabulary estimate the softmax's sum; 0, or no fewer than it has: all of them.
     """
     parts = backbone(model)
     with attending_by(parts.config, attention):
         hidden = parts.decoder(
             input_ids=input_ids, attention_mask=attention_mask, use_cache=False
         ).last_hidden_state  # [B, S, H]
-    weight, bias = parts.head_in(hidden.dtype)
-    return hidden, linear_log_probs(hidden[:, :-1], weight, labels[:, 1:], bias=bias)
+    if not 0 < negatives < parts.vocabulary:
+        weight, bias = parts.head_in(hidden.dtype)
+        return hidden, linear_log_probs(hidden[:, :-1], weight, labels[:, 1:], bias=bias)
+    weight, bias = parts.head_in(torch.float32)
+    rows, places = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+    log_probs = sampled_log_probs(hidden[rows, places].float(), weight, bias, labels[rows, places + 1], negatives)
+    return hidden, log_probs.new_zeros(len(labels), labels.shape[1] - 1).index_put((rows, places), log_probs)

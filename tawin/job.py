@@ -17,11 +17,14 @@ from .catalog import Catalog, build_catalog, make_tokenizer
 from .causal_attention import require_model_takes
 from .config import Config
 from .data import Dataset, Split
+from .item_vectors import MAX_DIMENSIONS, item_vectors
 from .load import load_data
 from .policy import build_model, load_model, load_tokenizer
 from .ragged import Ragged
 from .run_folder import RunFolder
 from .semantic_ids import build_semantic_ids, given_ids
+from .states import states
+from .token_vectors import begin_at_vectors
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,33 @@ def prepare(config: Config, run: RunFolder | None) -> Job:
             raise ValueError(f"--data {config.data}: expected the items that the run was started with, got others")
     else:
         tokenizer, catalog = make_catalog(dataset, split, config)
+    known = None
     if config.model:
         known = len(load_tokenizer(config.model))  # the model's own, before items were added
         model = load_model(config.model, tokens=len(tokenizer), known=known, seed=config.seed)
     else:
         model = build_model(config.policy, tokenizer, config.seed)
     require_model_takes(model, config.attention)
+    if run is None or not states(run.checkpoints):  # else training goes on from a state's weights
+        _initialize_tokens(model, catalog, dataset, split, config, known)
     return Job(dataset, split, tokenizer, catalog, model)
+
+
+def _initialize_tokens(
+    model: nn.Module, catalog: Catalog, dataset: Dataset, split: Split, config: Config, known: int | None
+) -> None:
+    """Where the config says so, have the new tokens of items begin at the items' vectors. known: the model's own."""
+    if config.catalog.item_tokens != "item" or not config.catalog.initialize:
+        return
+    size = model.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
+    vectors = item_vectors(
+        dataset,
+        config.catalog,
+        training_sequences=split.training,
+        dimensions=min(size, MAX_DIMENSIONS),
+        seed=config.seed,
+    )
+    begin_at_vectors(model, catalog, vectors, known=known, seed=config.seed)
 
 
 def _require_training_data(split: Split, config: Config) -> None:
@@ -70,14 +93,20 @@ def _require_training_data(split: Split, config: Config) -> None:
 
 def make_catalog(dataset: Dataset, split: Split, config: Config) -> tuple[PreTrainedTokenizerBase, Catalog]:
     """Items as tokens of the model's tokenizer, or of a small one made for them."""
-    built = config.catalog.item_tokens == "semantic_id" and given_ids(dataset, config.catalog) is None
-    if config.catalog.vectors is not None and not built:
+    kind = config.catalog.item_tokens
+    is_used = {
+        "item": config.catalog.initialize,
+        "semantic_id": given_ids(dataset, config.catalog) is None,
+        "title": False,
+    }
+    if config.catalog.vectors is not None and not is_used[kind]:
         raise ValueError(
-            "catalog.vectors: expected None where no semantic ids are built (items are titles, or the data has ids and "
-            f"there is no catalog.rebuild_ids), got {config.catalog.vectors!r}"
+            "catalog.vectors: expected None where nothing is made of them (items are titles, or the data has semantic "
+            "ids and there is no catalog.rebuild_ids, or there is no catalog.initialize), got "
+            f"{config.catalog.vectors!r}"
         )
     semantic_ids = None
-    if config.catalog.item_tokens == "semantic_id":
+    if kind == "semantic_id":
         semantic_ids = build_semantic_ids(dataset, config.catalog, training_sequences=split.training, seed=config.seed)
     tokenizer = load_tokenizer(config.model) if config.model else make_tokenizer(dataset, config.catalog, semantic_ids)
     catalog = build_catalog(

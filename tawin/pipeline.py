@@ -78,7 +78,7 @@ def policy_and_reference(start: Path, catalog: Catalog, config: Config) -> tuple
 def trainable(model: nn.Module, catalog: Catalog, config: Config) -> nn.Module:
     """The model with what a config adds for training: adapters, dropout, recomputed activations."""
     if config.policy.lora_rank > 0:
-        new = torch.unique(catalog.token_ids) if config.catalog.item_tokens == "semantic_id" else torch.tensor([])
+        new = torch.unique(catalog.token_ids) if config.catalog.item_tokens != "title" else torch.tensor([])
         model = add_lora(model, config.policy, new[new >= 0].tolist())
     if config.policy.hidden_dropout > 0:
         add_dropout(model, config.policy.hidden_dropout)

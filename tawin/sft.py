@@ -24,6 +24,8 @@ from .ragged import Ragged
 from .run_folder import RunFolder
 from .training_loop import evaluate_and_record, progress_bar, say
 
+FULL_SOFTMAX = 8192  # tokens of the catalogue over which the whole softmax is quick enough on a CPU
+
 
 def train_sft(
     accelerator: Accelerator,
@@ -86,6 +88,14 @@ def sft_steps(windows: int, sft: SFTConfig) -> tuple[int, int]:
     return steps_an_epoch, min(steps_an_epoch * sft.epochs, sft.max_steps or steps_an_epoch * sft.epochs)
 
 
+def sft_negatives(catalog: Catalog, config: Config) -> int:
+    """Tokens that estimate the softmax's sum in a step; 0: all. What `sft.negatives` says, or where it says nothing,
+    1,024 for the small decoder over a vocabulary of more than `FULL_SOFTMAX` tokens."""
+    if config.sft.negatives is not None:
+        return config.sft.negatives
+    return 1024 if config.model is None and len(catalog.trie.used_tokens) > FULL_SOFTMAX else 0
+
+
 def sft_step(
     stage: Stage, catalog: Catalog, windows: Ragged, first_targets: np.ndarray, rows: np.ndarray, config: Config
 ) -> dict[str, float]:
@@ -119,9 +129,11 @@ def _backward(
         input_ids, attention_mask, labels = catalog.encode_windows(windows.take(kept), first_targets[kept])
         batches.append((input_ids, attention_mask, labels if len(own) else torch.full_like(labels, -100)))
     (tokens,) = stage.processes.sums(sum(int((labels >= 0).sum()) for _, _, labels in batches))
+    negatives = sft_negatives(catalog, config)
     losses = [
         stage.backward(
-            window_loss(batch, tokens, stage.accelerator.device, config.attention), is_last=index == len(batches) - 1
+            window_loss(batch, tokens, stage.accelerator.device, config.attention, negatives),
+            is_last=index == len(batches) - 1,
         )[0]
         for index, batch in enumerate(batches)
     ]
@@ -130,13 +142,13 @@ def _backward(
 
 
 def window_loss(
-    batch: tuple[Tensor, Tensor, Tensor], tokens: float, device: torch.device, attention: str
+    batch: tuple[Tensor, Tensor, Tensor], tokens: float, device: torch.device, attention: str, negatives: int = 0
 ) -> Callable[[nn.Module], tuple[Tensor]]:
     """Of a model: the cross-entropy of a batch [B, S] over the labels that are not -100, divided by `tokens`."""
     input_ids, attention_mask, labels = (part.to(device) for part in batch)
 
     def loss(model: nn.Module) -> tuple[Tensor]:
-        _, log_probs = causal_log_probs(model, input_ids, attention_mask, labels, attention)
+        _, log_probs = causal_log_probs(model, input_ids, attention_mask, labels, attention, negatives)
         return (-log_probs.sum() / tokens,)
 
     return loss

@@ -1,7 +1,7 @@
 """Titles and codes to tokens: tokenizers made from a catalogue alone, and how any tokenizer spells items and prompts.
 
-The two small tokenizers, one token a code of semantic ids or byte-level BPE trained on the titles, begin with the
-special tokens <pad>, <bos>, <eos> (0, 1, 2) and save and load with save_pretrained and AutoTokenizer. They are of
+The small tokenizers, one token an item or a code of semantic ids, or byte-level BPE trained on the titles, begin with
+the special tokens <pad>, <bos>, <eos> (0, 1, 2) and save and load with save_pretrained and AutoTokenizer. They are of
 Qwen2's class because the small default model is one: beside its config AutoTokenizer reads any tokenizer as a
 Qwen2Tokenizer. A --model brings its own tokenizer instead. This module sees titles and codes, never items.
 """
@@ -35,6 +35,11 @@ def semantic_token_names(semantic_ids: Iterable[Sequence[int]]) -> list[str]:
     if levels > MAX_LEVELS:
         raise ValueError(f"semantic_ids: expected at most {MAX_LEVELS} levels, shared ids told apart, got {levels}")
     return [semantic_token_name(level, code) for level, code in sorted(used)]
+
+
+def item_token_names(item_ids: Iterable[int]) -> list[str]:
+    """The names of items' tokens where each item is one: <item_55> for the item with the id 55."""
+    return [f"<item_{item_id}>" for item_id in item_ids]
 
 
 def make_semantic_tokenizer(token_names: Sequence[str]) -> Qwen2Tokenizer:
@@ -81,6 +86,13 @@ def semantic_tokens(semantic_ids: Sequence[Sequence[int]], tokenizer: Any) -> li
         [token_of[semantic_token_name(level, code)] for level, code in enumerate(semantic_id)]
         for semantic_id in semantic_ids
     ]
+
+
+def item_tokens(item_ids: Sequence[int], tokenizer: Any) -> list[list[int]]:
+    """One token an item; those that the tokenizer lacks are added to it as ordinary tokens."""
+    names = item_token_names(item_ids)
+    tokenizer.add_tokens(names)
+    return [[token] for token in tokenizer.convert_tokens_to_ids(names)]
 
 
 def title_tokens(titles: Sequence[str], tokenizer: Any, *, lead: str = " ", ends: bool = True) -> list[list[int]]:

@@ -147,6 +147,27 @@ def test_semantic_ids_in_a_chat_with_lora_train_adapters_and_the_new_tokens_alon
     cli.main(["recommend", str(out), "--history", "1,2,3"])
 
 
+def test_one_token_an_item_with_lora_begins_at_the_scale_of_the_models_embeddings(
+    folders: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    vectors = np.random.default_rng(0).normal(size=(len(dataset.items), 6)).astype(np.float32)
+    np.save(tmp_path / "vectors.npy", vectors)
+    out = tmp_path / "run"
+    items = ["--catalog.item-tokens=item", f"--catalog.vectors={tmp_path / 'vectors.npy'}", "--prompt.style=minionerec"]
+    run(folders, out, *items, "--policy.lora-rank=2", "--sft.epochs=0", "--grpo.steps=0", "--grpo.beta=0")
+    known = len(AutoTokenizer.from_pretrained(folders / "MODEL"))
+    catalog = Catalog.load(out / "catalog")
+    tokens = catalog.token_ids[:, 0]
+    assert tokens.tolist() == list(range(known, known + len(dataset.items)))
+    rows = AutoModelForCausalLM.from_pretrained(out / "checkpoints" / "sft").get_input_embeddings().weight.detach()
+    old = AutoModelForCausalLM.from_pretrained(folders / "MODEL", dtype=torch.float32).get_input_embeddings().weight
+    assert torch.equal(rows[:known], old[:known])
+    own = old[:known].detach()
+    begun = (rows[tokens] - own.mean(0)) / own.std(0)
+    expected = torch.from_numpy(vectors @ vectors.T)
+    torch.testing.assert_close(begun @ begun.T / (begun @ begun.T).trace(), expected / expected.trace())
+
+
 def fitting(model: torch.nn.Module, name: str, like: torch.Tensor) -> torch.Tensor:
     """A weight of the model; of an embedding with fewer rows, something that differs."""
     weight = model.state_dict()[name]

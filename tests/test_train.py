@@ -21,8 +21,10 @@ from bench.event_files import scalars
 from tawin import cli, pipeline
 from tawin.catalog import Catalog
 from tawin.commands import train
+from tawin.config import SyntheticConfig
 from tawin.data import split_leave_one_out
 from tawin.evaluate import evaluate, sampled
+from tawin.item_vectors import cooccurrence_vectors
 from tawin.optimization import Stage
 from tawin.policy import load_model
 from tawin.report import write_report
@@ -48,6 +50,8 @@ SMALL = [
     "--evaluation.beam-width=12",
     "--evaluation.valid-users=20",
 ]
+
+SYNTHETIC = SyntheticConfig(num_users=60, num_items=30, num_clusters=5)
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -158,6 +162,30 @@ def test_a_run_with_a_moving_anchor_and_several_targets_resumes_as_if_it_never_w
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+def test_a_run_with_one_sampled_token_an_item_begins_at_its_vectors_and_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--catalog.item-tokens=item", "--sft.negatives=8", "--split.rl-seen=1"]
+    run(tmp_path / "whole", *options)
+    assert Catalog.load(tmp_path / "whole" / "catalog").trie.max_depth == 1
+    stop_and_resume(tmp_path / "early", 3, monkeypatch, *options)  # no state was saved before: the model is made anew
+    assert_same_run(tmp_path / "early", tmp_path / "whole")
+    stop_and_resume(tmp_path / "late", 9, monkeypatch, *options)
+    assert_same_run(tmp_path / "late", tmp_path / "whole")
+    cli.main(["recommend", str(tmp_path / "whole"), "--history", "1,2,3", "--top", "3"])
+    assert "log p" in capsys.readouterr().out
+
+    rows = {}
+    for name, more in {"begun": [], "random": ["--catalog.no-initialize"]}.items():
+        run(tmp_path / name, *options[:1], *more, "--sft.epochs=0", "--grpo.steps=0")
+        weight = load_file(tmp_path / name / "checkpoints" / "sft" / "model.safetensors")["model.embed_tokens.weight"]
+        rows[name] = weight[3:]
+    vectors = cooccurrence_vectors(split_leave_one_out(make_synthetic(SYNTHETIC, 0)).training, 30, 16)
+    alike = torch.nn.functional.normalize(rows["begun"], dim=1) * torch.from_numpy(vectors)
+    assert (alike.sum(1) > 0.999).all()
+    assert not (rows["begun"] == rows["random"]).all(1).any()
+
+
 def stop(out: Path, updates: int, monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
     """A run that is stopped after some optimizer steps."""
     update, done = Stage.update, []
@@ -198,6 +226,7 @@ def assert_same_run(resumed: Path, whole: Path) -> None:
         ["--grpo.beta=0.05", "--grpo.loss-type=dapo", "--policy.attention-dropout=0.1"],
         ["--policy.lora-rank=2", "--grpo.beta=0.05", "--grpo.loss-type=dr_grpo"],
         ["--catalog.item-tokens=title", "--catalog.title-vocabulary=300", "--evaluation.exclude-history"],
+        ["--catalog.item-tokens=item", "--grpo.negatives=sample", "--evaluation.exclude-history"],
         [
             "--split.rl-targets=3",
             "--split.rl-seen=2",
@@ -427,6 +456,10 @@ def test_a_resume_with_other_items_is_refused(tmp_path: Path, monkeypatch: pytes
     [
         (["--split.rl-share=0"], "split.rl_share: expected a share that keeps"),
         (["--catalog.vectors=absent.npy", "--catalog.item-tokens=title"], "catalog.vectors: expected None"),
+        (
+            ["--catalog.vectors=a.npy", "--catalog.item-tokens=item", "--catalog.no-initialize"],
+            "catalog.vectors: expected",
+        ),
         (["--seed=-1"], "seed: expected 0 or more"),
     ],
 )

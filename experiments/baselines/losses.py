@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from tawin.sampled_softmax import sampled_log_probs
 
 from .sequence_model import SequenceModel
 
@@ -19,17 +19,7 @@ def cross_entropy(model: SequenceModel, states: Tensor, targets: Tensor, negativ
     """
     if negatives == 0 or negatives >= model.num_items:
         return functional.cross_entropy(model.scores(states), targets, reduction="none")
-    drawn = torch.randperm(model.num_items, device=states.device)[:negatives]  # [M]
-    # Each stands for that many items.
-    bias = model.item_bias[drawn] + math.log(model.num_items / negatives)
-    scores = functional.linear(states, model.items.weight[drawn], bias)  # [P, M]
-    column = torch.full((model.num_items,), -1, device=states.device)
-    column[drawn] = torch.arange(negatives, device=states.device)
-    column = column[targets]  # [P], of the target among those drawn, -1 for none
-    among = (column >= 0).nonzero()[:, 0]
-    scores[among, column[among]] = torch.finfo(scores.dtype).min  # counts nothing; a lone -inf would make NaN gradients
-    target_scores = model.scores_of(states, targets)  # [P]
-    return torch.logaddexp(target_scores, scores.logsumexp(dim=1)) - target_scores
+    return -sampled_log_probs(states, model.items.weight, model.item_bias, targets, negatives)
 
 
 def binary_loss(model: SequenceModel, states: Tensor, targets: Tensor, held: Tensor) -> Tensor:

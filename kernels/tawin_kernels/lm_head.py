@@ -226,6 +226,28 @@ def child_log_probs(
     return torch.cat(log_probs)
 
 
+def shared_child_log_probs(
+    hidden: torch.Tensor,
+    lm_head_weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    tokens: torch.Tensor,
+    temperature: float,
+    normalizer: Normalizer,
+) -> torch.Tensor:
+    """`child_log_probs` where all rows of hidden [rows, H] have the same children [C]: fp32 or fp64 [rows, C]."""
+    if normalizer == "trie":
+        lm_head_weight = lm_head_weight.index_select(0, tokens)
+        bias = None if bias is None else bias.index_select(0, tokens)
+    weight, wide_bias, at_once = _widened(lm_head_weight, bias)
+    log_probs = []
+    for some_hidden in hidden.split(at_once):
+        logits = _logits(some_hidden.to(weight.dtype), weight, wide_bias, temperature)  # [some rows, V]
+        normalization = logits.logsumexp(1, keepdim=True)
+        picked = logits if normalizer == "trie" else logits.index_select(1, tokens)
+        log_probs.append(picked - normalization)
+    return torch.cat(log_probs)
+
+
 def _recomputed(piece_log_probs: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor:
     """The backward pass computes the logits of each piece again, so that those of one piece are alive at a time."""
     log_probs: torch.Tensor = checkpoint(piece_log_probs, *arguments, use_reentrant=False, preserve_rng_state=False)

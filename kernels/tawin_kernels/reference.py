@@ -20,7 +20,7 @@ from .checks import (
     check_tawin_grpo_loss,
     check_tawin_weights,
 )
-from .lm_head import accumulation_dtype, child_log_probs, token_entropies, token_log_probs
+from .lm_head import accumulation_dtype, child_log_probs, shared_child_log_probs, token_entropies, token_log_probs
 from .records import BeamStep, GRPOLoss, ImportanceLevel, LossType, Normalizer, TAWin
 from .top_k import top_k_stable
 from .trie import ItemTrie
@@ -53,6 +53,10 @@ def beam_step(
     )
     B = len(hidden)
     dtype = accumulation_dtype(hidden)
+    if nodes.shape[1] == 1 and B > 0 and bool((nodes == nodes[0]).all()) and bool((scores > -math.inf).all()):
+        return _step_from_one_node(
+            hidden[:, 0], lm_head_weight, trie, int(nodes[0]), scores, beam_width, normalizer, temperature, bias
+        )
     known = nodes.clamp(min=0)
     counts = (trie.child_offsets[known + 1] - trie.child_offsets[known]).long()  # [B, W]
     counts = counts.masked_fill((nodes < 0) | (scores == -math.inf), 0)
@@ -81,6 +85,38 @@ def beam_step(
         tokens=tokens[chosen].masked_fill(missing, -1),
         nodes=(edges[chosen] + 1).masked_fill(missing, -1),
         parents=beams[rows[chosen]].masked_fill(missing, 0),
+    )
+
+
+def _step_from_one_node(
+    hidden: torch.Tensor,
+    lm_head_weight: torch.Tensor,
+    trie: ItemTrie,
+    node: int,
+    scores: torch.Tensor,
+    beam_width: int,
+    normalizer: Normalizer,
+    temperature: float,
+    bias: torch.Tensor | None,
+) -> BeamStep:
+    """`beam_step` of one live beam a prompt, all at one node, as a search begins: the candidates are a matrix.
+
+    hidden [B, H], scores [B, 1]. With one token an item the root has the whole catalogue as children.
+    """
+    edges = trie.edges_below(torch.tensor([node], device=hidden.device))[1] if node >= 0 else None
+    if edges is None or len(edges) == 0:
+        missing = scores.new_full((len(hidden), beam_width), -1, dtype=torch.int64)
+        return BeamStep(scores.new_full(missing.shape, -math.inf), missing, missing.clone(), torch.zeros_like(missing))
+    tokens = trie.edge_tokens[edges].long()  # [C]
+    log_probs = shared_child_log_probs(hidden, lm_head_weight, bias, tokens, temperature, normalizer)  # [B, C]
+    candidates = scores.to(log_probs.dtype) + log_probs
+    best, order = top_k_stable(candidates.masked_fill_(candidates.isnan(), -math.inf), beam_width)  # [B, beam_width]
+    missing = best == -math.inf
+    return BeamStep(
+        scores=best,
+        tokens=tokens[order].masked_fill(missing, -1),
+        nodes=(edges[order] + 1).masked_fill(missing, -1),
+        parents=torch.zeros_like(order),
     )
 
 

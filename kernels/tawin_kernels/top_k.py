@@ -16,7 +16,14 @@ def top_k_stable(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tens
     """
     width = scores.shape[-1]
     kept = min(k, width)
-    if scores.dtype == torch.float32:
+    found = scores.topk(min(kept + 1, width), dim=-1)
+    if kept == width or bool((found.values[:, kept - 1] > found.values[:, kept]).all()):
+        # Which ones they are is beyond doubt: their own order is all that is left to decide.
+        indexes = found.indices[:, :kept].sort(dim=-1).values
+        best = scores.gather(-1, indexes)
+        order = (best + 0.0).argsort(dim=-1, descending=True, stable=True)
+        indexes = indexes.gather(-1, order)
+    elif scores.dtype == torch.float32:
         # fp32 bits sort as integers once the negative numbers' order is turned round; the low half breaks ties.
         bits = (scores + 0.0).view(torch.int32).long()  # + 0.0: -0.0 becomes +0.0
         sortable = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)

@@ -70,8 +70,12 @@ class SyntheticConfig:
 class CatalogConfig:
     """How an item becomes tokens."""
 
-    item_tokens: Literal["semantic_id", "title"] = "semantic_id"
-    """New tokens, one range a level; or the tokenizer's own tokens of the title and an end token."""
+    item_tokens: Literal["item", "semantic_id", "title"] = "semantic_id"
+    """item: a new token for every item, the strongest where there is data on most items. semantic_id: new tokens, one
+    range a level, which close items share. title: the tokenizer's own tokens of the title and an end token."""
+    initialize: bool = True
+    """With item_tokens 'item' a new token begins at its item's vector (`vectors`, or co-occurrence), at the scale of
+    the model's own embeddings; False: at random."""
     separate_shared_ids: bool = True
     """Items that share a semantic id are told apart by an extra last token."""
     rebuild_ids: bool = False
@@ -82,7 +86,8 @@ class CatalogConfig:
     codes: int = 256
     """Codes a level of semantic ids that are built here (fewer where the catalogue is small)."""
     vectors: str | None = None
-    """A .npy of item vectors [items, dimensions] to build ids from; None: from co-occurrence in the training data."""
+    """A .npy of item vectors [items, dimensions] that ids are built from and tokens begin at; None: vectors from
+    co-occurrence in the training data."""
     title_vocabulary: int = 2048
     """Tokens of the tokenizer trained on the titles (title mode without --model)."""
     instruction: str = ""
@@ -94,13 +99,14 @@ class CatalogConfig:
             require_type(f"catalog.{name}", getattr(self, name), int)
         require_type("catalog.separate_shared_ids", self.separate_shared_ids, bool)
         require_type("catalog.rebuild_ids", self.rebuild_ids, bool)
+        require_type("catalog.initialize", self.initialize, bool)
         require_choices(self, "catalog")
         require(1 <= self.levels <= 8, "catalog.levels", "1..8", self.levels)
         require(2 <= self.codes <= 65536, "catalog.codes", "2..65536", self.codes)
         require(
-            not (self.rebuild_ids and self.item_tokens == "title"),
+            not self.rebuild_ids or self.item_tokens == "semantic_id",
             "catalog.rebuild_ids",
-            "False where items are titles",
+            "False where items are no semantic ids",
             self.rebuild_ids,
         )
         require(self.title_vocabulary >= 300, "catalog.title_vocabulary", "at least 300", self.title_vocabulary)

@@ -104,6 +104,9 @@ class SFTConfig(OptimizerConfig):
     """Evaluations without a better valid recall before SFT stops."""
     evaluate_every: int = 1
     """Epochs between evaluations."""
+    negatives: int | None = None
+    """Tokens of the vocabulary, drawn anew each step, from which the softmax's sum is estimated without bias (sampled
+    softmax); 0: the whole softmax. None: 1,024 for the small decoder where items have over 8,192 tokens, else 0."""
 
     _section = "sft"
 
@@ -113,6 +116,7 @@ class SFTConfig(OptimizerConfig):
         require(self.max_steps is None or self.max_steps >= 1, "sft.max_steps", "at least 1, or None", self.max_steps)
         require(self.patience >= 1, "sft.patience", "at least 1", self.patience)
         require(self.evaluate_every >= 1, "sft.evaluate_every", "at least 1", self.evaluate_every)
+        require(self.negatives is None or self.negatives >= 0, "sft.negatives", "0 or more, or None", self.negatives)
 
 
 @dataclass(frozen=True)

@@ -323,3 +323,35 @@ def good() -> dict:
 def test_bad_input_is_refused_by_name(changes, error, message):
     with pytest.raises(error, match=message):
         beam_step(**{**good(), **changes})
+
+
+@given(
+    catalogues,
+    st.integers(0, 10**6),
+    st.integers(1, 3),
+    st.integers(1, 30),
+    st.sampled_from(["vocab", "trie"]),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    st.data(),
+)
+def test_prompts_at_one_node_get_what_each_gets_among_others(
+    items, seed, B, beam_width, normalizer, with_bias, ties, dtype, data
+):
+    # One beam a prompt and all at one node is the first step of a search; a dead beam beside it makes it any other.
+    trie = ItemTrie.from_sequences([list(item) for item in items])
+    hidden, weight, bias = tensors(seed, B, 1, dtype)
+    weight = weight * 0 if ties else weight
+    node = data.draw(st.integers(-1, trie.num_nodes - 1))
+    nodes, scores = torch.full((B, 1), node), torch.linspace(-1, 0, B, dtype=torch.float32)[:, None]
+    scores = scores.to(torch.float64) if dtype == torch.float64 else scores
+    options = {"normalizer": normalizer, "bias": bias if with_bias else None}
+    step = beam_step(hidden, weight, trie, nodes, scores, beam_width, **options)
+    is_sound(step, trie, beam_width)
+    dead = (torch.full_like(hidden, NAN), torch.full_like(nodes, -1), torch.full_like(scores, -INF))
+    among = [torch.cat(pair, 1) for pair in zip((hidden, nodes, scores), dead, strict=True)]
+    expected = beam_step(among[0], weight, trie, among[1], among[2], beam_width, **options)
+    torch.testing.assert_close(step.scores, expected.scores)
+    if ties or dtype == torch.float64:  # else two nearly equal scores may change places
+        assert torch.equal(step.nodes, expected.nodes) and torch.equal(step.tokens, expected.tokens)

@@ -87,11 +87,31 @@ def test_items_may_be_left_sharing_an_id() -> None:
     assert catalog.trie.items_at(int(catalog.item_nodes[0])).tolist() == [0, 2]
 
 
-@pytest.mark.parametrize("item_tokens", ["semantic_id", "title"])
+@pytest.mark.parametrize("item_tokens", ["item", "semantic_id", "title"])
 def test_the_node_of_an_item_is_where_the_trie_ends_it(item_tokens: str) -> None:
     catalog = catalog_of(item_tokens=item_tokens)
     for item, node in enumerate(catalog.item_nodes.tolist()):
         assert item in catalog.trie.items_at(node).tolist()
+
+
+def test_an_item_may_be_one_token_named_after_its_id() -> None:
+    catalog = catalog_of(item_tokens="item")
+    assert catalog.token_ids.tolist() == [[3], [4], [5], [6], [7]]  # behind <pad> <bos> <eos>
+    assert (catalog.semantic_ids, catalog.prefix, catalog.end_token) == (None, (1,), None)
+    assert (catalog.trie.max_depth, catalog.trie.max_children) == (1, 5)
+    tokenizer = text_tokenizer()
+    size = len(tokenizer)
+    given = catalog_of(tokenizer=tokenizer, item_tokens="item")
+    assert given.token_ids.flatten().tolist() == list(range(size, size + 5))
+    assert tokenizer.convert_ids_to_tokens([size, size + 4]) == ["<item_50>", "<item_40>"]
+
+
+def test_a_folder_loads_with_one_token_an_item_with_and_without_a_tokenizer(tmp_path: Path) -> None:
+    save_dataset(DATASET, tmp_path)
+    assert load_catalog(tmp_path, item_tokens="item").token_ids.tolist() == [[3], [4], [5], [6], [7]]
+    tokenizer = text_tokenizer()
+    size = len(tokenizer)
+    assert load_catalog(tmp_path, tokenizer, item_tokens="item").token_ids.min() == size
 
 
 def test_a_title_is_the_tokenizers_own_tokens_and_the_end_token() -> None:
@@ -180,7 +200,7 @@ def test_a_catalogue_moves_with_its_trie() -> None:
     assert moved.title(0) == "red lamp"
 
 
-@pytest.mark.parametrize("item_tokens", ["semantic_id", "title"])
+@pytest.mark.parametrize("item_tokens", ["item", "semantic_id", "title"])
 @settings(max_examples=50, deadline=None)
 @given(histories=st.lists(st.lists(st.integers(0, 4), max_size=6), min_size=1, max_size=5))
 def test_histories_are_the_prefix_and_the_items_tokens_left_padded(
@@ -197,7 +217,7 @@ def test_histories_are_the_prefix_and_the_items_tokens_left_padded(
     assert attention_mask.tolist() == [[0] * (width - len(row)) + [1] * len(row) for row in expected]
 
 
-@pytest.mark.parametrize("item_tokens", ["semantic_id", "title"])
+@pytest.mark.parametrize("item_tokens", ["item", "semantic_id", "title"])
 @settings(max_examples=50, deadline=None)
 @given(
     windows=st.lists(
@@ -226,7 +246,7 @@ def test_windows_have_labels_at_the_tokens_of_their_targets_only(
         assert labels[row].tolist() == expected + [-100] * padding
 
 
-@pytest.mark.parametrize("item_tokens", ["semantic_id", "title"])
+@pytest.mark.parametrize("item_tokens", ["item", "semantic_id", "title"])
 def test_ragged_sequences_are_encoded_as_the_same_arrays_are(item_tokens: str) -> None:
     catalog = CATALOGS[item_tokens]
     values = np.array([4, 0, 2, 1, 3], dtype=np.int8)  # too small a type for the number of a large catalogue's items
@@ -239,7 +259,7 @@ def test_ragged_sequences_are_encoded_as_the_same_arrays_are(item_tokens: str) -
         assert all(torch.equal(first, second) for first, second in zip(ours, expected, strict=True))
 
 
-CATALOGS = {mode: catalog_of(item_tokens=mode, title_vocabulary=300) for mode in ("semantic_id", "title")}
+CATALOGS = {mode: catalog_of(item_tokens=mode, title_vocabulary=300) for mode in ("item", "semantic_id", "title")}
 
 
 def test_items_outside_the_catalogue_are_not_encoded() -> None:
@@ -257,7 +277,7 @@ def test_items_outside_the_catalogue_are_not_encoded() -> None:
         catalog.encode_windows([np.array([0, 1])], [-1])
 
 
-@pytest.mark.parametrize("item_tokens", ["semantic_id", "title"])
+@pytest.mark.parametrize("item_tokens", ["item", "semantic_id", "title"])
 def test_a_saved_catalogue_loads_as_it_was(tmp_path: Path, item_tokens: str) -> None:
     catalog = CATALOGS[item_tokens]
     catalog.save(tmp_path / "run" / "catalog")
@@ -393,7 +413,7 @@ def test_a_folder_whose_ids_are_rebuilt_is_as_one_without_ids(tmp_path: Path) ->
     items = Items(made.items.item_ids, made.items.titles, semantic_ids=[(item % 7, item % 5) for item in range(40)])
     save_dataset(Dataset("made", made.user_ids, made.sequences, items), tmp_path / "with")
     require_same(load_catalog(tmp_path / "with", rebuild_ids=True), load_catalog(tmp_path / "without"))
-    with pytest.raises(ValueError, match=r"catalog.rebuild_ids: expected False where items are titles, got True"):
+    with pytest.raises(ValueError, match=r"rebuild_ids: expected False where items are no semantic ids, got True"):
         load_catalog(tmp_path / "with", item_tokens="title", rebuild_ids=True)
 
 
