@@ -1,14 +1,22 @@
 """Who sees whom, as transformers' decoders take it: 4-D masks, of full attention and of a sliding window.
 
-Knows configs of decoders; knows nothing of prompts, trees or packing.
+Called wherever a decoder is run on prompts, trees or packed rows; knows configs of decoders alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+LAYER_KINDS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    "full_attention": lambda config, visible, distance: visible,
+    "sliding_attention": lambda config, visible, distance: visible & (distance < config.sliding_window),
+}
+"""By the name in a config's `layer_types`: who sees whom in such a layer, bool [B, Q, K], from who sees whom in a layer
+of full attention and from how far a key lies before a query, int64 [B, Q, K]. Models with other layers are refused."""
 
 
 def causal(key_mask: Tensor) -> Tensor:
@@ -38,11 +46,10 @@ def model_mask(config: Any, visible: Tensor, query_positions: Tensor, key_positi
 
     if not has_window(config):
         return finish(visible)
-    near = key_positions[:, None, :] > query_positions[:, :, None] - config.sliding_window
-    sliding = finish(visible & near)
-    if not getattr(config, "layer_types", None):  # one mask for all layers (Mistral)
-        return sliding
-    return {"full_attention": finish(visible), "sliding_attention": sliding}
+    distance = query_positions[:, :, None] - key_positions[:, None, :]
+    masks = {kind: finish(sees(config, visible, distance)) for kind, sees in LAYER_KINDS.items()}
+    # Without layer types one mask is for all layers (Mistral).
+    return masks if getattr(config, "layer_types", None) else masks["sliding_attention"]
 
 
 def has_window(config: Any) -> bool:

@@ -13,11 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .attention_masks import LAYER_KINDS, has_window
+from .attention_switch import install
+from .model_trial import try_head, try_tree
+
 _CACHE_ARGUMENTS = ("cache", "past_key_values")  # transformers from 5.24 on, and before
-_LAYER_TYPES = ("full_attention", "sliding_attention")
 # Options by which some decoders change their logits after the LM head. log_softmax(hidden @ weight.T) would be wrong
 # there.
 _HEAD_OPTIONS = ("final_logit_softcapping", "logits_soft_cap", "logit_scale", "logits_scaling", "lm_head_multiplier")
+
+# By `model_type`: these hand their window to FlashAttention and leave it out of the mask that sdpa and eager get.
+_WINDOW_OF_FLASH_ALONE = ("moshi",)
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,8 @@ def backbone(model: Any) -> Backbone:
 
     Raises ValueError by name for what shared-prefix attention or a plain softmax head would get wrong: attention
     implementations without a 4-D mask, layers that are neither full nor sliding attention, positions that are not
-    given by position ids, heads that do more than hidden @ weight.T + bias. The head is tried out once a model.
+    given by position ids, heads that do more than hidden @ weight.T + bias. Head, prefill and decode are tried out once
+    per model (`model_trial`).
     """
     causal_lm: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft lives inside it
     if not hasattr(causal_lm, "get_output_embeddings"):
@@ -71,9 +78,15 @@ def backbone(model: Any) -> Backbone:
             f"model {name}: attention implementation {config._attn_implementation!r} takes no 4-D mask; "
             "expected 'sdpa' or 'eager' (pass attn_implementation='sdpa' to from_pretrained)"
         )
-    other = sorted(set(getattr(config, "layer_types", None) or ()) - set(_LAYER_TYPES))
+    install()
+    other = sorted(set(getattr(config, "layer_types", None) or ()) - set(LAYER_KINDS))
     if other:
-        raise ValueError(f"model {name}: layer types {other} have no shared-prefix mask; expected {_LAYER_TYPES}")
+        raise ValueError(f"model {name}: layer types {other} have no shared-prefix mask; expected {tuple(LAYER_KINDS)}")
+    if config.model_type in _WINDOW_OF_FLASH_ALONE and has_window(config):
+        raise ValueError(
+            f"model {name}: its sliding window of {config.sliding_window} is FlashAttention's alone, which takes no "
+            "4-D mask; not supported"
+        )
     decoder = causal_lm.get_decoder()
     parameters = inspect.signature(decoder.forward).parameters
     cache_argument = next((argument for argument in _CACHE_ARGUMENTS if argument in parameters), None)
@@ -90,54 +103,21 @@ def backbone(model: Any) -> Backbone:
     head = causal_lm.get_output_embeddings()
     if head is None:
         raise ValueError(f"model {name}: expected a causal LM with an LM head, got none")
+    weight = getattr(_unwrap_head(head), "weight", None)
+    if not isinstance(weight, Tensor) or weight.dim() != 2:
+        raise ValueError(
+            f"model {name}: expected an LM head with a weight [V, H], got {type(head).__name__}; not supported"
+        )
     parts = Backbone(decoder, head, config, cache_argument)
-    if causal_lm not in _TRIED_HEADS:
-        _try_head(causal_lm, parts)
-        _TRIED_HEADS.add(causal_lm)
+    if causal_lm not in _TRIED:
+        try_head(causal_lm, parts)
+        if try_tree(causal_lm, parts):
+            _TRIED.add(causal_lm)
     return parts
 
 
-# Models whose logits were seen to be hidden @ weight.T + bias.
-_TRIED_HEADS: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-
-
-@torch.no_grad()
-def _try_head(causal_lm: Any, parts: Backbone) -> None:
-    """Refuse a model whose logits are not hidden @ weight.T + bias: every log-prob here would be wrong."""
-    device = _unwrap_head(parts.head).weight.device
-    # Not token 0: it is often the padding, whose embedding, hidden state and logits are all zero.
-    input_ids = torch.arange(1, min(5, parts.vocabulary), device=device)[None]
-    hidden: list[Tensor] = []
-
-    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        # A forward that accelerate prepared has an autocast region of its own, in which the head's product is taken.
-        is_cast = torch.is_autocast_enabled(device.type)
-        hidden.append(output[0].to(torch.get_autocast_dtype(device.type)) if is_cast else output[0])
-
-    hook = parts.decoder.register_forward_hook(keep)
-    try:
-        # The random state is put back: dropout must not depend on when a model is tried.
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            logits = causal_lm(input_ids=input_ids, use_cache=False).logits
-    finally:
-        hook.remove()
-    weight, bias = parts.head_in(hidden[0].dtype)
-    expected = nn.functional.linear(hidden[0], weight, bias)
-    if not is_same_up_to_rounding(expected, logits):
-        raise ValueError(
-            f"model {type(causal_lm).__name__}: its logits are not hidden @ lm_head.T (largest difference "
-            f"{float((expected - logits).abs().max()):.3g}); such heads are not supported"
-        )
-
-
-def is_same_up_to_rounding(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether two ways through a model gave the same, as far as one can ask of their dtypes.
-
-    A broken model gives NaN both ways: that is for whoever reads its scores.
-    """
-    tolerance = 1e-3 if ours.dtype == theirs.dtype == torch.float32 else 5e-2
-    scale = max(1.0, float(theirs[theirs.isfinite()].abs().amax())) if theirs.isfinite().any() else 1.0
-    return torch.allclose(ours.float(), theirs.float(), rtol=0.0, atol=tolerance * scale, equal_nan=True)
+# Models that passed their trials.
+_TRIED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def _unwrap_head(head: Any) -> Any:

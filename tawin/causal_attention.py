@@ -7,17 +7,19 @@ its forward is what `--attention flash_attention_2` is about. Knows nothing of p
 
 from __future__ import annotations
 
+import copy
 import importlib.util
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from tawin_kernels import linear_log_probs
 from torch import Tensor, nn
+from transformers import AttentionInterface
 
-from .backbone import backbone
+from .attention_switch import attending, placeholder, require_asked
+from .backbone import Backbone, backbone
 from .encoding import IGNORED
+from .packing import has_foreign_checkpoints
 from .sampled_softmax import sampled_log_probs
 
 SMALLEST_CAPABILITY = (8, 0)  # of a GPU that FlashAttention 2 runs on
@@ -47,15 +49,32 @@ def require_model_takes(model: Any, attention: str) -> None:
         )
 
 
-@contextmanager
-def attending_by(config: Any, attention: str) -> Iterator[None]:
-    """Within it the decoder of `config` runs this implementation of attention, a name that transformers knows."""
-    before = config._attn_implementation
-    config._attn_implementation = attention
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
+class _NamedAttention:
+    """An attention that transformers knows, for one forward of a decoder whose config names another one."""
+
+    def __init__(self, name: str, config: Any, padding: Tensor | None) -> None:
+        """padding: int64 [B, S], 0 = padding; None: there is none."""
+        self._name = name
+        self._config = _Renamed(config, name)
+        self._padding = padding
+
+    def attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
+    ) -> tuple[Tensor, Any]:
+        named: Any = copy.copy(module)  # transformers' function reads the name from the layer's config
+        named.config = self._config
+        return AttentionInterface()[self._name](named, query, key, value, self._padding, **options)
+
+
+class _Renamed:
+    """A config as it is, but for the name of its attention."""
+
+    def __init__(self, config: Any, name: str) -> None:
+        self._config = config
+        self._attn_implementation = name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._config, name)
 
 
 def causal_log_probs(
@@ -67,10 +86,10 @@ def causal_log_probs(
     negatives: so many tokens of the vocabulary estimate the softmax's sum; 0, or no fewer than it has: all of them.
     """
     parts = backbone(model)
-    with attending_by(parts.config, attention):
-        hidden = parts.decoder(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-        ).last_hidden_state  # [B, S, H]
+    if attention == parts.config._attn_implementation:
+        hidden = parts.decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+    else:
+        hidden = _states_by(attention, parts, input_ids, attention_mask)  # [B, S, H]
     if not 0 < negatives < parts.vocabulary:
         weight, bias = parts.head_in(hidden.dtype)
         return hidden, linear_log_probs(hidden[:, :-1], weight, labels[:, 1:], bias=bias)
@@ -78,3 +97,18 @@ def causal_log_probs(
     rows, places = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
     log_probs = sampled_log_probs(hidden[rows, places].float(), weight, bias, labels[rows, places + 1], negatives)
     return hidden, log_probs.new_zeros(len(labels), labels.shape[1] - 1).index_put((rows, places), log_probs)
+
+
+def _states_by(attention: str, model: Backbone, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    if has_foreign_checkpoints(model):
+        raise ValueError(
+            f"attention: {attention!r} needs activation checkpointing as `checkpoint_activations` switches it on: by "
+            "another one layers are run again with the model's own attention"
+        )
+    padding = None if bool(attention_mask.all()) else attention_mask
+    with attending(_NamedAttention(attention, model.config, padding)):
+        hidden = model.decoder(
+            input_ids=input_ids, attention_mask=placeholder(input_ids.device), use_cache=False
+        ).last_hidden_state
+        require_asked(model.decoder)
+    return hidden

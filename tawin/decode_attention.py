@@ -16,18 +16,14 @@ caches or items.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers import AttentionInterface
 
-from .causal_attention import attending_by
+from .attention_switch import sdpa
 
 DecodeAttention = Literal["mask", "split"]
 
@@ -37,7 +33,6 @@ MIN_SAVED_BYTES = 32 * 2**20
 
 # Options of an attention layer that change its scores: such a layer is left to sdpa, which knows or refuses them.
 _SCORE_OPTIONS = ("position_bias", "s_aux", "sinks", "softcap", "sliding_window")
-_NAME = "tawin_shared_prompt"
 
 
 @dataclass(frozen=True)
@@ -81,7 +76,8 @@ def decode_attention(device: torch.device, shape: DecodeShape) -> DecodeAttentio
 
 
 class SharedPrompt:
-    """What the layers of one decode step share: the mask of full attention, and its two parts as biases."""
+    """The attention of one decode step (`attention_switch.Attention`), and what its layers share: the mask of full
+    attention, and its two parts as biases."""
 
     def __init__(self, mask: Tensor, prompt_keys: int, is_padded: bool, way: DecodeAttention | None) -> None:
         """mask bool [B, 1, W, P + S]; is_padded: whether some prompt key is hidden; way None: chosen by the rule."""
@@ -100,50 +96,34 @@ class SharedPrompt:
             self._biases[groups, dtype] = prompt, _additive(suffix, dtype)
         return self._biases[groups, dtype]
 
+    def attend(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Any,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        **options: Any,
+    ) -> tuple[Tensor, None]:
+        """query [B, heads, W, D], key and value [B, kv_heads, P + S, D] -> [B, W, heads, D]."""
+        if (
+            attention_mask is not self.mask
+            or dropout > 0.0
+            or value.shape[-1] != query.shape[-1]  # MLA; the kernels of the split take one head size
+            or any(options.get(name) is not None for name in _SCORE_OPTIONS)
+            or (self.way or decode_attention(query.device, _shape_of(query, key, self.prompt_keys))) == "mask"
+        ):
+            return sdpa(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options)
+        return split_attention(query, key, value, self, scaling), None
+
 
 def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where visible, else -inf; rows begin at multiples of 16 elements, as the memory-efficient kernel wants them."""
     keys = visible.shape[-1]
     room = torch.zeros_like(pad(visible, (0, -keys % 16)), dtype=dtype)[..., :keys]
     return room.masked_fill_(~visible, -torch.inf)
-
-
-_step: ContextVar[SharedPrompt | None] = ContextVar("_step", default=None)
-
-
-@contextmanager
-def shared_prompt(config: Any, step: SharedPrompt) -> Iterator[None]:
-    """Within it the decoder of `config`, which must use sdpa, runs its attention as `step` says."""
-    token = _step.set(step)
-    try:
-        with attending_by(config, _NAME):
-            yield
-    finally:
-        _step.reset(token)
-
-
-def _attention(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **options: Any,
-) -> tuple[Tensor, None]:
-    """What transformers calls: query [B, heads, W, D], key and value [B, kv_heads, P + S, D] -> [B, W, heads, D]."""
-    step = _step.get()
-    if (
-        step is None
-        or attention_mask is not step.mask
-        or dropout > 0.0
-        or any(options.get(name) is not None for name in _SCORE_OPTIONS)
-        or (step.way or decode_attention(query.device, _shape_of(query, key, step.prompt_keys))) == "mask"
-    ):
-        sdpa = AttentionInterface()["sdpa"]
-        return sdpa(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options)
-    return split_attention(query, key, value, step, scaling), None
 
 
 def _shape_of(query: Tensor, key: Tensor, prompt_keys: int) -> DecodeShape:
@@ -195,6 +175,3 @@ def attention_and_logsumexp(
         query, key, value, bias, True, 0.0, False, scale=scaling
     )
     return attended, logsumexp[..., :rows]  # the kernel rounds the rows up
-
-
-AttentionInterface.register(_NAME, _attention)

@@ -6,11 +6,13 @@ their addresses, so optimizer steps, which write in place, are seen; what is mad
 LoRA, is made anew within the graph. Parameters that moved, or adapters that were switched, drop a model's graphs.
 
 The first search of a shape runs without a graph: most shapes of an evaluation never come back. What cannot be captured
-runs without a graph for good, after one warning that says why. Not for several threads at once.
+runs without a graph for good, after one warning that says why. A graph's memory serves one search at a time: those of
+several threads wait for each other, on the device too.
 """
 
 from __future__ import annotations
 
+import threading
 import warnings
 import weakref
 from collections import OrderedDict
@@ -25,6 +27,8 @@ from .backbone import Backbone
 from .beam_decode import BeamOptions, Sequences
 from .dropout import drop_in_training
 from .fixed_decode import FixedDecode
+from .model_trial import keep_states
+from .packing import put_rows_back, take_rows
 from .tree_attention import Prompt
 
 PROMPT_STEP = 64  # tokens; a prompt is filled up to a multiple of it, with keys that are read and hidden
@@ -35,17 +39,25 @@ _MAX_SEEN = 256
 _CHANGING_ROPE = ("dynamic", "longrope")
 
 
+# Hooks that do nothing in a decode.
+_IDLE_HOOKS = {drop_in_training, keep_states, put_rows_back, take_rows}
+
+
 @dataclass
 class _Captured:
     decode: FixedDecode
     graph: torch.cuda.CUDAGraph
     found: Sequences  # written by each replay
+    read: torch.cuda.Event  # after what the last search read of them
 
     def search(self, prompt: Prompt) -> Sequences:
         with torch.cuda.device(prompt.key_mask.device):
+            self.read.wait()  # another thread may run on another stream
             self.decode.load(prompt)
             self.graph.replay()
-            return Sequences(*(getattr(self.found, part.name).clone() for part in fields(Sequences)))
+            found = Sequences(*(getattr(self.found, part.name).clone() for part in fields(Sequences)))
+            self.read.record()
+            return found
 
 
 @dataclass
@@ -57,6 +69,7 @@ class ModelGraphs:
     seen: set[Hashable] = field(default_factory=set)
     is_refused: bool = False
     has_warned: bool = False
+    lock: threading.RLock = field(default_factory=threading.RLock)
 
     def warn(self, reason: str) -> None:
         """Say once that, and why, this model is run without graphs."""
@@ -72,6 +85,11 @@ _models: weakref.WeakKeyDictionary[nn.Module, ModelGraphs] = weakref.WeakKeyDict
 def replay(model: Backbone, prompt: Prompt, options: BeamOptions) -> Sequences | None:
     """The search after the prefill by CUDA graph, or None: run it without one. `prompt` on CUDA; left as it is."""
     own = _models.setdefault(model.decoder, ModelGraphs())
+    with own.lock:
+        return _replay(own, model, prompt, options)
+
+
+def _replay(own: ModelGraphs, model: Backbone, prompt: Prompt, options: BeamOptions) -> Sequences | None:
     if own.is_refused:
         return None
     reason = obstacle(model)
@@ -126,7 +144,7 @@ def _capture(model: Backbone, prompt: Prompt, decode: FixedDecode) -> _Captured:
                 found = decode.run(model)
         finally:
             torch.clear_autocast_cache()
-        return _Captured(decode, graph, found)
+        return _Captured(decode, graph, found, torch.cuda.Event())
 
 
 def obstacle(model: Backbone) -> str | None:
@@ -136,7 +154,7 @@ def obstacle(model: Backbone) -> str | None:
             reason = None
             if module.training:
                 reason = "is in training mode; call model.eval()"
-            elif module._forward_pre_hooks or set(module._forward_hooks.values()) - {drop_in_training}:
+            elif {*module._forward_pre_hooks.values(), *module._forward_hooks.values()} - _IDLE_HOOKS:
                 reason = "has forward hooks, which a replay would leave out"
             else:
                 kinds = vars(module).get("rope_type")

@@ -14,6 +14,7 @@ Models for which that goes wrong run padded, as they are (`packs`). Knows nothin
 
 from __future__ import annotations
 
+import threading
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -25,14 +26,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
-from transformers import AttentionInterface, Cache, DynamicCache
+from transformers import Cache, DynamicCache
 
 from .attention_masks import causal, has_window, model_mask
-from .backbone import Backbone, is_same_up_to_rounding
-from .causal_attention import attending_by
-from .policy import evaluating
-
-_NAME = "tawin_packed"
+from .attention_switch import attending, current, placeholder, require_asked, sdpa
+from .backbone import Backbone
+from .model_trial import is_random, is_same_up_to_rounding, undisturbed
 
 
 class Packing:
@@ -128,7 +127,7 @@ def decoder_states(
         common: C, columns from the first on that are the same tokens in every row, none of them wanted, and see each
             other alone; for models that pack and have no sliding window.
     """
-    if packs(model):
+    if packs(model, cached=cache is not None):
         return _packed_states(model, input_ids, positions, Packing(present, common), wanted, mask, cache)
     return _padded_states(model, input_ids, positions, wanted, mask, cache)
 
@@ -153,66 +152,54 @@ def _packed_states(
     cache: Cache | None = None,
 ) -> Tensor:
     rows = packing.pack(wanted).nonzero()[:, 0]  # int64 [R], among the T real tokens
-    with _attending(_Run(model.config, packing, cache)), _last_mlp_at(model, rows):
+    attention = _PackedAttention(packing, cache, has_mask=mask is not None)
+    tokens = packing.pack(input_ids)  # [T]
+    with attending(attention), _last_mlp_at(model, rows, len(tokens)):
         hidden = model.decoder(
-            input_ids=packing.pack(input_ids)[None],
-            attention_mask=mask,
+            input_ids=tokens[None],
+            attention_mask=placeholder(input_ids.device) if mask is None else mask,
             position_ids=packing.pack(positions)[None],
-            use_cache=False,  # the attention below keeps it
+            use_cache=False,  # the attention keeps it
         ).last_hidden_state[0]  # [T, H]
+        require_asked(model.decoder)
     return rows_at(hidden, rows)
 
 
 @dataclass(frozen=True)
-class _Run:
-    config: Any
+class _PackedAttention:
+    """Attention over the padded batch [B, S], for a decoder that is run on its real tokens [1, T]."""
+
     packing: Packing
     cache: Cache | None
+    has_mask: bool
+    """Else the decoder's mask is a placeholder, and attention is causal."""
 
+    def attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
+    ) -> tuple[Tensor, None]:
+        """query [1, heads, T, D], key and value [1, kv_heads, T, D] -> [1, T, heads, D]."""
+        packing, common = self.packing, self.packing.common
 
-_run: ContextVar[_Run | None] = ContextVar("_run", default=None)
+        def own(states: Tensor) -> Tensor:
+            return packing.unpack_own(states[0, :, common:].transpose(0, 1)).transpose(1, 2)  # [B, heads, S - C, D]
 
+        def with_common(states: Tensor) -> Tensor:
+            padded = own(states)
+            if not common:
+                return padded
+            return torch.cat((states[:, :, :common].expand(len(padded), -1, -1, -1), padded), dim=2)  # [B, heads, S, D]
 
-@contextmanager
-def _attending(run: _Run) -> Iterator[None]:
-    token = _run.set(run)
-    try:
-        with attending_by(run.config, _NAME):
-            yield
-    finally:
-        _run.reset(token)
-
-
-def _attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
-) -> tuple[Tensor, None]:
-    """What transformers calls: query [1, heads, T, D], key and value [1, kv_heads, T, D] -> [1, T, heads, D]."""
-    run = _run.get()
-    assert run is not None, "the packed attention was called outside of decoder_states"
-    sdpa, common = AttentionInterface()["sdpa"], run.packing.common
-
-    def own(states: Tensor) -> Tensor:
-        return run.packing.unpack_own(states[0, :, common:].transpose(0, 1)).transpose(1, 2)  # [B, heads, S - C, D]
-
-    def with_common(states: Tensor) -> Tensor:
-        padded = own(states)
-        if not common:
-            return padded
-        return torch.cat((states[:, :, :common].expand(len(padded), -1, -1, -1), padded), dim=2)  # [B, heads, S, D]
-
-    keys, values = with_common(key), with_common(value)
-    if run.cache is not None:
-        layer: Any = module
-        keys, values = run.cache.update(keys, values, layer.layer_idx)
-    attended, _ = sdpa(module, own(query), keys, values, attention_mask, **options)  # [B, S - C, heads, D]
-    packed = run.packing.pack_own(attended)
-    if common:
-        first, _ = sdpa(module, *(states[:, :, :common] for states in (query, key, value)), None, **options)
-        packed = torch.cat((first[0], packed))
-    return packed[None], None
-
-
-AttentionInterface.register(_NAME, _attention)
+        keys, values = with_common(key), with_common(value)
+        if self.cache is not None:
+            layer: Any = module
+            keys, values = self.cache.update(keys, values, layer.layer_idx)
+        mask = attention_mask if self.has_mask else None
+        attended, _ = sdpa(module, own(query), keys, values, mask, **options)  # [B, S - C, heads, D]
+        packed = packing.pack_own(attended)
+        if common:
+            first, _ = sdpa(module, *(states[:, :, :common] for states in (query, key, value)), None, **options)
+            packed = torch.cat((first[0], packed))
+        return packed[None], None
 
 
 def checkpoint_activations(model: Any) -> None:
@@ -222,7 +209,7 @@ def checkpoint_activations(model: Any) -> None:
     model: a transformers model, or a peft one.
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    options = {"use_reentrant": False, "context_fn": _Contexts(inner.config.get_text_config(decoder=True))}
+    options = {"use_reentrant": False, "context_fn": _contexts}
     if hasattr(inner, "activation_checkpointing_enable"):
         inner.activation_checkpointing_enable(options)
     else:  # transformers before 5.23
@@ -231,44 +218,55 @@ def checkpoint_activations(model: Any) -> None:
     inner.disable_input_require_grads()
 
 
-@dataclass(frozen=True)
-class _Contexts:
+def _contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """What torch's checkpoint asks for: contexts for the forward of a layer and for running it again."""
-
-    config: Any
-
-    def __call__(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        run = _run.get()
-        again = attending_by(self.config, self.config._attn_implementation) if run is None else _attending(run)
-        return nullcontext(), again
+    return nullcontext(), attending(current())
 
 
-def packs(model: Backbone) -> bool:
-    """Whether `decoder_states` runs this model without its padding; else it needs a mask wherever there is some.
-
-    Padded run other attentions than sdpa, decoders that were seen to give other states packed (each is tried once: not
-    all let transformers replace their attention), and layers whose activation checkpointing somebody else switched on:
-    in the backward pass those would be run again with the model's own attention.
-    """
-    if model.config._attn_implementation != "sdpa":
-        return False
+def has_foreign_checkpoints(model: Backbone) -> bool:
+    """Whether activation checkpointing was switched on by somebody else: in the backward pass layers would be run again
+    with the model's own attention."""
     layer: Any
     for layer in model.decoder.modules():
         if getattr(layer, "gradient_checkpointing", False) and hasattr(layer, "_gradient_checkpointing_func"):
             options = getattr(layer._gradient_checkpointing_func, "keywords", {})
-            if not isinstance(options.get("context_fn"), _Contexts):
-                return False
-    if model.decoder not in _tried:
-        _tried[model.decoder] = _gives_the_same_states(model)
-    return _tried[model.decoder]
+            if options.get("context_fn") is not _contexts:
+                return True
+    return False
 
 
-# Decoders, and whether they gave the same states packed.
-_tried: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+def packs(model: Backbone, *, cached: bool = False) -> bool:
+    """Whether `decoder_states` runs this model without its padding; else it needs a mask wherever there is some.
+
+    cached: with a cache.
+
+    Padded run other attentions than sdpa, decoders that were seen to give other states packed (each is tried once: not
+    all let transformers replace their attention), and layers whose activation checkpointing somebody else switched on.
+    With a cache also those that keep other keys and values than their attention sees, as MLA does.
+    """
+    if model.config._attn_implementation != "sdpa" or has_foreign_checkpoints(model):
+        return False
+    tried = _tried.get(model.decoder)
+    if tried is None:
+        tried = _try_packing(model)
+        if tried.states or not is_random(model):
+            _tried[model.decoder] = tried
+    return tried.caches if cached else tried.states
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """What a decoder was seen to give packed as padded: the states, the cache too."""
+
+    states: bool
+    caches: bool
+
+
+_tried: weakref.WeakKeyDictionary[nn.Module, _Tried] = weakref.WeakKeyDictionary()
 
 
 @torch.no_grad()
-def _gives_the_same_states(model: Backbone) -> bool:
+def _try_packing(model: Backbone) -> _Tried:
     """Rows of four tokens and three, the first one the same, packed and padded; wanted are their ends."""
     device = next(model.decoder.parameters()).device
     present = torch.tensor([[True, True, True, True], [True, True, True, False]], device=device)
@@ -280,12 +278,14 @@ def _gives_the_same_states(model: Backbone) -> bool:
         model_mask(model.config, causal(present)[:, first:], positions[:, first:], positions, model.dtype)
         for first in (0, common)
     ]
+    kept, cache = DynamicCache(), DynamicCache()
     try:
-        with evaluating(model.decoder), torch.autocast(device.type, enabled=False):
-            expected = _padded_states(model, input_ids, positions, wanted, masks[0])
-            cache = DynamicCache()
-            packing = Packing(present, common)
-            states = _packed_states(model, input_ids, positions, packing, wanted, masks[1], cache)
+        with undisturbed(model.decoder):
+            expected = _padded_states(model, input_ids, positions, wanted, masks[0], kept)
+            runs = [(Packing(present, common), masks[1], cache)]
+            if common:  # no window: a batch may come without a mask
+                runs.append((Packing(present), None, None))
+            found = [_packed_states(model, input_ids, positions, packing, wanted, *run) for packing, *run in runs]
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a decoder does not bear: it is run as it is
@@ -294,15 +294,38 @@ def _gives_the_same_states(model: Backbone) -> bool:
             RuntimeWarning,
             stacklevel=2,
         )
+        return _Tried(False, False)
+    states = all(is_same_up_to_rounding(ours, expected) for ours in found)
+    return _Tried(states, states and _is_same_cache(cache, kept, present))
+
+
+def _is_same_cache(ours: Cache, theirs: Cache, present: Tensor) -> bool:
+    """Whether both hold the same keys and values [B, heads, S, D] of the tokens that are present, bool [B, S]."""
+    if len(ours.layers) != len(theirs.layers):
         return False
-    if states.shape != expected.shape or cache.get_seq_length() != present.shape[1]:
-        return False
-    return is_same_up_to_rounding(states, expected)
+    real = present[:, None, :, None]
+    for our, their in zip(ours.layers, theirs.layers, strict=True):
+        for own, other in ((our.keys, their.keys), (our.values, their.values)):
+            if own.shape != other.shape or not is_same_up_to_rounding(own * real, other * real):
+                return False
+    return True
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """In a forward of this thread: the MLP that is run only at `rows` int64 [R] of [1, total, H]."""
+
+    mlp: nn.Module
+    rows: Tensor
+    total: int
+
+
+_rows: ContextVar[_Rows | None] = ContextVar("_rows", default=None)
 
 
 @contextmanager
-def _last_mlp_at(model: Backbone, rows: Tensor) -> Iterator[None]:
-    """Within it the last layer's MLP runs only at `rows` int64 [R] of [1, T, H]; the other states mean nothing.
+def _last_mlp_at(model: Backbone, rows: Tensor, total: int) -> Iterator[None]:
+    """Within it the last layer's MLP runs only at `rows` int64 [R] of [1, total, H]; the other states mean nothing.
 
     Of the others the last layer's keys and values are wanted and nothing else. In a shallow decoder that is a good
     part of the work. Left alone: blocks that are no plain MLP, and activation checkpointing, which runs layers again
@@ -313,19 +336,35 @@ def _last_mlp_at(model: Backbone, rows: Tensor) -> Iterator[None]:
     if not type(mlp).__name__.endswith("MLP") or (getattr(layer, "gradient_checkpointing", False) and layer.training):
         yield
         return
-    total = 0
-
-    def before(_mlp: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
-        nonlocal total
-        total = inputs[0].shape[1]
-        return (rows_at(inputs[0][0], rows)[None],)
-
-    def after(_mlp: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return rows_among(output[0], rows, total)[None]
-
-    hooks = (mlp.register_forward_pre_hook(before), mlp.register_forward_hook(after))
+    # Hooked once for good, as transformers hooks what it records: outside of this context, in every other thread, the
+    # hooks do nothing.
+    with _hooking:
+        if take_rows not in mlp._forward_pre_hooks.values():
+            mlp.register_forward_pre_hook(take_rows)
+            mlp.register_forward_hook(put_rows_back)
+    token = _rows.set(_Rows(mlp, rows, total))
     try:
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        _rows.reset(token)
+
+
+_hooking = threading.Lock()
+
+
+def take_rows(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor] | None:
+    """The hook before the last layer's MLP: [1, T, H] -> [1, R, H] within `_last_mlp_at`."""
+    if torch.compiler.is_compiling():  # Dynamo cannot trace a ContextVar, and what it compiles is no call of ours
+        return None
+    wanted = _rows.get()
+    return None if wanted is None or wanted.mlp is not module else (rows_at(inputs[0][0], wanted.rows)[None],)
+
+
+def put_rows_back(module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+    """The hook behind it: [1, R, H] -> [1, T, H]."""
+    if torch.compiler.is_compiling():
+        return None
+    wanted = _rows.get()
+    if wanted is None or wanted.mlp is not module:
+        return None
+    return rows_among(output[0], wanted.rows, wanted.total)[None]

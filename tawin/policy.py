@@ -5,8 +5,10 @@ Knows transformers and peft. Knows nothing of losses, rewards or runs.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -117,13 +119,37 @@ def _embeddings(model: Any) -> tuple[nn.Module, nn.Module]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within it the model is in eval mode; afterwards in the mode that it was in."""
-    was_training = model.training
-    model.eval()
+    """Within it the model is in eval mode; afterwards each of its modules in the mode that it was in.
+
+    The mode is the model's, so all threads see it. Where several are within it, the last one to leave puts it back.
+    """
+    modules = list(model.modules())
+    with _modes_lock:
+        for module in modules:
+            _modes.setdefault(module, _Mode(module.training)).calls += 1
+        model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        with _modes_lock:
+            for module in modules:
+                mode = _modes[module]
+                mode.calls -= 1
+                if mode.calls == 0:
+                    module.training = mode.training
+                    del _modes[module]
+
+
+@dataclass
+class _Mode:
+    """The mode of a module before the calls of `evaluating` that it is in."""
+
+    training: bool
+    calls: int = 0
+
+
+_modes: dict[nn.Module, _Mode] = {}
+_modes_lock = threading.Lock()
 
 
 def add_lora(model: Any, config: PolicyConfig, new_tokens: list[int]) -> nn.Module:

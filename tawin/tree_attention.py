@@ -10,7 +10,6 @@ This module knows nothing of items, tries, rewards or losses.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,8 +18,9 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 
 from .attention_masks import causal, full_attention_mask, has_window, model_mask
+from .attention_switch import attending
 from .backbone import Backbone
-from .decode_attention import DecodeAttention, SharedPrompt, shared_prompt
+from .decode_attention import DecodeAttention, SharedPrompt
 from .packing import decoder_states, packs
 
 # What all prompts begin with is run once where that saves this share of their tokens: it takes an attention more. Seen
@@ -90,8 +90,8 @@ class PromptBatch:
         return self.positions == self.lengths[:, None] - 1
 
 
-def prompt_batch(model: Backbone, input_ids: Tensor, attention_mask: Tensor) -> PromptBatch:
-    """input_ids int64 [B, P] left-padded, attention_mask [B, P]."""
+def prompt_batch(model: Backbone, input_ids: Tensor, attention_mask: Tensor, *, cached: bool = False) -> PromptBatch:
+    """input_ids int64 [B, P] left-padded, attention_mask [B, P]. cached: their keys and values are kept."""
     batch, length = input_ids.shape
     real = attention_mask.bool()
     lengths = real.sum(-1)
@@ -104,7 +104,7 @@ def prompt_batch(model: Backbone, input_ids: Tensor, attention_mask: Tensor) -> 
     is_padded = total < input_ids.numel()
     common = min(equal_columns, shortest - 1)  # a prompt's end is its own
     saves_enough = common * (batch - 1) >= MIN_COMMON_SHARE * total
-    if not saves_enough or not packs(model) or has_window(model.config):
+    if not saves_enough or not packs(model, cached=cached) or has_window(model.config):
         common = 0
     return PromptBatch(input_ids, lengths, key_mask, positions, is_padded, common)
 
@@ -115,8 +115,9 @@ def prefill(model: Backbone, input_ids: Tensor, attention_mask: Tensor) -> Promp
     What all prompts begin with is run once for all. In the cache they begin at the first key: there a model's own
     causal mask is right, and attention skips what it hides. Differentiable, cache included.
     """
-    prompts = prompt_batch(model, input_ids, attention_mask)
-    needs_mask = prompts.common > 0 or (has_window(model.config) if packs(model) else prompts.is_padded)
+    prompts = prompt_batch(model, input_ids, attention_mask, cached=True)
+    is_packed = packs(model, cached=True)
+    needs_mask = prompts.common > 0 or (has_window(model.config) if is_packed else prompts.is_padded)
     mask = None
     if needs_mask:
         visible = causal(prompts.key_mask)[:, prompts.common :]  # [B, P - C, P]
@@ -182,7 +183,7 @@ class BeamTree:
 
         visible = torch.cat((self._prompt.key_mask[:, None].expand(-1, width, -1), self._ancestors), dim=2)
         mask = model_mask(self._model.config, visible, positions, self._key_positions, self._model.dtype)
-        with self._attending(mask):
+        with attending(self._step(mask)):
             return self._model.decoder(
                 input_ids=tokens,
                 attention_mask=mask,
@@ -191,13 +192,11 @@ class BeamTree:
                 **{self._model.cache_argument: self._prompt.cache},
             ).last_hidden_state
 
-    def _attending(self, mask: Any) -> AbstractContextManager[None]:
+    def _step(self, mask: Any) -> SharedPrompt | None:
         full = full_attention_mask(self._model.config, mask) if self._may_split else None
         if full is None:
-            return nullcontext()
-        prompt_keys = self._prompt.key_mask.shape[1]
-        step = SharedPrompt(full, prompt_keys, self._prompt.is_padded, self._attention)
-        return shared_prompt(self._model.config, step)
+            return None
+        return SharedPrompt(full, self._prompt.key_mask.shape[1], self._prompt.is_padded, self._attention)
 
 
 def copied_cache(cache: Cache) -> DynamicCache:

@@ -22,6 +22,21 @@ from transformers import (
 from tawin.backbone import Backbone
 from tawin.token_tree import completion_states
 
+MLA = {
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+}
+"""Sizes of DeepSeek's attention and experts."""
+
 FAMILIES = ("qwen2", "qwen3", "llama", "mistral", "gemma3")
 
 

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BloomConfig, GPTNeoConfig, MptConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BertGenerationConfig,
+    BloomConfig,
+    DeepseekV3Config,
+    ElectraConfig,
+    GPTNeoConfig,
+    MoshiConfig,
+    MptConfig,
+    RemBertConfig,
+    XLMConfig,
+)
 
 from tawin.backbone import backbone
+from tawin.packing import packs
 
-from .models import ragged_prompts, tiny_model
+from .models import MLA, ragged_prompts, tiny_model
 
 # fp32 through two layers of scaled-up weights; the order of summation differs between the two ways.
 TOLERANCE = {"atol": 2e-4, "rtol": 1e-3}
@@ -131,3 +145,62 @@ def test_trying_a_head_leaves_the_random_state_alone() -> None:
 def test_models_whose_attention_does_not_follow_mask_and_positions_are_refused(config: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         backbone(AutoModelForCausalLM.from_config(config))
+
+
+def test_noise_in_train_mode_is_no_reason_to_refuse_a_model_or_to_pad_it_for_good() -> None:
+    model = tiny_model("qwen2").train()
+
+    def neftune(module: torch.nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
+        return output + torch.rand_like(output) if module.training else output
+
+    model.get_input_embeddings().register_forward_hook(neftune)
+    assert not packs(backbone(model))
+    assert packs(backbone(model.eval()))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_model_in_train_mode_is_tried_as_in_eval_mode_and_keeps_its_mode(dropout: float) -> None:
+    model = tiny_model("qwen2", attention_dropout=dropout).train()
+    model.model.layers[0].eval()  # a frozen part
+    before = [module.training for module in model.modules()]
+    assert packs(backbone(model))
+    assert [module.training for module in model.modules()] == before
+
+
+def head_in_a_sequence() -> torch.nn.Module:
+    model = tiny_model("qwen2", tie_word_embeddings=False)
+    model.lm_head = torch.nn.Sequential(model.lm_head)
+    return model
+
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+
+
+def from_config(configuration: Any, **changes: Any) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(configuration(**SMALL, **changes)).eval()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (head_in_a_sequence, r"Qwen2ForCausalLM: expected an LM head with a weight \[V, H\], got Sequential"),
+        (lambda: from_config(ElectraConfig), "ElectraForCausalLM: its LM head takes 128 numbers a token, its decoder"),
+        (lambda: from_config(RemBertConfig, output_embedding_size=64), "RemBertForCausalLM: its LM head takes 64"),
+        (lambda: from_config(BertGenerationConfig), "BertGenerationDecoder: .* sees later tokens"),
+        (lambda: from_config(MoshiConfig, sliding_window=3000), "MoshiForCausalLM: its sliding window of 3000"),
+        (lambda: from_config(XLMConfig), "XLM.*not supported"),
+        # More key heads than MLA has: its own forward fails.
+        (lambda: from_config(DeepseekV3Config, **MLA, num_key_value_heads=2), "DeepseekV3ForCausalLM: its forward on"),
+    ],
+    ids=["sequence", "electra", "rembert", "bert-generation", "moshi", "xlm", "mla"],
+)
+def test_what_beams_would_get_wrong_or_crash_on_is_refused_by_name(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        backbone(make())

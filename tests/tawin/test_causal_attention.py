@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from tawin.causal_attention import attending_by, require_attention, require_model_takes
+from tawin.causal_attention import causal_log_probs, require_attention, require_model_takes
 from tawin.commands import train
 from tawin.config import PolicyConfig
 from tawin.packing import checkpoint_activations
@@ -98,12 +97,20 @@ def test_a_whole_run_has_masks_where_flash_attention_is_not(
     assert len(flash_calls) == 1
 
 
-def test_the_attention_is_put_back_after_an_error() -> None:
-    config = SimpleNamespace(_attn_implementation="sdpa")
-    with pytest.raises(KeyError), attending_by(config, FLASH):
-        assert config._attn_implementation == FLASH
-        raise KeyError
-    assert config._attn_implementation == "sdpa"
+def test_an_error_within_it_leaves_the_model_as_it_was(flash_calls: list[Any]) -> None:
+    model = tiny_model("qwen2")
+    expected = model(input_ids=torch.tensor([[3, 4, 5]])).logits
+    with pytest.raises(IndexError):
+        causal_log_probs(model, torch.tensor([[3, 99]]), torch.ones(1, 2), torch.tensor([[3, 4]]), FLASH)
+    assert model.config._attn_implementation == "sdpa"
+    assert torch.equal(model(input_ids=torch.tensor([[3, 4, 5]])).logits, expected) and not flash_calls
+
+
+def test_layers_that_others_run_again_in_the_backward_pass_are_refused_under_flash_attention() -> None:
+    model = tiny_model("qwen2").train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    with pytest.raises(ValueError, match="needs activation checkpointing as `checkpoint_activations` switches it on"):
+        loss_and_gradients(model, FLASH)
 
 
 @pytest.mark.parametrize(

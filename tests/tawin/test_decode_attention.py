@@ -19,7 +19,6 @@ from tawin.decode_attention import (
     SharedPrompt,
     attention_and_logsumexp,
     decode_attention,
-    shared_prompt,
     split_attention,
 )
 from tawin.tree_attention import BeamTree, prefill
@@ -116,15 +115,6 @@ def test_on_cuda_it_is_split_where_the_saved_bytes_pay_for_the_launches(
     change: dict[str, int], way: DecodeAttention
 ) -> None:
     assert decode_attention(torch.device("cuda"), dataclasses.replace(LARGE, **change)) == way
-
-
-def test_the_attention_implementation_of_a_model_is_put_back_after_an_error() -> None:
-    config = tiny_model("qwen2").config
-    mask = torch.ones(1, 1, 1, 2, dtype=torch.bool)
-    with pytest.raises(RuntimeError, match="inside"), shared_prompt(config, SharedPrompt(mask, 1, False, None)):
-        assert config._attn_implementation != "sdpa"
-        raise RuntimeError("inside")
-    assert config._attn_implementation == "sdpa"
 
 
 def test_dropout_in_attention_stays_with_sdpa(monkeypatch: pytest.MonkeyPatch) -> None:
