@@ -86,7 +86,7 @@ def causal_log_probs(
     negatives: so many tokens of the vocabulary estimate the softmax's sum; 0, or no fewer than it has: all of them.
     """
     parts = backbone(model)
-    if attention == parts.config._attn_implementation:
+    if attention == "sdpa":  # as the model is: sdpa, or the eager attention of one that was loaded with it
         hidden = parts.decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
     else:
         hidden = _states_by(attention, parts, input_ids, attention_mask)  # [B, S, H]
