@@ -74,7 +74,8 @@ def group_advantages(
     impl: "auto", "triton" (G <= 512) or "reference"; an explicit choice that cannot run raises.
     check_values: True: check tensor values on a GPU too, which synchronises it. On the CPU they are always checked.
 
-    Returns fp32 [B, G] (fp64 for fp64 rewards). A group whose valid rewards are all equal gets exactly 0.
+    Returns fp32 [B, G] (fp64 for fp64 rewards), computed in fp64: no offset of the rewards costs digits. A group
+    whose valid rewards are all equal gets exactly 0.
     Raises TypeError or ValueError naming the argument.
     """
     if not runs_triton("group_advantages", impl, rewards):

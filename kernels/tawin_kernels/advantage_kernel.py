@@ -218,12 +218,18 @@ def relative_advantages_of(
     largest = tl.max(tl.where(exists, rewards, float("-inf")), 0)
     smallest = tl.min(tl.where(exists, rewards, float("inf")), 0)
     count = tl.sum(exists.to(tl.int32), 0)
-    mean = tl.sum(rewards, 0) / tl.maximum(count, 1).to(tl.float64)
-    centered = tl.where(exists, rewards - mean, 0.0)
+    # In units of the power of two below the largest, so that no square overflows or is lost: the bits of its exponent.
+    extent = tl.maximum(tl.max(tl.abs(rewards), 0), 9.332636185032189e-302)  # 2^-1000
+    unit = (extent.to(tl.int64, bitcast=True) & 0x7FF0000000000000).to(tl.float64, bitcast=True)
+    centered = rewards / unit
+    mean = tl.sum(centered, 0) / tl.maximum(count, 1).to(tl.float64)
+    centered = tl.where(exists, centered - mean, 0.0)
     advantages = tl.where(largest > smallest, centered, 0.0)
     if NORMALIZE_STD:
         variance = tl.sum(centered * centered, 0) / tl.maximum(count - 1, 1).to(tl.float64)
-        advantages /= tl.where(largest > smallest, tl.sqrt(variance) + eps, 1.0)
+        advantages /= tl.where(largest > smallest, tl.sqrt(variance) + eps / unit, 1.0)
+    else:
+        advantages *= unit
     return advantages * weights
 
 

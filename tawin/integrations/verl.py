@@ -136,7 +136,7 @@ def tawin_advantages(
             )
     mask = response_mask.bool()
     advantages = advantages_by_index(
-        token_level_rewards.float().sum(-1),
+        token_level_rewards.double().sum(-1),
         # In fp64, so that a rank does not depend on how far a batch is padded.
         log_probs.to(mask.device, torch.float64).masked_fill(~mask, 0.0).sum(-1),
         mask.any(-1),
@@ -144,7 +144,7 @@ def tawin_advantages(
         tawin=tawin_from_config(config),
         normalize_std=True if config is None else bool(config.get("norm_adv_by_std_in_grpo", True)),
     )
-    by_token = advantages[:, None] * mask  # [N, T]
+    by_token = advantages.float()[:, None] * mask  # [N, T]
     return by_token, by_token
 
 

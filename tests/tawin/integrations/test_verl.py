@@ -88,6 +88,30 @@ def test_a_response_that_was_rejected_as_a_whole_counts_nowhere_in_its_group():
     torch.testing.assert_close(advantages, group_by_group(batch, uids, tawin=TAWin()), **CLOSE)
 
 
+@pytest.mark.parametrize(
+    ("rewards", "expected"),
+    [
+        ([1e30, 1.0, 0.0, -1.0], [1.5, -0.5, -0.5, -0.5]),
+        ([3e38, 0.0, 3e38, 3e38], [0.5, -1.5, 0.5, 0.5]),
+        ([10_000.0, 10_000.01, 10_000.02, 10_000.03], None),
+    ],
+)
+def test_rewards_that_sums_in_fp32_lose_are_told_apart(rewards, expected):
+    # In two tokens whose sum fp32 does not hold.
+    by_token = torch.tensor([[reward, 1e-4 if expected is None else 0.0] for reward in rewards])
+    advantages, _ = tawin_advantages(
+        by_token,
+        torch.ones(4, 2),
+        {"tawin": {"window": 4}},
+        ["a"] * 4,
+        old_log_probs=torch.zeros(4, 2),
+    )
+    exact = by_token.double().sum(-1)
+    right = (exact - exact.mean()) / (exact.std() + 1e-4) if expected is None else torch.tensor(expected).double()
+    assert advantages.dtype == torch.float32
+    torch.testing.assert_close(advantages.double(), right[:, None].expand(4, 2), atol=1e-6, rtol=1e-6)
+
+
 def test_dead_groups_groups_of_one_and_padding_get_exactly_nothing():
     batch, uids = responses([4, 3, 1], seed=0, padding=2)
     rewards = {"group-0": 0.1, "group-1": 0.0, "group-2": 1.0, "pad": 0.0}
