@@ -140,6 +140,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
                     del _modes[module]
 
 
+def is_training(model: nn.Module) -> bool:
+    """Whether the model is in train mode, where other threads are within `evaluating`: whether it was."""
+    with _modes_lock:
+        mode = _modes.get(model)
+        return model.training if mode is None else mode.training
+
+
 @dataclass
 class _Mode:
     """The mode of a module before the calls of `evaluating` that it is in."""

@@ -15,7 +15,7 @@ from tawin_kernels import ItemTrie
 from torch import Tensor
 
 from ...backbone import backbone
-from ...policy import evaluating
+from ...policy import evaluating, is_training
 from ...rollout import beam_sequences, sequence_log_probs
 from ...tree_attention import prefill
 from .policy_head import check_model
@@ -123,7 +123,7 @@ class BeamRollout:
         beam_scores (their sums) and beam_ranks (0 = best).
         """
         self.check(trainer)
-        group_size = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
+        group_size = trainer.num_generations if is_training(trainer.model) else trainer.num_generations_eval
         prompt_ids, images, _ = trainer._tokenize_prompts(_one_of_each_group(prompts, group_size))
         if images is not None:
             raise ValueError("prompts: expected text, got images; beam_rollout does not support them")

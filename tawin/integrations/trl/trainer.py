@@ -66,6 +66,7 @@ class TAWinGRPOTrainer(GRPOTrainer):
                     f"args.{name}: expected {' or '.join(map(repr, known))}, got {value!r}; TAWinGRPOTrainer has no "
                     "such loss, TRL's GRPOTrainer has"
                 )
+        self._check_clipping()
         if self._is_vlm or self.tools or self.environment_factories is not None or self.aux_loss_enabled:
             raise ValueError(
                 "TAWinGRPOTrainer: expected a text model and its tokenizer, got a multimodal processor, tools, an "
@@ -78,6 +79,25 @@ class TAWinGRPOTrainer(GRPOTrainer):
         check_model(self)
         if isinstance(self.rollout_func, BeamRollout):
             self.rollout_func.check(self)
+
+    def _check_clipping(self) -> None:
+        """Let the loss see its numbers now: what it refuses, it would refuse in the first step."""
+        one = torch.zeros(1, 1, 1)
+        try:
+            grpo_loss(one, one == 0, one[0], ref_log_probs=one, **self._loss_options())
+        except ValueError as error:
+            message = str(error).replace("epsilon_low", "epsilon")  # TRL's name
+            raise ValueError(f"args.{message}; TAWinGRPOTrainer has no such loss, TRL's GRPOTrainer has") from None
+
+    def _loss_options(self) -> dict[str, Any]:
+        """What `grpo_loss` is told besides tensors."""
+        return {
+            "loss_type": self.loss_type,
+            "importance_level": self.importance_sampling_level,
+            "epsilon_low": self.epsilon_low,
+            "epsilon_high": self.epsilon_high,
+            "beta": 0.0 if self.args.use_bias_correction_kl else self.beta,  # else `_corrected_kl`
+        }
 
     def _calculate_rewards(self, *arguments: Any, **options: Any) -> Tensor:
         self._rewards = super()._calculate_rewards(*arguments, **options)  # [rows of all processes, functions]
@@ -163,12 +183,8 @@ class TAWinGRPOTrainer(GRPOTrainer):
             inputs["advantages"][None, rows],
             old_log_probs=old[None],
             ref_log_probs=None if ref is None else ref[None],
-            loss_type=self.loss_type,
-            importance_level=self.importance_sampling_level,
-            epsilon_low=self.epsilon_low,
-            epsilon_high=self.epsilon_high,
-            beta=0.0 if corrects_kl else self.beta,
             denominator=denominator,
+            **self._loss_options(),
         )
         loss, kl = result.loss, result.kl.expand_as(log_probs)
         if corrects_kl:

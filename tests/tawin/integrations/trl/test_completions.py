@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -59,6 +61,29 @@ class TestBeamRollout:
         appended = 3 * GROUP * (TRIE.max_depth - 1)  # a search never runs the last token
         assert sum(seen) <= tokens + 2 * appended + PROMPT_PADDING
         assert trainer.model.training
+
+    def test_two_at_once_find_what_one_finds_and_leave_the_mode_alone(self, tmp_path):
+        trainer = make(GRPOTrainer, tmp_path, num_generations_eval=2)
+        trainer.model.train()
+        trainer.model.model.layers[0].mlp.eval()  # a frozen part
+        before = [module.training for module in trainer.model.modules()]
+        prompts = [[prompt for prompt in part for _ in range(GROUP)] for part in (PROMPTS[:3], PROMPTS[3:5])]
+        expected = [trainer.rollout_func(part, trainer) for part in prompts]
+        mine, results = threading.get_ident(), []
+
+        def pause(*_: object) -> None:
+            if threading.get_ident() == mine:
+                results.append(thread.submit(trainer.rollout_func, prompts[1], trainer).result(timeout=60))
+
+        hook = trainer.model.model.layers[1].mlp.register_forward_pre_hook(pause)
+        with ThreadPoolExecutor(1) as thread:
+            found = trainer.rollout_func(prompts[0], trainer)
+        hook.remove()
+        for output, theirs in [(found, expected[0]), *((result, expected[1]) for result in results)]:
+            assert output["completion_ids"] == theirs["completion_ids"]
+            assert output["beam_scores"] == pytest.approx(theirs["beam_scores"], abs=1e-5)
+        assert len(results) >= TRIE.max_depth
+        assert [module.training for module in trainer.model.modules()] == before
 
     def test_takes_conversations(self, tmp_path):
         tokenizer = copy.deepcopy(TOKENIZER)

@@ -112,6 +112,7 @@ def test_in_evaluation_the_loss_is_that_of_trl(pair, loss_type):
     [
         ("full", {"num_iterations": 2}),
         ("full", {"beta": 0.1, "loss_type": "grpo"}),
+        ("full", {"num_iterations": 2, "loss_type": "cispo", "epsilon_high": 1.0}),
         ("lora", {"beta": 0.1, "num_iterations": 2, "loss_type": "dr_grpo", "scale_rewards": "batch"}),
     ],
 )
@@ -258,15 +259,22 @@ class TestRefusals:
             {"top_entropy_quantile": 0.5},
             {"entropy_coef": 0.01},
             {"delta": 2.0},
+            {"use_adaptive_entropy": True},
+            {"epsilon_high": 0.9, "loss_type": "cispo"},
+            {"epsilon_high": None, "loss_type": "cispo"},  # TRL's default: epsilon, 0.2
+            {"epsilon": -0.1},
+            {"beta": -0.1, "use_bias_correction_kl": False},
             {"mask_truncated_completions": True},
             {"off_policy_mask_threshold": 0.5},
             {"cast_lm_head_to_fp32": True},
         ],
-        ids=lambda changes: next(iter(changes.values())) if "loss_type" in changes else next(iter(changes)),
+        ids=str,
     )
     def test_an_option_that_the_loss_does_not_know(self, tmp_path, changes):
+        model = str(tmp_path / "model")
+        tiny_model("qwen2", VOCABULARY).save_pretrained(model)  # TRL loads its reference from there
         with pytest.raises(ValueError, match=f"args.{next(iter(changes))}: expected"):
-            make(TAWinGRPOTrainer, tmp_path, **changes)
+            make(TAWinGRPOTrainer, tmp_path, model, **changes)
 
     @pytest.mark.parametrize(
         "name, model",
