@@ -23,10 +23,10 @@ from tawin_kernels import (
     tawin_weights,
 )
 from tawin_kernels.advantage_kernel import GroupRewards
-from tawin_kernels.gradient_sums import Segments, segment_sum
 from tawin_kernels.grpo_loss_kernel import LossOptions, triton_grpo_loss
 from tawin_kernels.linear_logsumexp import RowStatistics
-from tawin_kernels.log_prob_gradient import Head, gradient_slab, slabs
+from tawin_kernels.log_prob_gradient import Head, gradient_of_lists
+from tawin_kernels.pair_lists import Pairs, list_pairs_on_device
 from tawin_kernels.records import LossType, RankTransform
 
 META = torch.device("meta")
@@ -82,7 +82,10 @@ def _log_prob_cases(dtype: torch.dtype) -> Iterator[Case]:
         return
     shape = f"{_name(dtype)}, 1,024 rows, H 896, V {VOCABULARY:,}, bias"
     yield Case(f"log-probs, {shape}, rows, entropy", partial(_log_probs_of_shared_rows, dtype))
-    yield Case(f"log-probs' gradient, {shape}", partial(_log_probs_gradient, 1024, 896, VOCABULARY, dtype, bias=True))
+    yield Case(
+        f"log-probs' gradient, {shape}",
+        partial(_log_probs_gradient, 1024, 896, VOCABULARY, dtype, bias=True, shared=True),
+    )
     for pairs in (16, 256):
         shape = f"{_name(dtype)}, {pairs} pairs, H 896"
         yield Case(f"log-probs over children, {shape}", partial(_child_log_probs, pairs, dtype))
@@ -105,20 +108,22 @@ def _log_probs_of_shared_rows(dtype: torch.dtype) -> None:
     )
 
 
-def _log_probs_gradient(rows: int, H: int, V: int, dtype: torch.dtype, *, bias: bool = False) -> None:
-    """The launches of the backward pass, which counts the live rows on the host between them."""
+def _log_probs_gradient(
+    rows: int, H: int, V: int, dtype: torch.dtype, *, bias: bool = False, shared: bool = False
+) -> None:
+    """The launches of the backward pass, which reads on the host how many rows there are: here, all that can be."""
     head = Head(
         hidden=_empty(rows, H, dtype=dtype),
         weight=_empty(V, H, dtype=dtype),
         bias=_empty(V, dtype=dtype) if bias else None,
         temperature=1.0,
     )
-    ids = _empty(rows, dtype=torch.int64)
-    coefficients = _empty(rows, dtype=torch.float32)
-    statistics = RowStatistics(coefficients, coefficients, None)
-    segment_sum(head.weight, ids, coefficients, Segments(ids, ids, _empty(rows + 1, dtype=torch.int64)))
-    for first_token, slab in slabs(head.weight, rows):
-        gradient_slab(head, ids[: len(slab)], coefficients[: len(slab)], statistics, first_token, slab)
+    tokens, of_pairs = _empty(rows, dtype=torch.int64), _empty(rows, dtype=torch.float32)
+    pairs = Pairs(tokens, _empty(rows, dtype=torch.int64) if shared else None, of_pairs, of_pairs)
+    for trained in (False, True):
+        lists, _ = list_pairs_on_device(pairs, rows, V, by_token=trained)
+        some = lists._replace(dense=lists.dense[: rows - 1])  # a row whose coefficients cancel
+        gradient_of_lists(head, pairs, some, RowStatistics(of_pairs, of_pairs, None), (True, trained, trained and bias))
 
 
 def _child_log_probs(pairs: int, dtype: torch.dtype, with_all: bool = False) -> None:

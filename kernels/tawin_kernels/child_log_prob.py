@@ -22,10 +22,11 @@ import triton.language as tl
 
 from .arguments import IGNORED_TOKEN
 from .autograd import differentiable_once
-from .gradient_sums import group_by, matrix_product, segment_sum, unit_of
+from .gradient_sums import matrix_product, segment_sum, unit_of
 from .launch import launch
 from .linear_logsumexp import rows_in_place, token_logits
 from .log_softmax import log_softmax_of
+from .segments import group_by
 from .trie import ItemTrie
 
 _MAX_LOGITS = 2**24
@@ -259,7 +260,7 @@ def _backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ..
         if rows is not None:
             members = torch.arange(len(pairs), device=pairs.device)
             by_row = group_by(rows[pairs])
-            sums, keys = segment_sum(sums, members, torch.ones_like(sums[:, 0]), by_row)[0], by_row.keys
+            sums, keys = segment_sum(sums, members, torch.ones_like(sums[:, 0]), by_row), by_row.keys
         hidden_gradient.index_copy_(0, keys, sums.to(hidden.dtype))
     weight_gradient = torch.zeros_like(weight) if wants_weight else None
     if weight_gradient is not None and of_used is not None:

@@ -1,34 +1,23 @@
 """Sums in fp32 that gradients are made of: segmented sums of matrix rows, and the library's matrix product.
 
-    out_s = sum of coefficient_i source_{index_i} over the members i of segment s
+    out_s = base_s unit + sum of coefficient_i source_{index_i} over the members i of segment s
 
 Members are added in their order, one program a segment and block of columns, so the same input gives the same bits
-(index_add on a GPU adds in whatever order its threads arrive). Knows nothing of tokens or losses.
+(index_add on a GPU adds in whatever order its threads arrive). Used by `log_prob_gradient` and `child_log_prob`.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
 from .launch import launch
+from .segments import Segments
 
 _COLUMNS_AT_ONCE = 256
-
-
-class Segments(NamedTuple):
-    """Members grouped by key: segment s has the members order[offsets[s] : offsets[s + 1]]."""
-
-    keys: torch.Tensor  # int64 [S], distinct, ascending
-    order: torch.Tensor  # int64 [P], members by key, equal keys in their old order
-    offsets: torch.Tensor  # int64 [S + 1]
-
-    def part(self, first: int, last: int) -> Segments:
-        """The segments first .. last - 1."""
-        return Segments(self.keys[first:last], self.order, self.offsets[first : last + 1])
+_MEMBERS_AT_ONCE = 8  # their loads are on the way together
+_VALUES_AT_ONCE = 1024  # of the one program that looks for the largest
 
 
 @triton.jit
@@ -38,52 +27,72 @@ def segment_sum_kernel(
     coefficients_ptr,
     order_ptr,
     offsets_ptr,
+    keys_ptr,
+    chosen_ptr,
+    skip_ptr,
+    base_ptr,
+    unit_ptr,
     out_ptr,
-    totals_ptr,
     H,
     stride_source_row,
+    stride_out_row,
+    BLOCK_M: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
-    segment = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
-    inside = columns < H
-    total = 0.0
-    absolute = 0.0
-    sums = tl.zeros([BLOCK_H], dtype=tl.float32)
-    for place in range(tl.load(offsets_ptr + segment), tl.load(offsets_ptr + segment + 1)):
-        member = tl.load(order_ptr + place)
-        row = tl.load(index_ptr + member)
-        coefficient = tl.load(coefficients_ptr + member)
-        source = tl.load(source_ptr + row * stride_source_row + columns, mask=inside, other=0.0)
-        sums += coefficient * source.to(tl.float32)
-        total += coefficient
-        absolute += tl.abs(coefficient)
-    tl.store(out_ptr + segment * H + columns, sums, mask=inside)
-    if tl.program_id(1) == 0:
-        tl.store(totals_ptr + segment * 2, total)
-        tl.store(totals_ptr + segment * 2 + 1, absolute)
-
-
-def group_by(keys: torch.Tensor, *, sorted_and_distinct: bool = False) -> Segments:
-    """Members 0 .. P - 1 grouped by their keys, int64 [P]; waits for the device unless these are known as distinct."""
-    if sorted_and_distinct:
-        members = torch.arange(len(keys) + 1, device=keys.device)
-        return Segments(keys, members[:-1], members)
-    order = keys.argsort(stable=True)
-    distinct, counts = keys[order].unique_consecutive(return_counts=True)
-    return Segments(distinct, order, torch.cat([counts.new_zeros(1), counts.cumsum(0)]))
+    place = tl.program_id(0).to(tl.int64)
+    segment = place
+    if chosen_ptr is not None:
+        segment = tl.load(chosen_ptr + place).to(tl.int64)
+    is_wanted = True
+    if skip_ptr is not None:
+        is_wanted = tl.load(skip_ptr + segment) == 0
+    if is_wanted:
+        columns = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+        inside = columns < H
+        first, end = tl.load(offsets_ptr + segment), tl.load(offsets_ptr + segment + 1)
+        sums = tl.zeros([BLOCK_H], dtype=tl.float32)
+        for start in range(first, end, BLOCK_M):
+            places = start + tl.arange(0, BLOCK_M)
+            is_member = places < end
+            members = tl.load(order_ptr + places, mask=is_member, other=0)
+            rows = tl.load(index_ptr + members, mask=is_member, other=0)
+            coefficients = tl.load(coefficients_ptr + members, mask=is_member, other=0.0)
+            source = tl.load(
+                source_ptr + rows[:, None] * stride_source_row + columns[None, :],
+                mask=is_member[:, None] & inside[None, :],
+                other=0.0,
+            )
+            sums += tl.sum(coefficients[:, None] * source.to(tl.float32), 0)
+        if base_ptr is not None:
+            base = tl.load(base_ptr + place * H + columns, mask=inside, other=0.0)
+            sums += base * tl.load(unit_ptr)
+        row = place
+        if keys_ptr is not None:
+            row = tl.load(keys_ptr + segment)
+        tl.store(out_ptr + row * stride_out_row + columns, sums.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 def segment_sum(
-    source: torch.Tensor, index: torch.Tensor, coefficients: torch.Tensor, segments: Segments
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """fp32 [S, H], and fp32 [S, 2]: the sum of each segment's coefficients and of their absolute values.
+    source: torch.Tensor,
+    index: torch.Tensor,
+    coefficients: torch.Tensor,
+    segments: Segments,
+    *,
+    into: torch.Tensor | None = None,
+    base: torch.Tensor | None = None,
+    unit: torch.Tensor | None = None,
+    chosen: torch.Tensor | None = None,
+    skip: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """fp32 [S, H]; or written, in its dtype, to the rows `segments.keys` of `into` [any, H], which is returned.
 
     source [R, H], the elements of a row side by side; index int64 [P] in [0, R); coefficients fp32 [P].
+    base fp32 [S, H], unit fp32 scalar: base * unit is added before the result is rounded.
+    chosen, int32 or int64 [C]: these segments only, and base is [C, H] then. skip bool [S]: not those.
     """
-    count, H = len(segments.keys), source.shape[1]
-    out = torch.empty(count, H, dtype=torch.float32, device=source.device)
-    totals = torch.empty(count, 2, dtype=torch.float32, device=source.device)
+    count = len(segments.keys) if chosen is None else len(chosen)
+    H = source.shape[1]
+    out = torch.empty(count, H, dtype=torch.float32, device=source.device) if into is None else into
     launch(
         segment_sum_kernel,
         (count, triton.cdiv(H, _COLUMNS_AT_ONCE)),
@@ -93,23 +102,50 @@ def segment_sum(
         coefficients_ptr=coefficients,
         order_ptr=segments.order,
         offsets_ptr=segments.offsets,
+        keys_ptr=None if into is None else segments.keys,
+        chosen_ptr=chosen,
+        skip_ptr=skip,
+        base_ptr=base,
+        unit_ptr=unit,
         out_ptr=out,
-        totals_ptr=totals,
         H=H,
         stride_source_row=source.stride(0),
+        stride_out_row=out.stride(0),
+        BLOCK_M=_MEMBERS_AT_ONCE,
         BLOCK_H=_COLUMNS_AT_ONCE,
     )
-    return out, totals
+    return out
+
+
+@triton.jit(do_not_specialize=["N"])
+def unit_kernel(values_ptr, unit_ptr, N, BLOCK_N: tl.constexpr):
+    largest = tl.full([BLOCK_N], 2.0**-100, dtype=tl.float32)
+    for start in range(0, N, BLOCK_N):
+        places = start + tl.arange(0, BLOCK_N)
+        size = tl.abs(tl.load(values_ptr + places, mask=places < N, other=0.0))
+        largest = tl.maximum(largest, tl.where(size < float("inf"), size, 0.0))  # a NaN is not smaller either
+    bits = tl.max(largest, 0).to(tl.int32, bitcast=True)
+    exponent = (bits >> 23) + ((bits & 0x7FFFFF) != 0).to(tl.int32)  # rounded up
+    tl.store(unit_ptr, ((exponent - 14) << 23).to(tl.float32, bitcast=True))
 
 
 def unit_of(values: torch.Tensor) -> torch.Tensor:
-    """A power of two, fp32 scalar, in units of which the largest of `values` (fp32, not empty) lies in (2**13, 2**15).
+    """A power of two, fp32 scalar, in units of which the largest of `values` (fp32) lies in (2**13, 2**15).
 
     Operands of a matrix product that are to be stored in fp16 are stored in such units: a coefficient of 1e-4 times a
-    probability of 1e-5 would be 0 in fp16. Powers of two cost no precision.
+    probability of 1e-5 would be 0 in fp16. Powers of two cost no precision. Values that are not finite do not count:
+    what they touch is lost, and nothing else.
     """
-    largest = values.abs().amax().clamp(min=2.0**-100)
-    return (largest.log2().ceil() - 14.0).exp2()
+    unit = torch.empty((), dtype=torch.float32, device=values.device)
+    launch(
+        unit_kernel,
+        (1,),
+        values_ptr=values,
+        unit_ptr=unit,
+        N=len(values),
+        BLOCK_N=_VALUES_AT_ONCE,
+    )
+    return unit
 
 
 def matrix_product(left: torch.Tensor, right: torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor:
@@ -118,11 +154,10 @@ def matrix_product(left: torch.Tensor, right: torch.Tensor, into: torch.Tensor |
     On NVIDIA GPUs the library reads bf16 and fp16 operands and writes fp32; elsewhere, where it has no such product,
     the operands are widened first.
     """
-    with torch.autocast(left.device.type, enabled=False):
-        if left.dtype == torch.float32 and into is not None:
-            return into.addmm_(left, right)
+    with torch.autocast("cpu" if left.is_meta else left.device.type, enabled=False):  # "meta" has no autocast
         if left.dtype != torch.float32 and left.device.type == "cuda" and torch.version.hip is None:
-            product = torch.mm(left, right, out_dtype=torch.float32)
-        else:
-            product = left.float() @ right.float()
-    return product if into is None else into.add_(product)
+            if into is None:
+                return torch.mm(left, right, out_dtype=torch.float32)
+            return torch.addmm(into, left, right, out_dtype=torch.float32, out=into)
+        product = (left.float(), right.float())
+        return torch.mm(*product) if into is None else into.addmm_(*product)

@@ -30,6 +30,7 @@ from .launch import launch
 from .linear_logsumexp import RowStatistics, dot_tile, live_rows, matrix_tiles, rows_in_place, vocabulary_statistics
 from .log_prob_gradient import Head, log_prob_gradient
 from .log_softmax import log_softmax_of
+from .pair_lists import Pairs
 from .records import Normalizer
 from .trie import ItemTrie
 
@@ -100,7 +101,7 @@ def _forward(
     else:
         # Tokens that are ignored mark one row more than there are.
         is_live_row = torch.zeros(R + 1, dtype=torch.bool, device=hidden.device)
-        is_live_row[torch.where(is_live, rows, R)] = True
+        is_live_row.index_fill_(0, torch.where(is_live, rows, R), True)
         is_live_row = is_live_row[:R]
     row_ids, num_rows = live_rows(is_live_row)
     statistics = vocabulary_statistics(hidden, weight, bias, temperature, row_ids, num_rows, with_entropy=with_entropy)
@@ -150,7 +151,7 @@ class _LinearLogProbs(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         head = Head(rows_in_place(hidden), rows_in_place(weight), bias, temperature)
         log_probs, statistics, entropy = _forward(head, token_ids, rows, with_entropy)
-        kept = (statistics.maxima, statistics.log_sums)
+        kept = (log_probs, statistics.maxima, statistics.log_sums)
         ctx.save_for_backward(head.hidden, head.weight, bias, token_ids, rows, *kept)
         ctx.temperature = temperature
         if entropy is not None:
@@ -160,11 +161,12 @@ class _LinearLogProbs(torch.autograd.Function):
     @staticmethod
     @differentiable_once
     def backward(ctx: Any, gradient: torch.Tensor, _entropy: Any) -> tuple[Any, ...]:
-        hidden, weight, bias, token_ids, rows, maxima, log_sums = ctx.saved_tensors
+        hidden, weight, bias, token_ids, rows, log_probs, maxima, log_sums = ctx.saved_tensors
         head = Head(hidden, weight, bias, ctx.temperature)
+        pairs = Pairs(token_ids, rows, log_probs, gradient / ctx.temperature)
         statistics = RowStatistics(maxima, log_sums, None)
         return (
-            *log_prob_gradient(head, token_ids, rows, statistics, gradient, ctx.needs_input_grad[:3]),
+            *log_prob_gradient(head, pairs, statistics, ctx.needs_input_grad[:3]),
             *(None for _ in range(4)),
         )
 

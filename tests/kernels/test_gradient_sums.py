@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from tawin_kernels.gradient_sums import group_by, matrix_product, segment_sum, unit_of
+from tawin_kernels.gradient_sums import matrix_product, segment_sum, unit_of
+from tawin_kernels.segments import group_by
 
 from .devices import DEVICE, KERNEL_DTYPES
-
-
-@given(st.lists(st.integers(0, 6), min_size=1, max_size=20))
-def test_members_are_grouped_by_key_in_their_old_order(keys):
-    segments = group_by(torch.tensor(keys, device=DEVICE))
-    assert segments.keys.tolist() == sorted(set(keys))
-    groups = [
-        segments.order[first:end].tolist() for first, end in zip(segments.offsets, segments.offsets[1:], strict=False)
-    ]
-    assert groups == [[i for i, key in enumerate(keys) if key == wanted] for wanted in sorted(set(keys))]
-
-
-def test_distinct_keys_are_their_own_groups():
-    keys = torch.tensor([3, 5, 9], device=DEVICE)
-    known = group_by(keys, sorted_and_distinct=True)
-    for mine, other in zip(known, group_by(keys), strict=True):
-        assert torch.equal(mine, other)
 
 
 @pytest.mark.parametrize("dtype", KERNEL_DTYPES)
@@ -37,17 +21,35 @@ def test_a_segment_is_the_weighted_sum_of_its_members_and_a_part_is_some_segment
     coefficients = torch.randn(30, generator=generator).to(DEVICE)
     keys = torch.randint(0, 5, (30,), generator=generator).to(DEVICE)
     segments = group_by(keys)
-    sums, totals = segment_sum(source, index, coefficients, segments)
+    sums = segment_sum(source, index, coefficients, segments)
     expected = torch.zeros(len(segments.keys), H, dtype=torch.float64, device=DEVICE)
     place = torch.searchsorted(segments.keys, keys)
     expected.index_add_(0, place, coefficients.double()[:, None] * source.double()[index])
     # fp32 sums of up to 30 terms of size one.
     torch.testing.assert_close(sums.double(), expected, atol=5e-6, rtol=0)
-    for s, key in enumerate(segments.keys):
-        own = coefficients[keys == key].double()
-        assert totals[s].tolist() == pytest.approx([float(own.sum()), float(own.abs().sum())], abs=1e-5)
-    part, _ = segment_sum(source, index, coefficients, segments.part(1, 3))
+    part = segment_sum(source, index, coefficients, segments.part(1, 3))
     assert torch.equal(part, sums[1:3])
+
+
+def test_sums_are_added_to_a_base_and_written_to_the_rows_of_their_keys():
+    generator = torch.Generator().manual_seed(0)
+    source = torch.randn(7, 40, generator=generator).to(DEVICE)
+    keys = torch.tensor([3, 1, 3, 5, 1, 3], device=DEVICE)
+    index, coefficients = torch.arange(6, device=DEVICE), torch.randn(6, generator=generator).to(DEVICE)
+    segments = group_by(keys)  # 1, 3, 5
+    sums = segment_sum(source, index, coefficients, segments)
+    base = torch.randn(2, 40, generator=generator).to(DEVICE)
+    unit = torch.tensor(0.25, device=DEVICE)
+    into = torch.zeros(6, 40, dtype=torch.float16, device=DEVICE)
+    chosen = torch.tensor([2, 0], dtype=torch.int32, device=DEVICE)
+    assert segment_sum(source, index, coefficients, segments, into=into, base=base, unit=unit, chosen=chosen) is into
+    # One rounding to fp16, of what fp32 sums up in another order.
+    torch.testing.assert_close(into[[5, 1]].float(), sums[[2, 0]] + 0.25 * base, atol=2e-6, rtol=2**-11)
+    skip = torch.tensor([True, False, True], device=DEVICE)
+    segment_sum(source, index, coefficients, segments, into=into, skip=skip)
+    torch.testing.assert_close(into[3].float(), sums[1], atol=2e-6, rtol=2**-11)
+    torch.testing.assert_close(into[5].float(), sums[2] + 0.25 * base[0], atol=2e-6, rtol=2**-11)  # as it was
+    assert not bool(into[[0, 2, 4]].any())
 
 
 @pytest.mark.parametrize("dtype", KERNEL_DTYPES)
@@ -65,8 +67,14 @@ def test_a_product_is_summed_in_fp32_and_added_in_place(dtype):
 
 @pytest.mark.parametrize("largest", [1e-20, 1e-6, 0.9999999, 1.0, 1.0000001, 5e7])
 def test_a_unit_is_a_power_of_two_that_keeps_the_largest_value_within_fp16(largest):
-    unit = unit_of(torch.tensor([0.1 * largest, -largest]))
+    unit = unit_of(torch.tensor([0.1 * largest, -largest], device=DEVICE))
     mantissa, _ = torch.frexp(unit)
     assert mantissa.item() == 0.5
     assert 2.0**13 < largest / unit.item() < 2.0**15
-    assert unit_of(torch.zeros(3)).item() > 0
+    assert unit_of(torch.zeros(3, device=DEVICE)).item() > 0
+
+
+@pytest.mark.parametrize("broken", [math.inf, -math.inf, math.nan])
+def test_a_unit_is_that_of_the_finite_values(broken):
+    values = torch.tensor([0.1, broken, -3.0], device=DEVICE)
+    assert unit_of(values).item() == unit_of(values[[0, 2]]).item() == 2.0**-12

@@ -176,6 +176,20 @@ def test_coefficients_that_fp16_could_not_hold_are_not_lost():
 
 
 @pytest.mark.parametrize("normalizer", ["vocab", "trie"])
+@pytest.mark.parametrize("broken", [math.inf, math.nan])
+def test_a_coefficient_that_is_not_finite_spoils_its_own_row_alone(normalizer, broken):
+    inputs, token_ids, options, gradient = case(12, 16, torch.float16, 11, normalizer=normalizer)
+    _, (expected, *_) = run(linear_log_probs, inputs, token_ids, {**options, "impl": "triton"}, gradient)
+    at = int(((token_ids != IGNORED) & (gradient != 0)).nonzero()[0])
+    gradient[at] = broken
+    _, (got, *_) = run(linear_log_probs, inputs, token_ids, {**options, "impl": "triton"}, gradient)
+    others = torch.arange(12, device=DEVICE) != at
+    assert not bool(got[at].isfinite().all())
+    # The unit may be another one: below it, fp16's subnormal numbers.
+    torch.testing.assert_close(got[others], expected[others], rtol=2**-9, atol=1e-5)
+
+
+@pytest.mark.parametrize("normalizer", ["vocab", "trie"])
 def test_a_second_derivative_is_refused_and_not_silently_zero(normalizer):
     inputs, token_ids, options, gradient = case(6, 8, torch.float32, 10, normalizer=normalizer)
     _, expected = run(linear_log_probs, inputs, token_ids, {**options, "impl": "triton"}, gradient)
