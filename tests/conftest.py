@@ -2,7 +2,8 @@
 
 Without a GPU, kernels are tested through Triton's interpreter, which has to be chosen before Triton is imported. It is
 switched off again right after, so that "auto" means the reference ops on the CPU; tests of kernels say impl="triton".
-Whoever sets TRITON_INTERPRET=1 runs all tests on the kernels, the trainer's too.
+Whoever sets TRITON_INTERPRET=1 runs all tests on the kernels, the trainer's too. With --compiled sm_90 kernels are
+compiled for that GPU and run by tools.ptx_machine instead.
 """
 
 import os
@@ -15,7 +16,26 @@ import numpy
 import pytest
 import torch
 
-if not torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ:
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--compiled",
+        metavar="TARGET",
+        help="run the tests of kernels as compiled for sm_80, sm_90 or sm_100, on the CPU (tools.ptx_machine)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """How kernels run is settled before anything imports them."""
+    if target := config.getoption("--compiled"):
+        from tools.ptx_machine.switch import switch_on
+
+        switch_on(target)
+    elif not torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ:
+        make_interpreted_kernels()
+
+
+def make_interpreted_kernels() -> None:
     os.environ["TRITON_INTERPRET"] = "1"
     from tawin_kernels.linear_logsumexp import live_rows
 
@@ -28,6 +48,7 @@ if not torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ:
             pytest.exit("Triton 3.6's interpreter needs a numpy before 2.4: pip install 'numpy<2.4'", 1)
         raise
     del os.environ["TRITON_INTERPRET"]
+
 
 # A suite that was started in the background has Ctrl-C ignored, and so would be what tests send.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

@@ -11,15 +11,44 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 
+FEW_EXAMPLES = 3  # of hypothesis, where kernels run as compiled
 MARGIN = 64  # elements at either end: a multiple of what any pointer is aligned to
 _MOST_KEPT = 2000
 
 _guarded: list[torch.Tensor] = []
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With --compiled: the tests that launch kernels, with few examples each and the same ones in every run."""
+    if not config.getoption("--compiled"):
+        return
+    here = Path(__file__).parent
+    others = [item for item in items if here in item.path.parents and not hasattr(_module(item), "DEVICE")]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item not in others]
+    for item in items:
+        test = getattr(item, "obj", None)
+        if (chosen := getattr(test, "_hypothesis_internal_use_settings", None)) is not None:
+            few = hypothesis.settings(
+                chosen,
+                max_examples=min(chosen.max_examples, FEW_EXAMPLES),
+                phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+                derandomize=True,
+                database=None,
+                suppress_health_check=list(hypothesis.HealthCheck),
+            )
+            vars(test)["_hypothesis_internal_use_settings"] = few
+
+
+def _module(item: pytest.Item) -> object:
+    return getattr(item, "module", None)
 
 
 def filling(dtype: torch.dtype) -> float | int:

@@ -1,0 +1,1 @@
+"""From PTX text to threads that run it: parser, number formats, translation, scheduling."""

@@ -1,0 +1,1 @@
+"""Global, shared and tensor memory of a launch, each access checked."""
