@@ -33,6 +33,7 @@ from .columns import (
     require_distinct,
 )
 from .config import CatalogConfig, PromptConfig
+from .config.data import VectorSource
 from .data import Dataset
 from .durable import replacing_file
 from .encoding import Encoder, padded_table, rows_of
@@ -321,6 +322,8 @@ def load_catalog(
     levels: int = 3,
     codes: int = 256,
     vectors: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    vectors_from: Sequence[VectorSource] = (),
     seed: int = 0,
 ) -> Catalog:
     """The catalogue of a data folder, or one that `Catalog.save` wrote (then the options do not matter).
@@ -331,7 +334,8 @@ def load_catalog(
     Args:
         folder: a data folder, or one of a saved catalogue (a run's `catalog`).
         tokenizer: of the model that will read the tokens; None: a small one.
-        item_tokens, separate_shared_ids, rebuild_ids, levels, codes, vectors: the options of `catalog` in the config.
+        item_tokens, separate_shared_ids, rebuild_ids, levels, codes, vectors, text_encoder, vectors_from: the options
+            of `catalog` in the config.
         seed: of the clustering that builds ids.
 
     Raises:
@@ -358,6 +362,8 @@ def load_catalog(
         levels=levels,
         codes=codes,
         vectors=None if vectors is None else str(vectors),
+        text_encoder=None if text_encoder is None else str(text_encoder),
+        vectors_from=tuple(vectors_from),
     )
     training = data.training_sequences(dataset)
     semantic_ids = None

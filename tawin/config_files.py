@@ -74,6 +74,10 @@ def _typed(section: type, name: str, value: Any, where: str) -> Any:
     }
     annotation = {f.name: f.type for f in dataclasses.fields(section)}[name]
     expected = hints.get(str(annotation), (str,))  # what is left is a Literal of strings, checked by the dataclass
+    if str(annotation).startswith("tuple"):  # of choices, which the dataclass checks
+        if not (isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)):
+            raise ValueError(f"{where}: expected a list of names, got {reprlib.repr(value)}")
+        return tuple(value)
     is_float = annotation in ("float", "float | None")
     if is_float and isinstance(value, str):
         with contextlib.suppress(ValueError):

@@ -3,12 +3,12 @@
 Semantic ids are built from them, and new tokens begin at them (`token_vectors`).
 
 They come from co-occurrence in the training sequences (a truncated SVD of the shifted positive PMI matrix, as in Levy
-and Goldberg 2014) or from a user's .npy.
+and Goldberg 2014), from titles by an encoder (`text_encoder`), from a user's .npy, or from several of these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,10 @@ from scipy.sparse.linalg import svds
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from .config import CatalogConfig
+from .config.data import VectorSource
 from .data import DataError, Dataset
 from .ragged import Ragged
+from .text_encoder import title_vectors
 
 UNSEEN_NOISE = 1e-3
 MAX_DIMENSIONS = 128  # from co-occurrence: more take minutes and hold noise
@@ -32,16 +34,28 @@ def item_vectors(
     training_sequences: Sequence[np.ndarray],
     dimensions: int = 64,
     seed: int = 0,
+    texts: np.ndarray | None = None,
 ) -> np.ndarray:
-    """What the items of a dataset are like, float32 [items, any number of dimensions].
+    """What the items of a dataset are like, float32 [items, any number of dimensions], from config.vector_sources.
 
-    From `training_sequences` alone (dense item indexes), or config.vectors where that names a file. dimensions: of
-    the vectors from co-occurrence.
+    Args:
+        training_sequences: dense item indexes; all that vectors from co-occurrence see.
+        dimensions: of the vectors from co-occurrence.
+        texts: what `title_vectors` gave for the dataset before; None: it is asked where it has to be.
     """
-    num_items = len(dataset.items)
-    if config.vectors is not None:
-        return load_vectors(config.vectors, num_items)
-    return cooccurrence_vectors(training_sequences, num_items, dimensions, seed=seed)
+    makers: dict[VectorSource, Callable[[], np.ndarray]] = {
+        "cooccurrence": lambda: cooccurrence_vectors(training_sequences, len(dataset.items), dimensions, seed=seed),
+        "text": lambda: title_vectors(dataset, str(config.text_encoder)) if texts is None else texts,
+        "file": lambda: load_vectors(str(config.vectors), len(dataset.items)),
+    }
+    parts = [makers[source]() for source in config.vector_sources]
+    return parts[0] if len(parts) == 1 else np.concatenate([_of_unit_length(part) for part in parts], axis=1)
+
+
+def _of_unit_length(vectors: np.ndarray) -> np.ndarray:
+    """Each vector so, but for those that say nothing: noise stays as short as it is."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(lengths > 10 * UNSEEN_NOISE * lengths.max(), lengths, 1.0)
 
 
 def cooccurrence_vectors(

@@ -17,14 +17,18 @@ from .catalog import Catalog, build_catalog, make_tokenizer
 from .causal_attention import require_model_takes
 from .config import Config
 from .data import Dataset, Split
-from .item_vectors import MAX_DIMENSIONS, item_vectors
+from .item_vectors import MAX_DIMENSIONS, item_vectors, load_vectors
 from .load import load_data
 from .policy import build_model, load_model, load_tokenizer
 from .ragged import Ragged
 from .run_folder import RunFolder
 from .semantic_ids import build_semantic_ids, given_ids
 from .states import states
+from .text_encoder import title_vectors
 from .token_vectors import begin_at_vectors
+
+TEXTS_FILE = "text_vectors.npy"
+"""In the folder of a run's catalogue: titles are encoded once."""
 
 
 @dataclass(frozen=True)
@@ -36,18 +40,21 @@ class Job:
     tokenizer: PreTrainedTokenizerBase
     catalog: Catalog
     model: nn.Module
+    texts: np.ndarray | None = None
+    """float32 [items, H], the titles by `catalog.text_encoder`."""
 
 
 def prepare(config: Config, run: RunFolder | None) -> Job:
     """Load or make the data, the catalogue and the model; a resumed run takes its own catalogue."""
     dataset, split = load_data(config)
     _require_training_data(split, config)
+    texts = _title_vectors(dataset, config, run)
     if run is not None and run.catalog.exists():
         tokenizer, catalog = load_tokenizer(str(run.catalog)), Catalog.load(run.catalog)
         if not np.array_equal(dataset.items.item_ids, catalog.item_ids):
             raise ValueError(f"--data {config.data}: expected the items that the run was started with, got others")
     else:
-        tokenizer, catalog = make_catalog(dataset, split, config)
+        tokenizer, catalog = make_catalog(dataset, split, config, texts)
     known = None
     if config.model:
         known = len(load_tokenizer(config.model))  # the model's own, before items were added
@@ -56,12 +63,27 @@ def prepare(config: Config, run: RunFolder | None) -> Job:
         model = build_model(config.policy, tokenizer, config.seed)
     require_model_takes(model, config.attention)
     if run is None or not states(run.checkpoints):  # else training goes on from a state's weights
-        _initialize_tokens(model, catalog, dataset, split, config, known)
-    return Job(dataset, split, tokenizer, catalog, model)
+        _initialize_tokens(model, catalog, dataset, split, config, known, texts)
+    return Job(dataset, split, tokenizer, catalog, model, texts)
+
+
+def _title_vectors(dataset: Dataset, config: Config, run: RunFolder | None) -> np.ndarray | None:
+    """What `catalog.text_encoder` makes of the titles; a resumed run keeps it with its catalogue."""
+    if config.catalog.text_encoder is None:
+        return None
+    if run is not None and (run.catalog / TEXTS_FILE).exists():
+        return load_vectors(run.catalog / TEXTS_FILE, len(dataset.items))
+    return title_vectors(dataset, config.catalog.text_encoder)
 
 
 def _initialize_tokens(
-    model: nn.Module, catalog: Catalog, dataset: Dataset, split: Split, config: Config, known: int | None
+    model: nn.Module,
+    catalog: Catalog,
+    dataset: Dataset,
+    split: Split,
+    config: Config,
+    known: int | None,
+    texts: np.ndarray | None,
 ) -> None:
     """Where the config says so, have the new tokens of items begin at the items' vectors. known: the model's own."""
     if config.catalog.item_tokens != "item" or not config.catalog.initialize:
@@ -73,6 +95,7 @@ def _initialize_tokens(
         training_sequences=split.training,
         dimensions=min(size, MAX_DIMENSIONS),
         seed=config.seed,
+        texts=texts,
     )
     begin_at_vectors(model, catalog, vectors, known=known, seed=config.seed)
 
@@ -91,23 +114,29 @@ def _require_training_data(split: Split, config: Config) -> None:
         )
 
 
-def make_catalog(dataset: Dataset, split: Split, config: Config) -> tuple[PreTrainedTokenizerBase, Catalog]:
-    """Items as tokens of the model's tokenizer, or of a small one made for them."""
+def make_catalog(
+    dataset: Dataset, split: Split, config: Config, texts: np.ndarray | None = None
+) -> tuple[PreTrainedTokenizerBase, Catalog]:
+    """Items as tokens of the model's tokenizer, or of a small one made for them. texts: as in `item_vectors`."""
     kind = config.catalog.item_tokens
     is_used = {
         "item": config.catalog.initialize,
         "semantic_id": given_ids(dataset, config.catalog) is None,
         "title": False,
     }
-    if config.catalog.vectors is not None and not is_used[kind]:
-        raise ValueError(
-            "catalog.vectors: expected None where nothing is made of them (items are titles, or the data has semantic "
-            "ids and there is no catalog.rebuild_ids, or there is no catalog.initialize), got "
-            f"{config.catalog.vectors!r}"
-        )
+    for name in ("vectors", "text_encoder"):
+        value = getattr(config.catalog, name)
+        if value is not None and not is_used[kind]:
+            raise ValueError(
+                f"catalog.{name}: expected None where nothing is made of it (items are titles, or the data has "
+                "semantic ids and there is no catalog.rebuild_ids, or items are tokens and there is no "
+                f"catalog.initialize), got {value!r}"
+            )
     semantic_ids = None
     if kind == "semantic_id":
-        semantic_ids = build_semantic_ids(dataset, config.catalog, training_sequences=split.training, seed=config.seed)
+        semantic_ids = build_semantic_ids(
+            dataset, config.catalog, training_sequences=split.training, seed=config.seed, texts=texts
+        )
     tokenizer = load_tokenizer(config.model) if config.model else make_tokenizer(dataset, config.catalog, semantic_ids)
     catalog = build_catalog(
         dataset,
@@ -124,6 +153,8 @@ def make_catalog(dataset: Dataset, split: Split, config: Config) -> tuple[PreTra
 def save_catalog(job: Job, folder: Path) -> None:
     job.catalog.save(folder)
     job.tokenizer.save_pretrained(folder)
+    if job.texts is not None:
+        np.save(folder / TEXTS_FILE, job.texts)
 
 
 def summary(job: Job) -> str:

@@ -29,12 +29,17 @@ def given_ids(dataset: Dataset, config: CatalogConfig) -> list[tuple[int, ...]] 
 
 
 def build_semantic_ids(
-    dataset: Dataset, config: CatalogConfig, *, training_sequences: Sequence[np.ndarray], seed: int = 0
+    dataset: Dataset,
+    config: CatalogConfig,
+    *,
+    training_sequences: Sequence[np.ndarray],
+    seed: int = 0,
+    texts: np.ndarray | None = None,
 ) -> list[tuple[int, ...]]:
     """The semantic id of every item, told apart where config.separate_shared_ids says so: the data's, or built where it
     has none or config.rebuild_ids says so.
 
-    Built ids see `training_sequences` only (dense item indexes), or config.vectors where that names a file.
+    Built ids see item vectors alone: `training_sequences` (dense item indexes) and `texts` as in `item_vectors`.
     """
     semantic_ids = given_ids(dataset, config)
     if semantic_ids is not None and len(semantic_ids[0]) > MAX_LEVELS:
@@ -42,7 +47,7 @@ def build_semantic_ids(
             f"{dataset.name}: column 'semantic_id': expected at most {MAX_LEVELS} levels, got {len(semantic_ids[0])}"
         )
     if semantic_ids is None:
-        vectors = item_vectors(dataset, config, training_sequences=training_sequences, seed=seed)
+        vectors = item_vectors(dataset, config, training_sequences=training_sequences, seed=seed, texts=texts)
         codes = residual_kmeans(vectors, config.levels, config.codes, seed)
         semantic_ids = [tuple(row) for row in codes.tolist()]
     return separate_shared_ids(semantic_ids) if config.separate_shared_ids else semantic_ids

@@ -132,7 +132,11 @@ class TensorBoard(Tracking):
 
         step = max((line["step"] for line in self._lines(stage)), default=0)
         named = flat({"results": figures}, f"{stage}/")
-        options = {name: value for name, value in flat(dataclasses.asdict(self._config)).items() if value is not None}
+        options = {
+            name: ", ".join(value) if isinstance(value, tuple) else value
+            for name, value in flat(dataclasses.asdict(self._config)).items()
+            if value is not None
+        }
         with self._replacing(stage, RESULTS_SUFFIX) as writer:
             # As its add_hparams does, which would make a file without the suffix.
             for summary in hparams(options, named):

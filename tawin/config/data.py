@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from .checks import require, require_choices, require_type
+
+VectorSource = Literal["cooccurrence", "text", "file"]
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,8 @@ class CatalogConfig:
     """item: a new token for every item, the strongest where there is data on most items. semantic_id: new tokens, one
     range a level, which close items share. title: the tokenizer's own tokens of the title and an end token."""
     initialize: bool = True
-    """With item_tokens 'item' a new token begins at its item's vector (`vectors`, or co-occurrence), at the scale of
-    the model's own embeddings; False: at random."""
+    """With item_tokens 'item' a new token begins at its item's vector (`vectors_from`), at the scale of the model's own
+    embeddings; False: at random."""
     separate_shared_ids: bool = True
     """Items that share a semantic id are told apart by an extra last token."""
     rebuild_ids: bool = False
@@ -86,8 +88,13 @@ class CatalogConfig:
     codes: int = 256
     """Codes a level of semantic ids that are built here (fewer where the catalogue is small)."""
     vectors: str | None = None
-    """A .npy of item vectors [items, dimensions] that ids are built from and tokens begin at; None: vectors from
-    co-occurrence in the training data."""
+    """A .npy of item vectors [items, dimensions], row i the item in row i of items.parquet."""
+    text_encoder: str | None = None
+    """Folder or hub name of a Hugging Face encoder that makes item vectors of the titles."""
+    vectors_from: tuple[VectorSource, ...] = ()
+    """What item vectors, which ids are built from and tokens begin at, are made of: co-occurrence in the training data,
+    `text_encoder`, `vectors`. Of several, each is brought to unit length and they are put side by side. None named:
+    file where there is one, else cooccurrence, and text where there is an encoder."""
     title_vocabulary: int = 2048
     """Tokens of the tokenizer trained on the titles (title mode without --model)."""
     instruction: str = ""
@@ -100,6 +107,13 @@ class CatalogConfig:
         require_type("catalog.separate_shared_ids", self.separate_shared_ids, bool)
         require_type("catalog.rebuild_ids", self.rebuild_ids, bool)
         require_type("catalog.initialize", self.initialize, bool)
+        for name, source, value in (("vectors", "file", self.vectors), ("text_encoder", "text", self.text_encoder)):
+            named, expected = source in self.vector_sources, f"a name, as vectors_from has {source!r}"
+            require(value is not None or not named, f"catalog.{name}", expected, value)
+            require(value is None or named, f"catalog.{name}", f"None, as vectors_from has no {source!r}", value)
+        sources = get_args(VectorSource)
+        distinct = set(self.vectors_from) <= set(sources) and len(set(self.vectors_from)) == len(self.vectors_from)
+        require(distinct, "catalog.vectors_from", f"distinct ones of {sources}", self.vectors_from)
         require_choices(self, "catalog")
         require(1 <= self.levels <= 8, "catalog.levels", "1..8", self.levels)
         require(2 <= self.codes <= 65536, "catalog.codes", "2..65536", self.codes)
@@ -110,6 +124,15 @@ class CatalogConfig:
             self.rebuild_ids,
         )
         require(self.title_vocabulary >= 300, "catalog.title_vocabulary", "at least 300", self.title_vocabulary)
+
+    @property
+    def vector_sources(self) -> tuple[VectorSource, ...]:
+        """`vectors_from`, decided."""
+        if self.vectors_from:
+            return self.vectors_from
+        if self.vectors is not None:
+            return ("file",) if self.text_encoder is None else ("file", "text")
+        return ("cooccurrence",) if self.text_encoder is None else ("cooccurrence", "text")
 
 
 @dataclass(frozen=True)
