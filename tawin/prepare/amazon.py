@@ -12,14 +12,15 @@ import html
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .delimited import read_rows
-from .json_lines import read_objects, text_field, time_field
+from .ids import plain_id
+from .json_lines import read_objects, text_field
 from .log import Log
 from .reading import Reading
 from .source import Format, Item, Options, log_and_items
-from .times import TimeReader, Unit
+from .times import TimeReader
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Fields:
     item: str
     time: str
     rating: str
-    unit: Unit
+    unit: Literal["s", "ms"]
     csv: tuple[str, str, str, str]
 
 
@@ -44,26 +45,26 @@ REVIEWS = ("*.json", "*.jsonl", "*.csv")
 class Amazon:
     fields: Fields
     reviews: Path
-    meta: Path | None
+    items: Path | None
 
     def read_log(self, reading: Reading, log: Log) -> None:
+        fields = self.fields
+        log.time_reader = TimeReader(fields.unit)
         if ".csv" in self.reviews.suffixes:
             self._read_ratings(reading, log)
             return
-        times, fields = TimeReader(self.fields.unit), self.fields
         for count, number, record in read_objects(reading, self.reviews):
             try:
-                log.add(
-                    text_field(record, fields.user),
-                    text_field(record, fields.item),
-                    times.read(time_field(record, fields.time)),
+                log.add_row(
+                    text_field(record, "user", fields.user),
+                    text_field(record, "item", fields.item),
+                    record.get(fields.time),
                     record.get(fields.rating),
                 )
             except ValueError as error:
-                reading.report(count, number, str(error))
+                reading.leave_out(count, number, error)
 
     def _read_ratings(self, reading: Reading, log: Log) -> None:
-        times = TimeReader(self.fields.unit)
         user, item, rating, time = (self.fields.csv.index(name) for name in ("user", "item", "rating", "time"))
         for count, number, lines, row in read_rows(reading, self.reviews, ","):
             if number == 1 and self.fields.user in row:
@@ -71,18 +72,18 @@ class Amazon:
             try:
                 if len(row) != 4:
                     raise ValueError(f"expected {', '.join(self.fields.csv)}, got {len(row)} fields")
-                log.add(row[user].strip(), row[item].strip(), times.read(row[time]), row[rating])
+                log.add_row(row[user].strip(), row[item].strip(), row[time], row[rating])
             except ValueError as error:
-                reading.report(count, number, str(error), lines)
+                reading.leave_out(count, number, error, lines)
 
     def read_items(self, reading: Reading) -> Iterator[Item]:
-        if self.meta is None:
+        if self.items is None:
             return
-        for count, number, record in read_objects(reading, self.meta):
+        for count, number, record in read_objects(reading, self.items):
             try:
-                yield Item(text_field(record, self.fields.item), _title(record))
+                yield Item(plain_id("item", text_field(record, "item", self.fields.item)), _title(record))
             except ValueError as error:
-                reading.report(count, number, str(error))
+                reading.leave_out(count, number, error)
 
 
 def _title(record: dict[str, Any]) -> str | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import shlex
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,7 +13,8 @@ from .job import FORMATS, prepare
 from .source import Columns, Format, Options
 from .times import Unit
 
-_COLUMNS = ("user", "item", "time", "rating", "title")
+_COLUMNS = ("user", "item", "time", "rating")
+_MISSING = {"without_user": "without a user", "without_item": "without an item"}
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -52,6 +55,8 @@ def _add_format(formats: argparse._SubParsersAction, chosen: Format) -> None:
     )
     if chosen.has_columns:
         _add_columns(command)
+    if chosen.has_columns or chosen.has_item_table:
+        _add_item_columns(command)
     command.set_defaults(act=_prepare)
 
 
@@ -59,7 +64,13 @@ def _add_columns(command: argparse.ArgumentParser) -> None:
     for name in _COLUMNS:
         command.add_argument(f"--{name}-column", help="its name, where it is none of the usual ones")
     command.add_argument("--no-times", action="store_true", help="there is no time: the rows stand oldest first")
-    command.add_argument("--time-unit", choices=get_args(Unit), default="auto", help="of times that are numbers")
+    command.add_argument("--time-unit", choices=get_args(Unit), default="auto", help="of numbers since 1970")
+    command.add_argument(
+        "--time-format",
+        metavar="FORMAT",
+        help="as strptime has it: '%%d/%%m/%%Y %%H:%%M' (default: ISO dates, 13.09.2020, 9/13/2020 8:26, 20180707, day "
+        "numbers of spreadsheets and seconds to nanoseconds since 1970 are told apart)",
+    )
     command.add_argument(
         "--no-header",
         action="store_true",
@@ -68,16 +79,28 @@ def _add_columns(command: argparse.ArgumentParser) -> None:
     command.add_argument("--delimiter", help="csv: default: the one of , ; | tab that the first line has most of")
 
 
+def _add_item_columns(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--title-column", help="of --items, where it is none of the usual ones")
+    command.add_argument("--items-item-column", help="the column with the items' ids in --items, likewise")
+    command.add_argument("--items-delimiter", help="of --items, a csv; default: found as for the log")
+
+
 def _prepare(options: argparse.Namespace) -> None:
     given = vars(options)
-    columns = Columns()
+    columns = Columns(
+        title=given.get("title_column"),
+        items_item=given.get("items_item_column"),
+        items_delimiter=given.get("items_delimiter"),
+    )
     if FORMATS[options.format].has_columns:
-        columns = Columns(
+        columns = dataclasses.replace(
+            columns,
             **{name: given[f"{name}_column"] for name in _COLUMNS},
             has_header=not options.no_header,
             has_times=not options.no_times,
             delimiter=options.delimiter,
             time_unit=options.time_unit,
+            time_format=options.time_format,
         )
     chosen = Options(
         items=options.items,
@@ -99,7 +122,8 @@ def summary(report: dict[str, Any], folder: Path) -> str:
     counts, lines = report["counts"], []
     for file in report["files"]:
         unit = "lines" if "lines" in file else "rows"
-        lines.append(f"{file['file']}: {file[unit]:,} {unit}, {file['malformed']:,} malformed")
+        missing = [f", {file[key]:,} {said}" for key, said in _MISSING.items() if key in file]
+        lines.append(f"{file['file']}: {file[unit]:,} {unit}, {file['malformed']:,} malformed{''.join(missing)}")
     lines += [f"  malformed: {example}" for example in report["malformed"]]
     left_out = {
         "below --min-rating": counts["below_min_rating"],
@@ -107,13 +131,16 @@ def summary(report: dict[str, Any], folder: Path) -> str:
         "duplicates": counts["duplicates"],
     }
     lines.append(f"{counts['read']:,} interactions" + "".join(f", {n:,} {why}" for why, n in left_out.items() if n))
+    times = report["times"]
+    if times is not None:
+        lines.append(f"times: {times['first']} to {times['last']} UTC, read as {times['read_as']}")
     before, after = counts["before_k_core"], counts["after_k_core"]
     if before != after:
         lines.append(f"{report['options']['min_interactions']}-core: from {_sizes(before)}")
     catalogue = f"{counts['items_in_catalogue']:,} items in the catalogue, {counts['titles']:,} titles"
     lines.append(f"{folder}: {_sizes(after)}; {catalogue}")
     lines += [f"note: {note}" for note in report["notes"]]
-    lines.append(f"next: tawin train --data {folder} --out RUN")
+    lines.append(f"next: tawin train --preset cpu-small --data {shlex.quote(str(folder))} --out RUN")
     return "\n".join(lines)
 
 

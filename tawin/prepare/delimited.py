@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from ..columns import DataError
 from .reading import FileCount, Reading
 
 DELIMITERS = ",\t;|"
@@ -52,21 +51,3 @@ def read_rows(reading: Reading, path: Path, delimiter: str | None) -> Iterator[t
 def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
     yield first
     yield from rest
-
-
-def find_column(header: Sequence[str], wanted: str | None, usual: Sequence[str], what: str, path: Path) -> int | None:
-    """The place of a column, by the name that was asked for, else by the first of the usual names that is there.
-
-    Capitals, spaces and underscores of usual names make no difference. DataError for one that was asked for in vain.
-    """
-    names = [name.strip() for name in header]
-    if wanted is not None:
-        if wanted not in names:
-            raise DataError(f"{path}: expected a column {wanted!r} for the {what}, got {', '.join(names)}")
-        return names.index(wanted)
-    plain = [_plain(name) for name in names]
-    return next((plain.index(name) for name in map(_plain, usual) if name in plain), None)
-
-
-def _plain(name: str) -> str:
-    return name.replace("_", "").replace(" ", "").lower()

@@ -12,6 +12,7 @@ import numpy as np
 from ..columns import DataError
 from ..interactions import MIN_ITEMS
 from .amazon import AMAZON_2018, AMAZON_2023
+from .dates import date_text
 from .filter import Duplicates, k_core, not_repeated, order_by_time, renumber
 from .folder import Prepared, require_new, write_folder
 from .log import Log, Selection
@@ -23,6 +24,8 @@ from .source import Format, Options, Source, date_option
 from .table import CSV
 from .windows import MINIONEREC, RERE
 from .yelp import YELP
+
+_1990 = 631_152_000_000  # milliseconds since 1970
 
 FORMATS: dict[str, Format] = {
     each.name: each for each in (CSV, PARQUET, AMAZON_2018, AMAZON_2023, YELP, MOVIELENS, MINIONEREC, RERE, S3REC)
@@ -66,7 +69,8 @@ def prepare(
     after, before = date_option("--after", options.after), date_option("--before", options.before)
     log = Log(Selection(options.min_rating, after, before))
     opened.read_log(reading, log)
-    kept, counts = _filter(log, minimum, duplicates, source)
+    kept, counts = _filter(log, minimum, duplicates, source, reading)
+    times = _times(log, reading)
     prepared = _described(kept, log, opened, reading, keeps_unseen=chosen.keeps_unseen_items)
     report = {
         "format": format_name,
@@ -74,6 +78,7 @@ def prepare(
         "files": [count.as_dict(source) for count in reading.files],
         "options": _given(options) | {"min_interactions": minimum, "duplicates": duplicates},
         "counts": counts | {"items_in_catalogue": len(prepared.item_sources), "titles": _titles(prepared)},
+        "times": times,
         "malformed": reading.examples,
         "notes": reading.notes,
     }
@@ -81,11 +86,18 @@ def prepare(
     return report
 
 
-def _filter(log: Log, minimum: int, duplicates: Duplicates, source: Path) -> tuple[_Kept, dict[str, Any]]:
+def _filter(
+    log: Log, minimum: int, duplicates: Duplicates, source: Path, reading: Reading
+) -> tuple[_Kept, dict[str, Any]]:
+    missing = {f"without_{name}": sum(count.missing[name] for count in reading.files) for name in ("user", "item")}
+    left_out = (
+        f"{missing['without_user']:,} without a user, {missing['without_item']:,} without an item, "
+        f"{sum(count.malformed for count in reading.files):,} malformed"
+    )
     if len(log) == 0:
         raise DataError(
             f"{source}: expected interactions, got none ({log.rows:,} read, {log.below_min_rating:,} below "
-            f"--min-rating, {log.outside_dates:,} outside --after and --before)"
+            f"--min-rating, {log.outside_dates:,} outside --after and --before; {left_out}){reading.reasons()}"
         )
     kept = _Kept(*log.arrays())  # one name for all stages: what a stage was made from is not held any longer
     kept = kept.take(order_by_time(kept.users, kept.times))
@@ -94,6 +106,7 @@ def _filter(log: Log, minimum: int, duplicates: Duplicates, source: Path) -> tup
     kept = kept.take(k_core(kept.users, kept.items, minimum))
     counts = {
         "read": log.rows,
+        **missing,
         "below_min_rating": log.below_min_rating,
         "outside_dates": log.outside_dates,
         "duplicates": len(log) - before["interactions"],
@@ -104,9 +117,25 @@ def _filter(log: Log, minimum: int, duplicates: Duplicates, source: Path) -> tup
         raise DataError(
             f"{source}: expected users with at least {MIN_ITEMS} items, got none: of {before['interactions']:,} "
             f"interactions of {before['users']:,} users with {before['items']:,} items {len(kept.users):,} are left "
-            f"where each user and item has to have {minimum} (--min-interactions)"
+            f"where each user and item has to have {minimum} (--min-interactions); left out before: {left_out}"
+            f"{reading.reasons()}"
         )
     return kept, counts
+
+
+def _times(log: Log, reading: Reading) -> dict[str, Any] | None:
+    """What the times were taken for and from when to when they are; None without. Those before 1990 get a note."""
+    times = log.arrays()[2]
+    if times is None or log.time_reader is None:
+        return None
+    read_as, early = log.time_reader.name, times[times < _1990]
+    if len(early):
+        first, last = (date_text(int(each)) for each in (early.min(), early.max()))
+        reading.notes.append(
+            f"{len(early):,} of {len(times):,} times lie before 1990, from {first} to {last}: the times are read as "
+            f"{read_as}, and may be something else"
+        )
+    return {"read_as": read_as, "first": date_text(int(times.min())), "last": date_text(int(times.max()))}
 
 
 def _described(kept: _Kept, log: Log, source: Source, reading: Reading, *, keeps_unseen: bool) -> Prepared:
@@ -117,7 +146,12 @@ def _described(kept: _Kept, log: Log, source: Source, reading: Reading, *, keeps
     places = {name: place for place, name in enumerate(item_sources)}
     titles: list[str | None] = [None] * len(item_sources)
     semantic_ids: list[tuple[int, ...] | None] = [None] * len(item_sources)
+    described: set[str] = set()
+    example = None
     for item in source.read_items(reading):
+        example = example or item.source_id
+        if item.source_id in log.items:
+            described.add(item.source_id)
         place = places.get(item.source_id)
         if place is None:
             if not keeps_unseen:
@@ -129,6 +163,8 @@ def _described(kept: _Kept, log: Log, source: Source, reading: Reading, *, keeps
         title = " ".join(_whole(item.title or "").split())
         titles[place] = titles[place] or title or None
         semantic_ids[place] = semantic_ids[place] or item.semantic_id
+    if source.items is not None:
+        _require_described(described, example, log, source.items, reading)
     return Prepared(
         user_sources=[user_names[code] for code in user_codes],
         item_sources=item_sources,
@@ -138,6 +174,18 @@ def _described(kept: _Kept, log: Log, source: Source, reading: Reading, *, keeps
         titles=titles if any(titles) else None,
         semantic_ids=_complete(semantic_ids, item_sources),
     )
+
+
+def _require_described(described: set[str], example: str | None, log: Log, path: Path, reading: Reading) -> None:
+    """DataError where the file of the items has none of the log's; where it has some, a note says how many."""
+    if not described:
+        theirs = "none" if example is None else f"others, such as {example!r}"
+        raise DataError(
+            f"{path}: expected items of the log, such as {next(iter(log.items))!r}, got {theirs}{reading.reasons()}\n"
+            "(where a table has the items in another column: --items-item-column)"
+        )
+    if len(described) < len(log.items):
+        reading.notes.append(f"{path.name} describes {len(described):,} of the {len(log.items):,} items of the log")
 
 
 def _whole(title: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .ids import MissingError
 from .reading import FileCount, Reading
 
 
@@ -29,18 +30,20 @@ def read_objects(reading: Reading, path: Path) -> Iterator[tuple[FileCount, int,
             reading.report(count, number, f"expected a JSON object, got a {type(found).__name__}")
 
 
-def text_field(record: dict[str, Any], name: str) -> str:
-    """A field that is an id. ValueError where it is missing or no id."""
-    value = record.get(name)
-    if type(value) is int:
-        return str(value)
-    if not isinstance(value, str):
-        raise ValueError(f"expected {name!r}, got {'none' if value is None else repr(value)[:80]}")
-    return value.strip()
+def text_field(record: dict[str, Any], what: str, name: str) -> str:
+    """A field that is an id, of a user or an item (`what`).
 
-
-def time_field(record: dict[str, Any], name: str) -> str | int | float:
-    value = record.get(name)
-    if value is None:
+    Raises:
+        MissingError: it is null.
+        ValueError: it is missing or no id.
+    """
+    if name not in record:
         raise ValueError(f"expected {name!r}, got none")
-    return value
+    value = record[name]
+    if value is None or value != value:
+        raise MissingError(what)
+    if type(value) is int or (type(value) is float and value.is_integer() and abs(value) < 2**53):
+        return str(int(value))
+    if not isinstance(value, str):
+        raise ValueError(f"expected {name!r}, got {value!r}"[:120])
+    return value.strip()

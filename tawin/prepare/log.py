@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..columns import DataError
-from .times import shown
-
-MAX_ID_LENGTH = 1000
+from .ids import plain_id
+from .times import TimeReader, Value, shown
 
 
 @dataclass(frozen=True)
@@ -35,20 +34,33 @@ class Log:
         self._user_codes, self._item_codes, self._times = array("i"), array("i"), array("q")
         self.rows = 0
         """Interactions that the source has, wanted or not."""
+        self.time_reader: TimeReader | None = None
+        """By which the source's times are read; None: it has none."""
         self.below_min_rating = self.outside_dates = 0
 
     @property
     def wants_rating(self) -> bool:
         return self._selection.min_rating is not None
 
+    def add_row(self, user: str, item: str, time: Value, rating: str | float | None = None) -> None:
+        """`add` of a time as the source writes it. A row without an id is that, whatever its time is."""
+        if user not in self.users:
+            user = plain_id("user", user)
+        if item not in self.items:
+            item = plain_id("item", item)
+        self.add(user, item, None if self.time_reader is None else self.time_reader.read(time), rating)
+
     def add(self, user: str, item: str, time: int | None, rating: str | float | None = None) -> None:
         """One interaction. ValueError, with the reason, for one that is none; then nothing is kept of it.
 
+        user, item: as the source writes them, see `plain_id`.
         time: milliseconds since 1970, or None in every row where the source's own order is the order in time.
         rating: only looked at where a least rating is asked for.
         """
-        require_id("user", user)
-        require_id("item", item)
+        if user not in self.users:
+            user = plain_id("user", user)
+        if item not in self.items:
+            item = plain_id("item", item)
         chosen = self._selection
         if chosen.min_rating is not None and read_rating(rating) < chosen.min_rating:
             self.below_min_rating += 1
@@ -76,16 +88,6 @@ class Log:
             np.frombuffer(self._item_codes, dtype=np.int32),
             times,
         )
-
-
-def require_id(name: str, value: str) -> None:
-    """ValueError for what cannot be an id; half of a surrogate pair, which JSON can spell, is in no file of text."""
-    if not value:
-        raise ValueError(f"expected the {name}, got none")
-    if len(value) > MAX_ID_LENGTH:
-        raise ValueError(f"expected the {name} in at most {MAX_ID_LENGTH} characters, got {len(value)}")
-    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise ValueError(f"expected the {name} in whole characters, got {value[:80]!r}")
 
 
 def read_rating(value: str | float | None) -> float:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .delimited import read_rows
+from .ids import plain_id
 from .log import Log
 from .reading import FileCount, Reading
 from .source import Format, Item, Options, log_and_items
@@ -26,26 +27,28 @@ _SEPARATORS = {"dat": "::", "data": "\t", "item": "|"}
 @dataclass(frozen=True)
 class MovieLens:
     ratings: Path
-    movies: Path | None
+    items: Path | None
 
     def read_log(self, reading: Reading, log: Log) -> None:
-        times = TimeReader("s")
+        log.time_reader = TimeReader("s")
         for count, number, lines, row in _rows(reading, self.ratings, "userId"):
             try:
                 if len(row) != 4:
                     raise ValueError(f"expected user, movie, rating, timestamp, got {len(row)} fields")
-                log.add(row[0].strip(), row[1].strip(), times.read(row[3]), row[2])
+                log.add_row(row[0].strip(), row[1].strip(), row[3], row[2])
             except ValueError as error:
-                reading.report(count, number, str(error), lines)
+                reading.leave_out(count, number, error, lines)
 
     def read_items(self, reading: Reading) -> Iterator[Item]:
-        if self.movies is None:
+        if self.items is None:
             return
-        for count, number, lines, row in _rows(reading, self.movies, "movieId"):
-            if len(row) < 2 or not row[0]:
-                reading.report(count, number, f"expected movie, title, ..., got {len(row)} fields", lines)
-                continue
-            yield Item(row[0].strip(), row[1])
+        for count, number, lines, row in _rows(reading, self.items, "movieId"):
+            try:
+                if len(row) < 2:
+                    raise ValueError(f"expected movie, title, ..., got {len(row)} fields")
+                yield Item(plain_id("item", row[0].strip()), row[1])
+            except ValueError as error:
+                reading.leave_out(count, number, error, lines)
 
 
 def _rows(reading: Reading, path: Path, header: str) -> Iterator[tuple[FileCount, int, int, list[str]]]:

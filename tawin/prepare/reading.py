@@ -10,14 +10,16 @@ from __future__ import annotations
 import gzip
 import io
 import zlib
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from tqdm import tqdm
 
 from ..columns import DataError
+from .ids import MissingError
 
 BLOCK_BYTES = 2**20
 MAX_LINE_BYTES = 2**24
@@ -44,12 +46,15 @@ class FileCount:
     lines: int = 0
     malformed: int = 0
     unit: str = "line"
+    missing: Counter[str] = field(default_factory=Counter)
+    """Rows without a user and without an item, which are not malformed."""
 
     def as_dict(self, source: Path) -> dict[str, str | int]:
         """With the file's place in the source where that is a folder."""
         name = self.path.relative_to(source) if self.path.is_relative_to(source) else self.path
         file = str(name) if name.parts and name != self.path else self.path.name
-        return {"file": file, f"{self.unit}s": self.lines, "malformed": self.malformed}
+        missing = {f"without_{name}": count for name, count in sorted(self.missing.items())}
+        return {"file": file, f"{self.unit}s": self.lines, "malformed": self.malformed, **missing}
 
 
 class Reading:
@@ -73,6 +78,17 @@ class Reading:
         self.files.append(count)
         return count
 
+    def look(self) -> Reading:
+        """For a look at the same files before they are read: its account is nobody's."""
+        return Reading(max_malformed=1.0, progress=False)
+
+    def leave_out(self, count: FileCount, number: int, error: ValueError, lines: int = 1) -> None:
+        """The row at line `number` is no interaction or no item, for this reason: one has no id, or it is malformed."""
+        if isinstance(error, MissingError):
+            count.missing[error.name] += 1
+        else:
+            self.report(count, number, str(error), lines)
+
     def report(self, count: FileCount, number: int, reason: str, lines: int = 1) -> None:
         """Line `number` (the first of `lines` of them) is malformed.
 
@@ -90,11 +106,14 @@ class Reading:
             self._refuse(count)
 
     def _refuse(self, count: FileCount) -> None:
-        named = "\n".join(f"  {example}" for example in self.examples)
         raise DataError(
             f"{count.path}: expected at most {self._max_malformed:.1%} malformed {count.unit}s (--max-malformed), got "
-            f"{count.malformed:,} of {count.lines:,}; the first:\n{named}"
+            f"{count.malformed:,} of {count.lines:,}{self.reasons()}"
         )
+
+    def reasons(self) -> str:
+        """The first malformed lines, as they end a message; nothing where there are none."""
+        return "; the first:\n" + "\n".join(f"  {each}" for each in self.examples) if self.examples else ""
 
     def lines(self, path: Path, *, latin_1: bool = False) -> Iterator[tuple[FileCount, int, str]]:
         """The file's account, a line's number from 1 and its text without the line break; blank lines are left out.

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .log import Log, require_id
-from .reading import Reading
+from .ids import MissingError, plain_id
+from .item_table import read_item_table
+from .log import Log
+from .reading import FileCount, Reading
 from .source import Columns, Format, Item, Options, require_file
-from .table import read_item_table
 
 
 @dataclass(frozen=True)
@@ -33,18 +34,27 @@ class S3Rec:
                 reading.report(count, number, f"expected items after user {user}, got none")
                 continue
             try:
-                require_id("user", user)
-                for item in items:
-                    require_id("item", item)
+                plain_id("user", user)
+                found = [_item(item, count) for item in items]
             except ValueError as error:
-                reading.report(count, number, str(error))
+                reading.leave_out(count, number, error)
                 continue
-            for item in items:
-                log.add(user, item, None)
+            for item in found:
+                if item is not None:
+                    log.add(user, item, None)
 
     def read_items(self, reading: Reading) -> Iterator[Item]:
         if self.items is not None:
             yield from read_item_table(reading, self.items, self.columns)
+
+
+def _item(text: str, count: FileCount) -> str | None:
+    """None for one that is missing, which is counted: the others of its line are still in order."""
+    try:
+        return plain_id("item", text)
+    except MissingError as error:
+        count.missing[error.name] += 1
+        return None
 
 
 def _open(source: Path, options: Options) -> S3Rec:
@@ -60,4 +70,5 @@ S3REC = Format(
     _open,
     min_interactions=0,
     duplicates="keep",
+    has_item_table=True,
 )

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Protocol, get_args
 
 from ..columns import DataError
+from .dates import read_date
 from .filter import Duplicates
 from .log import Log
 from .reading import Reading
-from .times import Unit, read_date
+from .times import Unit, require_format
 
 
 @dataclass(frozen=True)
@@ -24,20 +25,30 @@ class Columns:
     time: str | None = None
     rating: str | None = None
     title: str | None = None
-    """Of the table of items."""
+    """Of the table of items, as are the next two."""
+    items_item: str | None = None
+    items_delimiter: str | None = None
+    """None: the one of , ; | and tab that the table's first line has most of."""
     has_header: bool = True
     has_times: bool = True
     """False: the rows stand oldest first."""
     delimiter: str | None = None
     """None: the one of , ; | and tab that the first line has most of."""
     time_unit: Unit = "auto"
+    time_format: str | None = None
+    """Of `datetime.strptime`; None: the times say by their look what they are."""
 
     def __post_init__(self) -> None:
-        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):
-            raise ValueError(
-                f"--delimiter: expected one character, no quotation mark, got {self.delimiter!r}; "
-                "a tab is $'\\t' in a shell"
-            )
+        for option, delimiter in (("--delimiter", self.delimiter), ("--items-delimiter", self.items_delimiter)):
+            if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
+                raise ValueError(
+                    f"{option}: expected one character, no quotation mark, got {delimiter!r}; "
+                    "a tab is $'\\t' in a shell"
+                )
+        if self.time_format is not None:
+            if self.time_unit != "auto":
+                raise ValueError("--time-unit: expected it without --time-format, which says what times are by itself")
+            require_format(self.time_format)
         if self.time_unit not in get_args(Unit):
             raise ValueError(f"--time-unit: expected one of {', '.join(get_args(Unit))}, got {self.time_unit!r}")
 
@@ -94,6 +105,10 @@ class Item:
 class Source(Protocol):
     """The files of one data set, found but not read yet."""
 
+    @property
+    def items(self) -> Path | None:
+        """The file that describes the items, if there is one."""
+
     def read_log(self, reading: Reading, log: Log) -> None:
         """Adds every interaction to the log; malformed lines go to `reading`."""
 
@@ -114,6 +129,8 @@ class Format:
     has_categories: bool = False
     has_columns: bool = False
     """Whether the options of `Columns` are of use."""
+    has_item_table: bool = False
+    """Whether those of them that are of the table of items are, where not all are."""
     keeps_unseen_items: bool = False
     """Whether items that are described but nobody has are in the catalogue."""
 

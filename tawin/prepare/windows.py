@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from ..columns import DataError
-from .delimited import find_column, read_rows
-from .log import Log, read_rating, require_id
+from .column_names import find_column
+from .delimited import read_rows
+from .ids import plain_id
+from .log import Log, read_rating
 from .reading import FileCount, Reading
 from .source import Format, Item, Options, one_file, require_file
 from .times import TimeReader
@@ -75,18 +77,19 @@ class Windows:
     """The files of one data set."""
 
     files: tuple[Path, ...]
-    info: Path | None
+    items: Path | None
     missing: tuple[str, ...]
     """Parts of the release that are not there."""
 
     def read_log(self, reading: Reading, log: Log) -> None:
         times, joined = TimeReader("s"), Joined()
+        log.time_reader = times
         for path in self.files:
             for count, number, lines, row in _rows(reading, path):
                 try:
                     window = _window(row, times, log.wants_rating)
                 except ValueError as error:
-                    reading.report(count, number, str(error), lines)
+                    reading.leave_out(count, number, error, lines)
                     continue
                 first = len(window.items) - joined.add(window.user, window.items)
                 for place in range(first, len(window.items)):
@@ -101,15 +104,15 @@ class Windows:
             )
 
     def read_items(self, reading: Reading) -> Iterator[Item]:
-        if self.info is None:
+        if self.items is None:
             for path in self.files:
                 yield from _items_of_windows(reading, path)
             return
-        for count, number, text in reading.lines(self.info):
+        for count, number, text in reading.lines(self.items):
             try:
                 yield _described(text.rstrip("\r").split("\t"))
             except ValueError as error:
-                reading.report(count, number, str(error))
+                reading.leave_out(count, number, error)
 
 
 def _rows(reading: Reading, path: Path) -> Iterator[tuple[FileCount, int, int, dict[str, str]]]:
@@ -126,11 +129,7 @@ def _rows(reading: Reading, path: Path) -> Iterator[tuple[FileCount, int, int, d
 
 
 def _window(row: dict[str, str], times: TimeReader, wants_rating: bool) -> Window:
-    user = row["user_id"].strip()
-    items = _items(row)
-    require_id("user", user)
-    for item in items:
-        require_id("item", item)
+    user, items = plain_id("user", row["user_id"].strip()), _items(row)
     found: dict[str, list[Any]] = {}
     for name, wanted in (("timestamp", "timestamp" in row), ("rating", wants_rating)):
         found[name] = [*_list(row, f"history_{name}"), row.get(name)] if wanted else [None] * len(items)
@@ -146,9 +145,9 @@ def _window(row: dict[str, str], times: TimeReader, wants_rating: bool) -> Windo
 def _items(row: dict[str, str]) -> list[str]:
     """The history and the target."""
     history = _list(row, "history_item_id")
-    if not all(type(item) is int for item in history):
+    if not all(type(item) is int or item.is_integer() for item in history):
         raise ValueError(f"expected whole numbers as history_item_id, got {row['history_item_id'][:80]!r}")
-    return [*map(str, history), row["item_id"].strip()]
+    return [plain_id("item", text) for text in (*(str(int(item)) for item in history), row["item_id"].strip())]
 
 
 def _list(row: dict[str, str], name: str) -> list[Any]:
@@ -165,9 +164,9 @@ def _described(fields: list[str]) -> Item:
     """A line of an info file; a title may hold tabs."""
     *before, item = fields
     semantic_id = _semantic_id(before.pop(0)) if len(before) > 1 and before[0].startswith("<") else None
-    if not before or not item.strip():
+    if not before:
         raise ValueError(f"expected semantic id, title, item or title, item, got {len(fields)} fields")
-    return Item(item.strip(), "\t".join(before), semantic_id)
+    return Item(plain_id("item", item.strip()), "\t".join(before), semantic_id)
 
 
 def _semantic_id(text: str) -> tuple[int, ...]:
@@ -189,7 +188,6 @@ def _items_of_windows(reading: Reading, path: Path) -> Iterator[Item]:
             items = _items(row)
             if seen.issuperset(items):
                 continue
-            require_id("item", items[-1])
             titles = (
                 [*_texts(row, "history_item_title"), row["item_title"]] if "item_title" in row else [""] * len(items)
             )
@@ -200,7 +198,7 @@ def _items_of_windows(reading: Reading, path: Path) -> Iterator[Item]:
                 yield Item(item, titles[place] or None, _semantic_id(ids[place]) if ids else None)
             seen.update(items)
         except ValueError as error:
-            reading.report(count, number, str(error), lines)
+            reading.leave_out(count, number, error, lines)
 
 
 def _texts(row: dict[str, str], name: str) -> Sequence[str]:

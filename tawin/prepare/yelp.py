@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .json_lines import read_objects, text_field, time_field
+from .ids import plain_id
+from .json_lines import read_objects, text_field
 from .log import Log
 from .reading import Reading
 from .source import Format, Item, Options, log_and_items
@@ -23,30 +24,31 @@ BUSINESSES = ("*business.json", "*business.jsonl")
 @dataclass(frozen=True)
 class Yelp:
     reviews: Path
-    businesses: Path | None
+    items: Path | None
 
     def read_log(self, reading: Reading, log: Log) -> None:
-        times = TimeReader()
+        log.time_reader = TimeReader("date")
         for count, number, record in read_objects(reading, self.reviews):
             try:
-                log.add(
-                    text_field(record, "user_id"),
-                    text_field(record, "business_id"),
-                    times.read(time_field(record, "date")),
+                log.add_row(
+                    text_field(record, "user", "user_id"),
+                    text_field(record, "item", "business_id"),
+                    record.get("date"),
                     record.get("stars"),
                 )
             except ValueError as error:
-                reading.report(count, number, str(error))
+                reading.leave_out(count, number, error)
 
     def read_items(self, reading: Reading) -> Iterator[Item]:
-        if self.businesses is None:
+        if self.items is None:
             return
-        for count, number, record in read_objects(reading, self.businesses):
+        for count, number, record in read_objects(reading, self.items):
             try:
                 name = record.get("name")
-                yield Item(text_field(record, "business_id"), name if isinstance(name, str) else None)
+                item = plain_id("item", text_field(record, "item", "business_id"))
+                yield Item(item, name if isinstance(name, str) else None)
             except ValueError as error:
-                reading.report(count, number, str(error))
+                reading.leave_out(count, number, error)
 
 
 def _open(source: Path, options: Options) -> Yelp:

@@ -73,6 +73,8 @@ def test_reviews_of_2018_become_sequences_with_titles(tmp_path: Path, names: tup
     assert times(tmp_path / "data")[0] == [1_514_764_800_000 + 86_400_000 * day for day in (0, 2, 2)]
     assert report["counts"] | {"before_k_core": 0, "after_k_core": 0} == {
         "read": 7,
+        "without_user": 0,
+        "without_item": 0,
         "below_min_rating": 0,
         "outside_dates": 0,
         "duplicates": 1,
@@ -95,7 +97,7 @@ def test_malformed_reviews_are_counted_by_line_and_the_others_are_read(tmp_path:
     assert report["files"] == [{"file": "Office.json", "lines": 14, "malformed": 6}]
     assert [example.removeprefix(f"{path}, line ") for example in report["malformed"]] == [
         "8: expected 'reviewerID', got none",
-        "9: expected 'unixReviewTime', got none",
+        "9: expected a time, got none",
         "10: expected a JSON object, got none: Expecting ':' delimiter: line 1 column 28 (char 27)",
         "11: expected a JSON object, got a list",
         "13: expected a JSON object, got a str",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tawin import cli
-from tawin.commands import train
+from tawin.training_options import parse_training
 
 from ...test_docs_commands import SMALL
 from .folders import sequences, titles, write
@@ -43,8 +44,10 @@ def test_the_console_script_prepares_and_says_what_it_did(tmp_path: Path) -> Non
         "items.csv: 21 lines, 0 malformed",
         f"  malformed: {log}, line 482: expected 3 fields, as the first line has, got 1",
         "480 interactions",
+        "times: 2023-11-14 22:13:20 to 2023-11-14 22:18:20 UTC, read as seconds since 1970",
         f"{tmp_path / 'data'}: 80 users, 24 items, 480 interactions; 24 items in the catalogue, 20 titles",
-        f"next: tawin train --data {tmp_path / 'data'} --out RUN",
+        "note: items.csv describes 20 of the 24 items of the log",
+        f"next: tawin train --preset cpu-small --data {tmp_path / 'data'} --out RUN",
     ]
     assert "log.csv" not in found.stderr  # a progress bar is for terminals
     assert titles(tmp_path / "data")["3"] == "Item 3"
@@ -72,6 +75,45 @@ def test_every_option_arrives(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "40 interactions, 8 below --min-rating, 10 outside --after and --before, 15 duplicates" in said
     options = json.loads((tmp_path / "data" / "prepare.json").read_text())["options"]
     assert (options["duplicates"], options["items"], options["min_rating"]) == ("first", "items.csv", 2.0)
+
+
+def test_the_options_of_times_and_of_the_items_file_arrive(tmp_path: Path) -> None:
+    log = write(tmp_path / "log.csv", "user,item,time", *(f"a,b{n},{n}.1.2020" for n in range(1, 5)))
+    items = write(tmp_path / "items.csv", "code|id|name", "b1|x|One", "b2|y|Two")
+    options = (
+        "--items",
+        str(items),
+        "--items-item-column",
+        "code",
+        "--items-delimiter",
+        "|",
+        "--min-interactions",
+        "0",
+    )
+    with pytest.raises(SystemExit, match=r"error: .*log.csv: expected dates that say .* --time-format"):
+        cli.main(["prepare", "csv", str(log), str(tmp_path / "data"), *options])
+    cli.main(["prepare", "csv", str(log), str(tmp_path / "data"), *options, "--time-format", "%d.%m.%Y"])
+    assert sequences(tmp_path / "data") == {"a": ["b1", "b2", "b3", "b4"]}
+    assert titles(tmp_path / "data")["b1"] == "One"
+    sasrec = write(tmp_path / "log.txt", "1 b1 b2 b3")
+    cli.main(["prepare", "s3rec", str(sasrec), str(tmp_path / "more"), *options, "--title-column", "id"])
+    assert titles(tmp_path / "more") == {"b1": "x", "b2": "y", "b3": None}
+    with pytest.raises(SystemExit, match=r"--time-unit: expected it without --time-format"):
+        cli.main(["prepare", "csv", "a", "b", "--time-format", "%d.%m.%Y", "--time-unit", "s"])
+    with pytest.raises(SystemExit, match=r"--time-format: expected what strptime reads and with a year"):
+        cli.main(["prepare", "csv", "a", "b", "--time-format", "%H:%M"])
+
+
+@pytest.mark.parametrize("name", ["DATA", "my data", "it's", 'a"b', "$HOME;x"])
+def test_the_next_command_is_one_that_a_shell_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    cli.main(["prepare", "csv", str(write_log(tmp_path)), str(tmp_path / name)])
+    (said,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("next: "))
+    words = shlex.split(said)
+    assert words[words.index("--data") + 1] == str(tmp_path / name)
+    assert words[words.index("--preset") + 1] == "cpu-small"
+    assert parse_training(words[words.index("--preset") :]).config.data == str(tmp_path / name)
 
 
 @pytest.mark.parametrize(

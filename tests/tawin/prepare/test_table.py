@@ -129,13 +129,14 @@ def test_malformed_rows_are_counted_by_line(tmp_path: Path) -> None:
     report = made("csv", path, tmp_path / "data", max_malformed=0.8)
     assert [example.removeprefix(f"{path}, line ") for example in report["malformed"]] == [
         "6: expected 3 fields, as the first line has, got 2",
-        "7: expected the item, got none",
         "8: expected UTF-8, got bytes that are none",
-        "10: expected seconds since 1970 or a date like 2018-07-07 or 2018-07-07 22:09:11, got 'tomorrow'",
-        "11: expected a time in s, as the first one is, got '1700000100000' (--time-unit says it for certain)",
+        "10: expected seconds since 1970 or a date like 2018-07-07 or 2018-07-07 22:09:11, got 'tomorrow' "
+        "(--time-unit or --time-format says what the times are)",
+        "11: expected seconds since 1970, as most times are, got '1700000100000' "
+        "(--time-unit or --time-format says what the times are)",
         "12: expected an id on one line, got one with a line break: a quotation mark is never closed",
     ]
-    assert report["files"] == [{"file": "log.csv", "lines": 14, "malformed": 7}]
+    assert report["files"] == [{"file": "log.csv", "lines": 14, "malformed": 6, "without_item": 1}]
     assert sequences(tmp_path / "data") == {**EXPECTED, "bob": ["sku-1", "sku-2"]}
 
 
@@ -179,3 +180,36 @@ def test_ids_that_are_all_whole_numbers_stay_and_others_are_numbered(tmp_path: P
     assert ids("70", "٣", "7") == [0, 1, 2]
     assert ids("70", "9" * 30, "7") == [0, 1, 2]
     assert ids("70", "-0", "0") == [0, 1, 2]
+
+
+INTER = [
+    "user_id:token\titem_id:token\trating:float\ttimestamp:float",
+    "1\t7\t5\t1600000002.0",
+    "1\t8\t1\t1600000001.0",
+]
+INTER += ["1\t9\t4\t1600000003.0"]
+ITEM = [
+    "item_id:token\tmovie_title:token_seq\tclass:token_seq",
+    "7\tSeven, the\tDrama",
+    "8\tEight\tDrama",
+    "9\tNine\tX",
+]
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_folder_of_recbole_is_a_log_with_titles(tmp_path: Path, suffix: str) -> None:
+    write(tmp_path / "ml" / f"ml.inter{suffix}", *INTER)
+    write(tmp_path / "ml" / f"ml.item{suffix}", *ITEM)
+    write(tmp_path / "ml" / "ml.user", "user_id:token\tage:float", "1\t30")
+    made("csv", tmp_path / "ml", tmp_path / "data")
+    assert sequences(tmp_path / "data") == {"1": ["8", "7", "9"]}
+    assert titles(tmp_path / "data") == {"8": "Eight", "7": "Seven, the", "9": "Nine"}
+    assert times(tmp_path / "data") == [[1_600_000_001_000, 1_600_000_002_000, 1_600_000_003_000]]
+
+
+def test_a_file_of_recbole_is_one_too_and_its_columns_go_by_either_name(tmp_path: Path) -> None:
+    log, items = write(tmp_path / "ml.inter", *INTER, "1\t6\t2\t1600000000.0"), write(tmp_path / "ml.item", *ITEM)
+    for place, columns in enumerate((Columns(), Columns(user="user_id", item="item_id:token", title="movie_title"))):
+        made("csv", log, tmp_path / str(place), items=items, columns=columns, min_rating=1.5)
+        assert sequences(tmp_path / str(place)) == {"1": ["6", "7", "9"]}
+        assert titles(tmp_path / str(place))["7"] == "Seven, the"
