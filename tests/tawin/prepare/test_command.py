@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tawin import cli
+from tawin.commands import train
 from tawin.training_options import parse_training
 
 from ...test_docs_commands import SMALL
