@@ -86,6 +86,8 @@ def _log_prob_cases(dtype: torch.dtype) -> Iterator[Case]:
         f"log-probs' gradient, {shape}",
         partial(_log_probs_gradient, 1024, 896, VOCABULARY, dtype, bias=True, shared=True),
     )
+    shape = f"{_name(dtype)}, 1,024 rows, H 896, V 1,000, two bytes off"
+    yield Case(f"log-probs, {shape}", partial(_log_probs_of_unaligned_states, dtype))
     for pairs in (16, 256):
         shape = f"{_name(dtype)}, {pairs} pairs, H 896"
         yield Case(f"log-probs over children, {shape}", partial(_child_log_probs, pairs, dtype))
@@ -95,6 +97,12 @@ def _log_prob_cases(dtype: torch.dtype) -> Iterator[Case]:
 def _log_probs(rows: int, H: int, V: int, dtype: torch.dtype) -> None:
     tokens = _empty(rows, dtype=torch.int64)
     linear_log_probs(_empty(rows, H, dtype=dtype), _empty(V, H, dtype=dtype), tokens)
+
+
+def _log_probs_of_unaligned_states(dtype: torch.dtype) -> None:
+    """On the CPU: tensors without memory have no address."""
+    hidden = torch.empty(1024 * 896 + 1, dtype=dtype)[1:].view(1024, 896)
+    linear_log_probs(hidden, torch.empty(1000, 896, dtype=dtype), torch.zeros(1024, dtype=torch.int64))
 
 
 def _log_probs_of_shared_rows(dtype: torch.dtype) -> None:
@@ -275,7 +283,7 @@ def _beam_step(step: _Beams) -> None:
     beam_step(
         _empty(step.prompts, step.beams, step.hidden_size, dtype=step.dtype),
         _empty(step.vocabulary, step.hidden_size, dtype=step.dtype),
-        _trie_without_memory(step.tokens, step.children, step.vocabulary - 1),
+        trie_without_memory(step.tokens, step.children, step.vocabulary - 1),
         _empty(step.prompts, step.beams, dtype=torch.int64),
         _empty(step.prompts, step.beams, dtype=torch.float32),
         step.beam_width,
@@ -284,7 +292,7 @@ def _beam_step(step: _Beams) -> None:
     )
 
 
-def _trie_without_memory(tokens: int, children: int, max_token: int) -> ItemTrie:
+def trie_without_memory(tokens: int, children: int, max_token: int) -> ItemTrie:
     """A catalogue of a million items, as far as a launch needs one: sizes."""
     nodes, items = 2_000_000, 1_000_000
 

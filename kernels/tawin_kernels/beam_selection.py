@@ -243,7 +243,7 @@ def select_children_kernel(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_lists", "num_merged"])
 def merge_lists_kernel(
     lists_ptr,
     merged_ptr,

@@ -56,7 +56,7 @@ class LiveBeams(NamedTuple):
     num_rows: torch.Tensor  # int32 [1]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R"])
 def live_beams_kernel(
     nodes_ptr,
     scores_ptr,

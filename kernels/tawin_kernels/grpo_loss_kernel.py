@@ -59,7 +59,7 @@ def _exp_up_to_80(exponents):
     return tl.exp(tl.where(exponents > 80.0, 80.0, exponents))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "L"])
 def group_loss_kernel(
     log_probs_ptr,
     mask_ptr,
@@ -195,7 +195,7 @@ def group_loss_kernel(
     tl.store(partials_ptr + 4 * programs, tl.sum(exists.to(tl.int32), 0).to(tl.float32))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P", "L"])
 def finish_group_loss_kernel(
     partials_ptr,
     denominator_ptr,

@@ -18,7 +18,7 @@ n = 16: 4.4 GFLOP and 272 MB: bound by memory, 63 us. Times on a GPU: not measur
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -57,11 +57,11 @@ def matrix_tiles(rows: int, hidden: torch.Tensor, weight: torch.Tensor) -> Matri
     Many rows: as large a tile as the registers hold, since a tile's operands come from L2 for every tile anew; one
     program a multiprocessor (on sm_90 147,456 bytes of shared memory and 256 threads of 219 registers, without bias
     and entropy). Few rows: the weight is read once and that is all, so the tile is flat and more of them are on their
-    way. Rows that do not begin at multiples of 16 elements are loaded an element at a time, through registers that the
-    tile then lacks.
+    way. Rows that do not begin at multiples of 8 elements and of 16 bytes are loaded an element at a time, through
+    registers that the tile then lacks.
     """
     target = target_of(hidden.device)
-    is_aligned = all(size % 16 == 0 for size in (hidden.shape[1], hidden.stride(0), weight.stride(0)))
+    is_aligned = row_multiple(hidden, weight) > 1 or _is_specialized(hidden, weight)
     if hidden.dtype == torch.float32:
         # Plain fused multiply-adds, one thread an element: tensor cores would round the operands to tf32.
         if rows <= 16:
@@ -80,7 +80,38 @@ def matrix_tiles(rows: int, hidden: torch.Tensor, weight: torch.Tensor) -> Matri
     return MatrixTiles(128, 128, 32, 8, 4)
 
 
-@triton.jit
+def row_multiple(hidden: torch.Tensor, weight: torch.Tensor) -> int:
+    """What a kernel multiplies H and the strides of rows by: a factor of them that the compiler can rely on.
+
+    By itself Triton sees whether an argument is a multiple of 16. Multiples of 8, as an H of 1,000, are enough for
+    loads of 16 bytes: they are passed divided by 8.
+    """
+    sizes = (hidden.shape[1], hidden.stride(0), weight.stride(0))
+    begin_aligned = all(matrix.data_ptr() % 16 == 0 for matrix in (hidden, weight))
+    return 8 if begin_aligned and all(size % 8 == 0 for size in sizes) and any(size % 16 for size in sizes) else 1
+
+
+def _is_specialized(hidden: torch.Tensor, weight: torch.Tensor) -> bool:
+    """All that Triton looks at is a multiple of 16: sizes, and the addresses of the first elements."""
+    sizes = (hidden.shape[1], hidden.stride(0), weight.stride(0), hidden.data_ptr(), weight.data_ptr())
+    return all(size % 16 == 0 for size in sizes)
+
+
+def matrix_sizes(hidden: torch.Tensor, weight: torch.Tensor, tiles: MatrixTiles) -> dict[str, Any]:
+    """The arguments of a kernel that calls `dot_tile`, those of block sizes but BLOCK_V among them."""
+    multiple = row_multiple(hidden, weight)
+    return {
+        "H": hidden.shape[1] // multiple,
+        "stride_hidden_row": hidden.stride(0) // multiple,
+        "stride_weight_row": weight.stride(0) // multiple,
+        "BLOCK_R": tiles.rows,
+        "BLOCK_H": tiles.hidden,
+        "EVEN_H": hidden.shape[1] % tiles.hidden == 0,
+        "MULTIPLE": multiple,
+    }
+
+
+@triton.jit(do_not_specialize=["R"])
 def live_rows_kernel(is_live_ptr, row_ids_ptr, num_rows_ptr, R, BLOCK_R: tl.constexpr):
     count = 0
     for start in range(0, R, BLOCK_R):
@@ -117,7 +148,7 @@ def dot_tile(
     return products
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R", "tiles_per_span"])
 def vocabulary_kernel(
     hidden_ptr,
     weight_ptr,
@@ -138,7 +169,9 @@ def vocabulary_kernel(
     BLOCK_V: tl.constexpr,
     BLOCK_H: tl.constexpr,
     EVEN_H: tl.constexpr,
+    MULTIPLE: tl.constexpr,
 ):
+    H, stride_hidden_row, stride_weight_row = H * MULTIPLE, stride_hidden_row * MULTIPLE, stride_weight_row * MULTIPLE
     scale = tl.cast(scale, tl.float32)
     # Row blocks run fastest: programs that run side by side share the same span of the weight in L2.
     num_rows = tl.load(num_rows_ptr)
@@ -185,7 +218,7 @@ def vocabulary_kernel(
             tl.store(moments_ptr + partial, moments, mask=is_row)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R", "num_spans"])
 def combine_spans_kernel(
     maxima_ptr,
     sums_ptr,
@@ -254,7 +287,9 @@ def token_logits_kernel(
     BLOCK_V: tl.constexpr,
     BLOCK_H: tl.constexpr,
     EVEN_H: tl.constexpr,
+    MULTIPLE: tl.constexpr,
 ):
+    H, stride_hidden_row, stride_weight_row = H * MULTIPLE, stride_hidden_row * MULTIPLE, stride_weight_row * MULTIPLE
     num_rows = tl.load(num_rows_ptr)
     first = tl.program_id(0) * BLOCK_R
     if first < num_rows:
@@ -307,8 +342,7 @@ def vocabulary_statistics(
     first num_rows[0] count (int32 [1], read on the device only).
     """
     hidden, weight = rows_in_place(hidden), rows_in_place(weight)
-    R, H = hidden.shape
-    V = len(weight)
+    R, V = len(hidden), len(weight)
     tiles = matrix_tiles(R, hidden, weight)
     num_tiles = triton.cdiv(V, tiles.tokens)
     most_spans = max(1, _MAX_PARTIAL_BYTES // (12 * max(1, R)))
@@ -336,15 +370,10 @@ def vocabulary_statistics(
         moments_ptr=moments,
         R=R,
         V=V,
-        H=H,
         tiles_per_span=tiles_per_span,
         scale=scale,
-        stride_hidden_row=hidden.stride(0),
-        stride_weight_row=weight.stride(0),
-        BLOCK_R=tiles.rows,
         BLOCK_V=tiles.tokens,
-        BLOCK_H=tiles.hidden,
-        EVEN_H=H % tiles.hidden == 0,
+        **matrix_sizes(hidden, weight, tiles),
     )
     statistics = RowStatistics(new(R), new(R), new(R) if with_entropy else None)
     launch(
@@ -385,7 +414,6 @@ def token_logits(
     [len(row_ids), U].
     """
     hidden, weight = rows_in_place(hidden), rows_in_place(weight)
-    H = hidden.shape[1]
     U, places = len(tokens), len(row_ids)
     tiles = matrix_tiles(places, hidden, weight)
     block_v = min(tiles.tokens, 128)  # a few thousand tokens at most: more and smaller tiles fill the multiprocessors
@@ -403,15 +431,10 @@ def token_logits(
         tokens_ptr=tokens,
         logits_ptr=logits,
         U=U,
-        H=H,
-        stride_hidden_row=hidden.stride(0),
-        stride_weight_row=weight.stride(0),
         stride_logits_row=U,
         BY_PLACE=by_place,
-        BLOCK_R=tiles.rows,
         BLOCK_V=block_v,
-        BLOCK_H=tiles.hidden,
-        EVEN_H=H % tiles.hidden == 0,
+        **matrix_sizes(hidden, weight, tiles),
     )
     return logits
 

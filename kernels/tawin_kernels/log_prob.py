@@ -27,7 +27,15 @@ from .arguments import IGNORED_TOKEN, Impl, runs_triton
 from .autograd import differentiable_once
 from .checks import check_linear_log_probs
 from .launch import launch
-from .linear_logsumexp import RowStatistics, dot_tile, live_rows, matrix_tiles, rows_in_place, vocabulary_statistics
+from .linear_logsumexp import (
+    RowStatistics,
+    dot_tile,
+    live_rows,
+    matrix_sizes,
+    matrix_tiles,
+    rows_in_place,
+    vocabulary_statistics,
+)
 from .log_prob_gradient import Head, log_prob_gradient
 from .log_softmax import log_softmax_of
 from .pair_lists import Pairs
@@ -35,7 +43,7 @@ from .records import Normalizer
 from .trie import ItemTrie
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def target_log_probs_kernel(
     hidden_ptr,
     weight_ptr,
@@ -55,6 +63,7 @@ def target_log_probs_kernel(
     BLOCK_V: tl.constexpr,
     BLOCK_H: tl.constexpr,
     EVEN_H: tl.constexpr,
+    MULTIPLE: tl.constexpr,
 ):
     """A tile of pairs times their own tokens, of which the diagonal is wanted.
 
@@ -62,6 +71,7 @@ def target_log_probs_kernel(
     """
     tl.static_assert(BLOCK_R <= BLOCK_V)
     scale = tl.cast(scale, tl.float32)
+    H, stride_hidden_row, stride_weight_row = H * MULTIPLE, stride_hidden_row * MULTIPLE, stride_weight_row * MULTIPLE
     first = tl.program_id(0) * BLOCK_R
     pairs = first + tl.arange(0, BLOCK_R)
     tokens_of_pairs = tl.load(token_ids_ptr + pairs, mask=pairs < N, other=IGNORED)
@@ -94,7 +104,7 @@ def _forward(
 ) -> tuple[torch.Tensor, RowStatistics, torch.Tensor | None]:
     """log p fp32 [N], the statistics of the rows with a token, entropy fp32 [N]. token_ids, rows int64 [N]."""
     hidden, weight, bias, temperature = head
-    R, H = hidden.shape
+    R = len(hidden)
     is_live = token_ids != IGNORED_TOKEN
     if rows is None:
         is_live_row = is_live
@@ -121,15 +131,10 @@ def _forward(
         log_sums_ptr=statistics.log_sums,
         log_probs_ptr=log_probs,
         N=len(token_ids),
-        H=H,
         scale=1.0 / float(temperature),
-        stride_hidden_row=hidden.stride(0),
-        stride_weight_row=weight.stride(0),
         IGNORED=IGNORED_TOKEN,
-        BLOCK_R=tiles.rows,
         BLOCK_V=tiles.tokens,
-        BLOCK_H=tiles.hidden,
-        EVEN_H=H % tiles.hidden == 0,
+        **matrix_sizes(hidden, weight, tiles),
     )
     entropy = statistics.entropy
     if entropy is not None:

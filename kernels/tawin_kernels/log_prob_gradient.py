@@ -37,7 +37,7 @@ import triton.language as tl
 
 from .gradient_sums import matrix_product, segment_sum, unit_of
 from .launch import launch
-from .linear_logsumexp import LOG2_E, MatrixTiles, RowStatistics, dot_tile, matrix_tiles
+from .linear_logsumexp import LOG2_E, MatrixTiles, RowStatistics, dot_tile, matrix_sizes, matrix_tiles
 from .pair_lists import PairLists, Pairs, list_pairs
 from .segments import Segments
 
@@ -48,7 +48,7 @@ _TILES_AT_ONCE = 256
 _COLUMNS_AT_ONCE = 256
 
 
-@triton.jit(do_not_specialize=["n"])
+@triton.jit(do_not_specialize=["n", "first_tile", "stride_sums_row"])
 def gradient_slab_kernel(
     hidden_ptr,
     weight_ptr,
@@ -62,6 +62,7 @@ def gradient_slab_kernel(
     sums_ptr,
     n,
     first_token,
+    first_tile,
     width,
     H,
     scale,
@@ -73,8 +74,10 @@ def gradient_slab_kernel(
     BLOCK_V: tl.constexpr,
     BLOCK_H: tl.constexpr,
     EVEN_H: tl.constexpr,
+    MULTIPLE: tl.constexpr,
 ):
     scale = tl.cast(scale, tl.float32)
+    H, stride_hidden_row, stride_weight_row = H * MULTIPLE, stride_hidden_row * MULTIPLE, stride_weight_row * MULTIPLE
     place = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     is_row = place < n
     known_place = tl.minimum(place, n - 1)
@@ -99,11 +102,11 @@ def gradient_slab_kernel(
     slab = tl.where(is_other, slab, 0.0)
     slab_ptrs = slab_ptr + place.to(tl.int64)[:, None] * stride_slab_row + columns[None, :]
     tl.store(slab_ptrs, slab.to(slab_ptr.dtype.element_ty), mask=is_row[:, None] & (columns < width)[None, :])
-    sums_ptrs = sums_ptr + place.to(tl.int64) * stride_sums_row + tl.program_id(1)
+    sums_ptrs = sums_ptr + place.to(tl.int64) * stride_sums_row + first_tile + tl.program_id(1)
     tl.store(sums_ptrs, tl.sum(slab, 1), mask=is_row)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_token", "width"])
 def clear_pairs_kernel(
     segments_ptr,
     order_ptr,
@@ -175,7 +178,7 @@ def pair_gradients_kernel(
         tl.store(gradients_ptr + members, tl.where(tokens == target, at_target, elsewhere), mask=is_member)
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit(do_not_specialize=["first", "count"])
 def keep_rows_kernel(keys_ptr, rows_ptr, kept_ptr, first, count, H, BLOCK_H: tl.constexpr):
     """kept[i] = rows[keys[i] - first] where there is such a row."""
     place = tl.program_id(0).to(tl.int64)
@@ -309,8 +312,7 @@ def _dense_part(
             block = slice(first, min(first + _MAX_SLAB_ROWS, n))
             slab = room[: block.stop - block.start]
             rows = dense.part(block.start, block.stop)
-            tile_sums = slab_sums[block, first_token // tiles.tokens :]
-            gradient_slab(head, rows, statistics, first_token, slab, tile_sums, tiles)
+            gradient_slab(head, rows, statistics, first_token, slab, slab_sums[block], tiles)
             if pairs.rows is not None:
                 _clear_pairs(pairs, lists, rows, first_token, slab)
             if of_hidden is not None:
@@ -351,11 +353,10 @@ def gradient_slab(
 ) -> None:
     """Write -C p of tokens first_token .. of dense row i to slab[i], and 0 at its target; slab [n, width].
 
-    The sum of each tile, as it was before rounding, goes to the columns of slab_sums, fp32 [n, at least the tiles].
+    The sum of each tile, as it was before rounding, goes to its column of slab_sums, fp32 [n, tiles of V].
     """
     hidden, weight, bias, temperature = head
     n, width = slab.shape
-    H = hidden.shape[1]
     launch(
         gradient_slab_kernel,
         (triton.cdiv(n, tiles.rows), triton.cdiv(width, tiles.tokens)),
@@ -373,17 +374,13 @@ def gradient_slab(
         sums_ptr=slab_sums,
         n=n,
         first_token=first_token,
+        first_tile=first_token // tiles.tokens,
         width=width,
-        H=H,
         scale=LOG2_E / float(temperature),
-        stride_hidden_row=hidden.stride(0),
-        stride_weight_row=weight.stride(0),
         stride_slab_row=slab.stride(0),
         stride_sums_row=slab_sums.stride(0),
-        BLOCK_R=tiles.rows,
         BLOCK_V=tiles.tokens,
-        BLOCK_H=tiles.hidden,
-        EVEN_H=H % tiles.hidden == 0,
+        **matrix_sizes(hidden, weight, tiles),
     )
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tawin_kernels import linear_logsumexp
 from tawin_kernels.launch import Target, recorded_launches
-from tawin_kernels.linear_logsumexp import live_rows, matrix_tiles, token_logits, vocabulary_statistics
+from tawin_kernels.linear_logsumexp import live_rows, matrix_tiles, row_multiple, token_logits, vocabulary_statistics
 
 from .devices import DEVICE, KERNEL_DTYPES
 
@@ -169,3 +169,21 @@ def test_a_launch_is_recorded_without_a_gpu_and_its_partial_results_stay_small()
     spans = stream.arguments["maxima_ptr"].shape[0]
     assert spans * stream.arguments["tiles_per_span"] * 256 >= V
     assert combine.arguments["num_spans"] == spans
+
+
+def test_matrices_that_cannot_be_read_16_bytes_at_a_time_take_smaller_tiles():
+    def matrix(rows, H, *, off=0, stride=None):
+        stride = H if stride is None else stride
+        memory = torch.zeros(rows * stride + off, dtype=torch.bfloat16, device=DEVICE)
+        return memory[off:].as_strided((rows, H), (stride, 1), off)
+
+    weight = matrix(300, 1000)
+    with recorded_launches(Target("cuda", "90")):
+        large = matrix_tiles(100, matrix(100, 1000), weight)
+        assert large == matrix_tiles(100, matrix(100, 896), matrix(300, 896))
+        for hidden in (matrix(100, 1000, off=1), matrix(100, 1000, stride=1004), matrix(100, 1000, off=4)):
+            assert matrix_tiles(100, hidden, weight) != large
+        assert matrix_tiles(100, matrix(100, 1000), matrix(300, 1000, off=1)) != large
+    assert row_multiple(matrix(100, 1000), weight) == 8
+    assert row_multiple(matrix(100, 896), matrix(300, 896)) == 1  # Triton sees it
+    assert row_multiple(matrix(100, 1000, off=1), weight) == 1
