@@ -205,18 +205,18 @@ def escape(text: str) -> str:
 
 # The options
 
-OPTIONS_INTRODUCTION = f"""# Options of train.py
+OPTIONS_INTRODUCTION = f"""# Options of tawin train
 
 {HEADER}
 Each is an option of the command line (`--grpo.learning-rate 1e-5`) and a field of the YAML file that `--config` takes
 (`grpo: {{learning_rate: 1e-5}}`); what is on or off is `--grpo.normalize-std` or `--grpo.no-normalize-std`.
 The preset comes first (`--preset`, `demo` where none is named), then the file, then the command line; the later one
-wins. Besides: `--preset`, `--config`, `--out`, `--resume` and `--dry-run`, as `python train.py --help` says.
+wins. Besides: `--preset`, `--config`, `--out`, `--resume` and `--dry-run`, as `tawin train --help` says.
 """
 
 
 def options_page() -> str:
-    """Every option of train.py: the field docstrings of tawin.config, its defaults and what presets change."""
+    """Every option of `tawin train`: the field docstrings of tawin.config, its defaults and what presets change."""
     package = load("tawin.config")
     trees = dict(package.members)
     for module in package.modules.values():

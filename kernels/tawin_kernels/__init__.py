@@ -10,6 +10,7 @@ from .grpo_loss import grpo_loss
 from .log_prob import linear_log_probs
 from .records import BeamStep, GRPOLoss, TAWin
 from .tawin_grpo_loss import tawin_grpo_loss
+from .tested_versions import warn_outside_tested
 from .trie import ItemTrie
 
 __all__ = [
@@ -25,3 +26,6 @@ __all__ = [
     "tawin_grpo_loss",
     "tawin_weights",
 ]
+__version__ = "0.1.0"
+
+warn_outside_tested()

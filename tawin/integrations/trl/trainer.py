@@ -2,12 +2,11 @@
 
 TRL generates, rewards, shuffles the rows of a generation batch and cuts it into micro-batches. What needs whole groups
 is done where they are whole: advantages are weighted right after generation, and travel as a number a row. The loss
-knows rows alone. Written for TRL 1.16: it overrides methods that TRL keeps private, and nothing else.
+knows rows alone. It overrides methods that TRL keeps private, and nothing else; `seams` looks at them first.
 """
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
@@ -16,12 +15,12 @@ from torch import Tensor
 
 from .completions import BeamRollout
 from .policy_head import check_model, score_tokens_in_forward
+from .seams import require_known_trl
 
 try:
-    import trl
-    from trl import GRPOTrainer
+    from trl import GRPOConfig, GRPOTrainer
 except ImportError as error:
-    raise ImportError("tawin.integrations.trl needs TRL 1.16: pip install 'tawin[trl]'") from error
+    raise ImportError(f"tawin.integrations.trl needs TRL ({error}): pip install 'tawin[trl]'") from error
 
 _KNOWN_OPTIONS: dict[str, tuple[Any, ...]] = {
     "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "cispo"),
@@ -37,6 +36,8 @@ _KNOWN_OPTIONS: dict[str, tuple[Any, ...]] = {
     "use_vllm": (False,),
 }
 """Options of GRPOConfig that change the loss, and the values with which it is ours."""
+
+require_known_trl(GRPOTrainer, GRPOConfig, _KNOWN_OPTIONS)
 
 
 class TAWinGRPOTrainer(GRPOTrainer):
@@ -57,8 +58,6 @@ class TAWinGRPOTrainer(GRPOTrainer):
                 score_tokens_in_forward(self.accelerator.unwrap_model(model))
 
     def _check(self) -> None:
-        if not trl.__version__.startswith("1.16."):
-            warnings.warn(f"TAWinGRPOTrainer was written for TRL 1.16, this is {trl.__version__}", stacklevel=3)
         for name, known in _KNOWN_OPTIONS.items():
             value = getattr(self.args, name)
             if value not in known:
