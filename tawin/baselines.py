@@ -45,16 +45,17 @@ class Baselines:
     def ranks(self, name: str, examples: Examples, *, exclude_history: bool) -> np.ndarray:
         """Zero-based rank of each target among all items, int64 [N]; -1 for a target that exclude_history leaves out.
 
-        exclude_history: no item of the whole history is recommended, as in `tawin.evaluate`.
+        exclude_history: no item that the user has seen is recommended, as in `tawin.evaluate`.
         """
-        histories, whole = Ragged.of(examples.histories), Ragged.of(examples.histories)
+        histories = Ragged.of(examples.histories)
+        seen = histories if examples.seen is None else examples.seen
         ranks = np.full(len(examples), -1, dtype=np.int64)
         step = max(1, CELLS // len(self.place))
         for first in range(0, len(examples), step):
             rows = slice(first, first + step)
             scores, targets = self.scores[name](histories[rows]), examples.targets[rows]
             if exclude_history:
-                left_out = whole[rows]
+                left_out = seen[rows]
                 scores[np.repeat(np.arange(len(scores)), left_out.lengths), left_out.flat()] = -np.inf
             own = np.take_along_axis(scores, targets[:, None], axis=1)  # [n, 1]
             above = (scores > own) | ((scores == own) & (self.place < self.place[targets][:, None]))
