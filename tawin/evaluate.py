@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,12 +14,16 @@ from tqdm import tqdm
 
 from . import metrics, stopping
 from .catalog import Catalog
-from .config import EvaluationConfig
-from .data import Examples
+from .config import Config, EvaluationConfig
+from .data import Examples, Split
 from .distributed import ALONE, Processes
 from .policy import evaluating
 from .ragged import Ragged
 from .rollout import beam_search
+
+
+RARE = 0.005  # share of interactions that repeat an item below which a repetition is taken for noise
+USERS_ASKED = 100_000  # for that share; their first ones
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ def recommend(
     progress: bool = False,
     processes: Processes = ALONE,
 ) -> Recommendations:
-    """The `config.beam_width` best items for each history; with `exclude_history` none that the user has seen.
+    """The `config.beam_width` best items for each history; with `excludes_history` none that the user has seen.
 
     seen: each user's items, of which the histories may be the last ones only; None: the histories.
 
@@ -51,7 +57,7 @@ def recommend(
     """
     device = next(model.parameters()).device
     histories = Ragged.of(histories)
-    excluded = Ragged.of(histories if seen is None else seen) if config.exclude_history else None
+    excluded = Ragged.of(histories if seen is None else seen) if config.excludes_history else None
     if excluded is not None and len(excluded) != len(histories):
         raise ValueError(f"seen: expected the items of each of {len(histories)} histories, got {len(excluded)}")
     width = min(config.beam_width, catalog.num_items)
@@ -86,6 +92,26 @@ def _batches(histories: Ragged, size: int) -> Iterator[np.ndarray]:
     order = np.argsort(histories.lengths, kind="stable")
     for start in range(0, len(order), size):
         yield order[start : start + size]
+
+
+def decided(config: Config, split: Split) -> Config:
+    """The config with `evaluation.exclude_history` decided where it is "auto": by the repeats in the training data."""
+    if config.evaluation.exclude_history != "auto":
+        return config
+    choice: Literal["yes", "no"] = "yes" if repeat_share(split.training) < RARE else "no"
+    return dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, exclude_history=choice))
+
+
+def repeat_share(sequences: Sequence[np.ndarray]) -> float:
+    """Of the interactions behind a user's first, the share with an item that the user had taken before.
+
+    Of at most USERS_ASKED sequences; 0 where no sequence has two items.
+    """
+    asked = Ragged.of(sequences)[:USERS_ASKED]
+    items, users = asked.flat(), np.repeat(np.arange(len(asked)), asked.lengths)
+    distinct = len(np.unique(np.stack([users, items]), axis=1).T)
+    later = len(items) - int((asked.lengths > 0).sum())
+    return (len(items) - distinct) / later if later else 0.0
 
 
 def sampled(examples: Examples, users: int | None, seed: int) -> Examples:

@@ -73,13 +73,19 @@ class ServingOptions:
             self.evaluation,
             beam_width=max(self.evaluation.beam_width, top),
             batch_size=batch_size or self.evaluation.batch_size,
-            exclude_history=exclude_history or self.evaluation.exclude_history,
+            exclude_history="yes" if exclude_history else self.evaluation.exclude_history,
         )
         return dataclasses.replace(self, evaluation=evaluation)
 
     def to_json(self) -> str:
-        search = {name: getattr(self.evaluation, name) for name in ("beam_width", "normalizer", "exclude_history")}
-        values = {"format": SERVING_FORMAT, "stage": self.stage, "max_history": self.max_history, **search}
+        values = {
+            "format": SERVING_FORMAT,
+            "stage": self.stage,
+            "max_history": self.max_history,
+            "beam_width": self.evaluation.beam_width,
+            "normalizer": self.evaluation.normalizer,
+            "exclude_history": self.evaluation.excludes_history,
+        }
         return json.dumps(values, indent=2) + "\n"
 
 
@@ -107,11 +113,20 @@ def load_serving(folder: Path, stage: str | None = None) -> Serving:
         model_folder = catalog_folder = folder
     else:
         run = RunFolder.open(folder)
-        options = ServingOptions(stage or DEFAULT_STAGE, run.config.split.max_history, run.config.evaluation)
+        options = ServingOptions(stage or DEFAULT_STAGE, run.config.split.max_history, _evaluation(run))
         model_folder, catalog_folder = best_model(run, options.stage), run.catalog
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = read_folder(model_folder, load_model).to(device).eval()  # training may replace it meanwhile
     return Serving(model, Catalog.load(catalog_folder).to(device), options)
+
+
+def _evaluation(run: RunFolder) -> EvaluationConfig:
+    """A run's options of evaluation, an "auto" as training decided it."""
+    evaluation = run.config.evaluation
+    if evaluation.exclude_history != "auto":
+        return evaluation
+    decided = run.results.get("config", {}).get("evaluation", {}).get("exclude_history", "no")
+    return dataclasses.replace(evaluation, exclude_history=decided)
 
 
 def best_model(run: RunFolder, stage: str) -> Path:

@@ -26,18 +26,28 @@ class EvaluationConfig:
     """Users of the final evaluations of valid and test; None: all. results.json says how many."""
     normalizer: Literal["vocab", "trie"] = "vocab"
     """What the search's log p is a softmax over, as in grpo.normalizer."""
-    exclude_history: bool = False
-    """Never recommend an item that the user has seen, in the prompt's history or before it."""
+    exclude_history: Literal["auto", "yes", "no"] = "auto"
+    """Never recommend an item that the user has seen, in the prompt's history or before it. auto: where the training
+    data says that hardly anybody takes an item twice, as published figures do for such data. Baselines follow it."""
     select: Literal["recall@1", "recall@3", "recall@5", "recall@10", "ndcg@3", "ndcg@5", "ndcg@10"] = "recall@3"
     """The valid metric by which checkpoints are chosen."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.exclude_history, bool):  # what YAML reads yes and no as, and what older runs wrote
+            object.__setattr__(self, "exclude_history", "yes" if self.exclude_history else "no")
         require(self.beam_width >= max(KS), "evaluation.beam_width", f"at least {max(KS)}", self.beam_width)
         require(self.batch_size >= 1, "evaluation.batch_size", "at least 1", self.batch_size)
         for name in ("valid_users", "test_users"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"evaluation.{name}", "at least 1, or None", value)
         require_choices(self, "evaluation")
+
+    @property
+    def excludes_history(self) -> bool:
+        """Whether items that the user has seen are left out; ValueError for an "auto" that nobody has decided."""
+        decided = self.exclude_history != "auto"
+        require(decided, "evaluation.exclude_history", "yes or no (tawin.evaluate.decided)", self.exclude_history)
+        return self.exclude_history == "yes"
 
 
 @dataclass(frozen=True)
