@@ -31,7 +31,7 @@ from tawin.catalog import Catalog
 from tawin.config import Config
 from tawin.data import Examples, Split, training_sequences
 from tawin.enumerate import exact_metrics
-from tawin.evaluate import recommend, sampled, target_ranks
+from tawin.evaluate import decided, recommend, sampled, target_ranks
 from tawin.grpo import train_grpo
 from tawin.pipeline import policy_and_reference, trainable
 from tawin.policy import load_model
@@ -102,7 +102,7 @@ def _sft(cell: Cell, workspace: Workspace) -> Outcome:
     start = workspace.start(config, cell.data)
     _, catalog = catalog_of(start)
     _, split = dataset_and_split(config)
-    return _evaluated(start, "sft", catalog, split, config, cell)
+    return _evaluated(start, "sft", catalog, split, decided(config, split), cell)
 
 
 def _from_start(cell: Cell, workspace: Workspace) -> Outcome:
@@ -114,6 +114,7 @@ def _from_start(cell: Cell, workspace: Workspace) -> Outcome:
     sft = start.checkpoints / "sft"
     with workspace.lock(workspace.cell_folder(cell), wait=True):
         run = open_or_create(workspace.cell_folder(cell), config)
+        config = decided(config, split)
         torch.manual_seed(config.seed)
         if stage == "grpo":
             model, reference = policy_and_reference(sft, catalog, config)
@@ -141,7 +142,7 @@ def _sequence_model(cell: Cell, workspace: Workspace) -> Outcome:
     config = workspace.config(replace(cell, options={"evaluation": cell.options.get("evaluation", {})}))
     config = replace(config, split=replace(config.split, max_history=options.max_history))
     dataset, split = dataset_and_split(config)
-    evaluation = config.evaluation
+    evaluation = decided(config, split).evaluation
     model = fit(
         kind,  # type: ignore[arg-type]
         training_sequences(dataset),
@@ -149,14 +150,14 @@ def _sequence_model(cell: Cell, workspace: Workspace) -> Outcome:
         options,
         seed=cell.seed,
         valid=split.valid,
-        exclude_history=evaluation.exclude_history,
+        exclude_history=evaluation.excludes_history,
         device=accelerator().device,
     )
     found = {
         part: ranks(
             model,
             sampled(getattr(split, part), evaluation.test_users, 0),
-            exclude_history=evaluation.exclude_history,
+            exclude_history=evaluation.excludes_history,
         )
         for part in PARTS
     }

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from tawin.config import Config
+from tawin.config import Config, EvaluationConfig
 
 from .methods import check, run_cell
 from .plan import Cell, Table, cells, load_table, merge, table_names
@@ -187,6 +187,8 @@ def _options_of(record: Record) -> dict[str, Any]:
     An option that did not exist when the record was made is at its default, which changes nothing.
     """
     known = merge(dataclasses.asdict(Config()), record.settings)
+    # Older records have a boolean here, which the section reads as yes or no.
+    known["evaluation"] = dataclasses.asdict(EvaluationConfig(**known["evaluation"]))
     return {name: value for name, value in known.items() if name not in ("seed", "data", "data_cache")}
 
 

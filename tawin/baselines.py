@@ -24,6 +24,13 @@ Scores = Callable[[Ragged], np.ndarray]
 
 POPULARITY, COUNTS, ITEM_KNN, NEAREST_VECTOR = "popularity", "counts", "item_knn", "nearest_vector"
 
+LABELS = {
+    POPULARITY: "popularity",
+    COUNTS: "counts",
+    ITEM_KNN: "item-kNN",
+    NEAREST_VECTOR: "nearest vector",
+}
+
 NEAR = 5  # places within which two items of a sequence are a pair
 BACKWARD = 0.5  # weight of a pair read from its later item to its earlier one
 DAMPING = 0.3  # power of the popularity by which a candidate's count is divided

@@ -108,10 +108,10 @@ def repeat_share(sequences: Sequence[np.ndarray]) -> float:
     Of at most USERS_ASKED sequences; 0 where no sequence has two items.
     """
     asked = Ragged.of(sequences)[:USERS_ASKED]
-    items, users = asked.flat(), np.repeat(np.arange(len(asked)), asked.lengths)
-    distinct = len(np.unique(np.stack([users, items]), axis=1).T)
+    items = asked.flat().astype(np.int64)
+    taken = np.repeat(np.arange(len(asked)), asked.lengths) * (items.max(initial=0) + 1) + items  # user and item in one
     later = len(items) - int((asked.lengths > 0).sum())
-    return (len(items) - distinct) / later if later else 0.0
+    return (len(items) - len(np.unique(taken))) / later if later else 0.0
 
 
 def sampled(examples: Examples, users: int | None, seed: int) -> Examples:

@@ -20,6 +20,7 @@ from .checkpoint import Progress
 from .config import Config, GRPOConfig
 from .data import Examples, Split
 from .distributed import Processes, is_sharded
+from .evaluate import decided
 from .findings import count_wrong, look_into_groups
 from .objective import Groups, completion_log_probs, group_loss, loss_denominator, may_share_prompts, roll_out
 from .optimization import Stage
@@ -46,7 +47,7 @@ def train_grpo(
     """
     steps = config.grpo.steps_on(len(split.rl))
     grpo = replace(config.grpo, steps=steps)
-    config = replace(config, grpo=grpo)
+    config = decided(replace(config, grpo=grpo), split)
     stage = Stage.start("grpo", accelerator, model, tokenizer, grpo, steps, run, config.guards, config.checkpoints)
     frozen = reference_log_probs(stage, reference) if grpo.beta > 0 else None
 

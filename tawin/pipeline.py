@@ -1,4 +1,4 @@
-"""The main job's stages in their order: SFT, its evaluation, GRPO with TAWin, its evaluation, the report.
+"""The main job's stages in their order: baselines, SFT, its evaluation, GRPO with TAWin, its evaluation, the report.
 
 Read `train` from top to bottom. Each part is skipped where a resumed run has it already.
 """
@@ -16,16 +16,19 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from .baselines import COUNTS, LABELS, build_baselines
 from .catalog import Catalog
 from .checkpoint import find_state
 from .config import KS, Config
 from .distributed import Processes
 from .dropout import add_dropout
-from .evaluate import evaluate, sampled
+from .evaluate import decided, evaluate, repeat_share, sampled
 from .grpo import train_grpo
 from .job import Job, describe
+from .metrics import ranking_metrics
 from .packing import checkpoint_activations
 from .policy import add_lora, load_model
+from .ragged import Ragged
 from .report import write_report
 from .run_folder import RunFolder
 from .sft import train_sft
@@ -34,6 +37,9 @@ from .sft import train_sft
 def train(job: Job, config: Config, run: RunFolder, accelerator: Accelerator) -> None:
     """Run the stages that are not done yet, evaluate each best model, write results and report."""
     processes = Processes.of(accelerator)
+    asked, config = config.evaluation.exclude_history, decided(config, job.split)
+    if processes.is_first and asked != config.evaluation.exclude_history:
+        print(f"evaluation.exclude_history: {config.evaluation.exclude_history} ({_repeats(job)})")
     catalog = job.catalog.to(accelerator.device)
     best = job.dataset.best_recall
     run.add_results(
@@ -41,6 +47,9 @@ def train(job: Job, config: Config, run: RunFolder, accelerator: Accelerator) ->
         dataset=describe(job),
         best_achievable={str(k): value for k, value in best.items()} if best else None,
     )
+
+    if processes.is_first and "baselines" not in run.results:
+        _evaluate_baselines(job, config, run)
 
     found = processes.ask_first(lambda: find_state(run.checkpoints, run.config_digest))
     progress = None if found is None else found[1]
@@ -87,6 +96,23 @@ def trainable(model: nn.Module, catalog: Catalog, config: Config) -> nn.Module:
     return model
 
 
+def _repeats(job: Job) -> str:
+    return f"of the training interactions {100 * repeat_share(job.split.training):.2f} % repeat an item"
+
+
+def _evaluate_baselines(job: Job, config: Config, run: RunFolder) -> None:
+    """Valid and test figures of what needs no training, for the users that the model is evaluated on."""
+    started = time.monotonic()
+    baselines = build_baselines(Ragged.of(job.split.training), job.catalog.num_items)
+    figures: dict[str, dict[str, Any]] = {name: {} for name in baselines.scores}
+    for part in ("valid", "test"):
+        examples = sampled(getattr(job.split, part), config.evaluation.test_users, config.seed)
+        for name in baselines.scores:
+            ranks = baselines.ranks(name, examples, exclude_history=config.evaluation.excludes_history)
+            figures[name][part] = ranking_metrics(ranks)
+    _add_seconds(run, {"baselines": figures}, baselines=time.monotonic() - started)
+
+
 def _evaluate_stage(
     name: str, job: Job, catalog: Catalog, config: Config, run: RunFolder, processes: Processes
 ) -> None:
@@ -129,12 +155,29 @@ def print_results(run: RunFolder) -> None:
         table.add_column(f"R@{k}", justify="right")
     for k in KS[1:]:
         table.add_column(f"N@{k}", justify="right")
-    for stage in ("sft", "grpo"):
-        if stage in results:
-            test = results[stage]["test"]
+    baselines = {LABELS[name]: figures for name, figures in results.get("baselines", {}).items()}
+    for rows in (baselines, {stage: results[stage] for stage in ("sft", "grpo") if stage in results}):
+        for name, figures in rows.items():
+            test = figures["test"]
             recalls = [f"{test[f'recall@{k}']:.4f}" for k in KS]
-            table.add_row(stage, *recalls, *(f"{test[f'ndcg@{k}']:.4f}" for k in KS[1:]))
+            table.add_row(name, *recalls, *(f"{test[f'ndcg@{k}']:.4f}" for k in KS[1:]))
+        table.add_section()
     best = results.get("best_achievable")
     if best:
         table.add_row("best achievable", *(f"{best[str(k)]:.4f}" for k in KS), *("" for _ in KS[1:]))
     Console().print(table)
+    if behind := behind_counts(results, run.config.evaluation.select):
+        print(behind)
+
+
+def behind_counts(results: dict[str, Any], metric: str) -> str:
+    """What to say of a run whose last model is below counts on valid, by the metric that chose it; else ""."""
+    ends = [results[stage]["valid"][metric] for stage in ("sft", "grpo") if stage in results]
+    counts = results.get("baselines", {}).get(COUNTS, {}).get("valid", {}).get(metric)
+    if not ends or counts is None or ends[-1] >= counts:
+        return ""
+    return (
+        f"note: the model ends below counts, which need no training (valid {metric} {ends[-1]:.4f}, {counts:.4f}). "
+        "Try --catalog.item-tokens item, fewer or more sft.epochs, --split.rl-seen 1; see docs/TUNING.md, "
+        '"Below the baselines"'
+    )

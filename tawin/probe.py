@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from .catalog import Catalog
 from .config import Config
 from .data import Split
-from .evaluate import recommend, sampled
+from .evaluate import decided, recommend, sampled
 from .grpo import grpo_step, reference_log_probs
 from .optimization import Stage
 from .run_folder import RunFolder
@@ -77,7 +77,8 @@ def probe(
             )
         model.to(accelerator.device)
         valid = sampled(split.valid, config.evaluation.batch_size, config.seed)
-        batch = _seconds(lambda: recommend(model, catalog, valid.histories, config.evaluation, seen=valid.seen), 1)
+        evaluation = decided(config, split).evaluation
+        batch = _seconds(lambda: recommend(model, catalog, valid.histories, evaluation, seen=valid.seen), 1)
     return Seconds(sft, without_hits, with_hits, batch, _peak_bytes())
 
 

@@ -17,7 +17,7 @@ from .causal_attention import causal_log_probs
 from .checkpoint import Progress
 from .config import Config, SFTConfig
 from .data import Split, target_windows, training_windows
-from .evaluate import sampled
+from .evaluate import decided, sampled
 from .findings import look_into_windows
 from .optimization import Stage
 from .ragged import Ragged
@@ -41,6 +41,7 @@ def train_sft(
 
     Stops early where valid recall has not risen for `sft.patience` evaluations. The best model is in checkpoints/sft.
     """
+    config = decided(config, split)
     windows, first_targets = sft_windows(catalog, split, config)
     sft = config.sft
     per_step = sft.batch_size * sft.gradient_accumulation

@@ -97,7 +97,7 @@ def run_until(updates: int, arguments: list[str]) -> None:
 
 def recommendations(processes: Processes) -> tuple[np.ndarray, np.ndarray]:
     """Of five users in three batches."""
-    config = EvaluationConfig(beam_width=10, batch_size=2)
+    config = EvaluationConfig(beam_width=10, batch_size=2, exclude_history="no")
     found = recommend(tiny_model("qwen2", seed=2), small_catalog(), HISTORIES, config, processes=processes)
     return found.items, found.scores
 

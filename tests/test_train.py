@@ -225,8 +225,8 @@ def assert_same_run(resumed: Path, whole: Path) -> None:
         ["--grpo.negatives=sample", "--grpo.loss-type=gspo", "--grpo.gradient-accumulation=2"],
         ["--grpo.beta=0.05", "--grpo.loss-type=dapo", "--policy.attention-dropout=0.1"],
         ["--policy.lora-rank=2", "--grpo.beta=0.05", "--grpo.loss-type=dr_grpo"],
-        ["--catalog.item-tokens=title", "--catalog.title-vocabulary=300", "--evaluation.exclude-history"],
-        ["--catalog.item-tokens=item", "--grpo.negatives=sample", "--evaluation.exclude-history"],
+        ["--catalog.item-tokens=title", "--catalog.title-vocabulary=300", "--evaluation.exclude-history=yes"],
+        ["--catalog.item-tokens=item", "--grpo.negatives=sample", "--evaluation.exclude-history=yes"],
         [
             "--split.rl-targets=3",
             "--split.rl-seen=2",

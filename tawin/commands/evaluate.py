@@ -28,12 +28,12 @@ def add_command(commands: Commands) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     run = RunFolder.open(options.run)
     config = run.config
-    evaluation = dataclasses.replace(
-        config.evaluation,
-        beam_width=options.beam_width or config.evaluation.beam_width,
-        exclude_history=options.exclude_history or config.evaluation.exclude_history,
-    )
     serving = load_serving(run.path, options.stage)
+    evaluation = dataclasses.replace(
+        serving.options.evaluation,
+        beam_width=options.beam_width or config.evaluation.beam_width,
+        exclude_history="yes" if options.exclude_history else serving.options.evaluation.exclude_history,
+    )
     model, catalog = serving.model, serving.catalog
     folder = options.data or config.data
     dataset, split = load_data(dataclasses.replace(config, data=folder))

@@ -121,7 +121,7 @@ def trained(
     prompts: Examples = PROMPTS,
 ) -> tuple[Progress, list[dict[str, Any]]]:
     """What training found, and the lines that it wrote, without their times."""
-    config = Config(evaluation=EvaluationConfig(beam_width=10, batch_size=7, valid_users=None))
+    config = Config(evaluation=EvaluationConfig(beam_width=10, batch_size=7, valid_users=None, exclude_history="no"))
     split = Split(sft=[], rl=prompts, valid=PROMPTS, test=PROMPTS)
     run = RunFolder.open(folder) if folder.exists() else RunFolder.create(folder, config)
     catalog: Catalog = small_catalog()

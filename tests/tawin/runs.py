@@ -21,7 +21,7 @@ SMALL = Config(
     synthetic=SyntheticConfig(num_users=60, num_items=40, num_clusters=5),
     catalog=CatalogConfig(levels=2, codes=6),  # 40 items on 36 ids: some share one and have a token more
     policy=PolicyConfig(hidden_size=16, layers=2, heads=2, intermediate_size=24),
-    evaluation=EvaluationConfig(beam_width=12, batch_size=4),
+    evaluation=EvaluationConfig(beam_width=12, batch_size=4, exclude_history="no"),
 )
 
 

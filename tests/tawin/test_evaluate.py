@@ -10,15 +10,15 @@ import torch
 from tawin_kernels import ItemTrie
 
 from tawin.catalog import Catalog
-from tawin.config import EvaluationConfig
+from tawin.config import Config, EvaluationConfig
 from tawin.data import Dataset, Examples, Items, split_leave_one_out
-from tawin.evaluate import Recommendations, evaluate, recommend, sampled, target_ranks
+from tawin.evaluate import Recommendations, decided, evaluate, recommend, repeat_share, sampled, target_ranks
 from tawin.rollout import beam_search
 
 from .models import tiny_model
 from .test_objective import small_catalog
 
-CONFIG = EvaluationConfig(beam_width=10, batch_size=2)
+CONFIG = EvaluationConfig(beam_width=10, batch_size=2, exclude_history="no")
 HISTORIES = [np.array(h) for h in ([0], [1, 2, 3], [5, 6], [4], [2, 0, 1, 3])]
 
 
@@ -36,7 +36,7 @@ def test_recommendations_are_those_of_one_beam_search_a_history(normalizer) -> N
 def test_an_excluded_history_is_not_recommended_and_the_rest_moves_up() -> None:
     model, catalog = tiny_model("qwen2", seed=2), small_catalog()
     everything = recommend(model, catalog, HISTORIES, CONFIG)
-    without = recommend(model, catalog, HISTORIES, dataclasses.replace(CONFIG, exclude_history=True))
+    without = recommend(model, catalog, HISTORIES, dataclasses.replace(CONFIG, exclude_history="yes"))
     for row, history in enumerate(HISTORIES):
         expected = [item for item in everything.items[row] if item >= 0 and item not in history]
         assert without.items[row].tolist() == expected + [-1] * (7 - len(expected))
@@ -50,7 +50,7 @@ def test_what_a_user_has_seen_is_excluded_where_the_prompt_has_only_the_end_of_i
     dataset = Dataset("made", np.arange(6), [random.permutation(80)[:21] for _ in range(6)], Items(np.arange(80)))
     examples = split_leave_one_out(dataset, max_history=4).test
     model = tiny_model("qwen2", seed=2)
-    options = EvaluationConfig(beam_width=80, batch_size=4, exclude_history=True)
+    options = EvaluationConfig(beam_width=80, batch_size=4, exclude_history="yes")
     found = recommend(model, catalog, examples.histories, options, seen=examples.seen)
     for items, sequence in zip(found.items, dataset.sequences, strict=True):
         assert sorted(items[items >= 0]) == sorted(set(range(80)) - set(sequence[:20].tolist()))
@@ -93,3 +93,30 @@ def test_sampling_is_the_same_for_the_same_seed() -> None:
     assert sampled(examples, None, 0) is examples
     assert sampled(examples, 3, 1).user_ids.tolist() == sampled(examples, 3, 1).user_ids.tolist()
     assert len(sampled(examples, 3, 1)) == 3
+
+
+def test_exclusion_is_decided_by_repeats_in_the_training_items_alone() -> None:
+    """Nobody repeats an item in training, and everybody does in test: the data says yes. One repeat in 40 says no."""
+    distinct = [np.array([user, user + 1, user + 2, user + 3, user + 3]) for user in range(30)]
+    repeating = [*distinct[:-1], np.array([1, 1, 1, 2, 3])]
+    for sequences, expected in ((distinct, "yes"), (repeating, "no")):
+        split = split_leave_one_out(Dataset("made", np.arange(30), sequences, Items(np.arange(33))))
+        assert decided(Config(), split).evaluation.exclude_history == expected
+    asked = Config(evaluation=EvaluationConfig(exclude_history="no"))
+    assert decided(asked, split_leave_one_out(Dataset("made", np.arange(30), distinct, Items(np.arange(33))))) == asked
+
+
+def test_an_undecided_exclusion_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"evaluation\.exclude_history: expected yes or no"):
+        recommend(tiny_model("qwen2", seed=2), small_catalog(), HISTORIES, EvaluationConfig(beam_width=10))
+
+
+def test_the_share_of_repeats_is_that_of_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    sequences = [random.integers(0, 5, size=random.integers(0, 7)) for _ in range(50)]
+    repeats = sum(int(item in sequence[:place]) for sequence in sequences for place, item in enumerate(sequence))
+    later = sum(max(0, len(sequence) - 1) for sequence in sequences)
+    assert repeat_share(sequences) == pytest.approx(repeats / later)
+    assert repeat_share([]) == repeat_share([np.array([3])]) == 0.0
+    monkeypatch.setattr("tawin.evaluate.USERS_ASKED", 1)
+    assert repeat_share([np.array([1, 2, 1]), np.array([4, 4])]) == 0.5

@@ -91,7 +91,7 @@ def driven_out_of_bounds(folder: Path, action: str) -> tuple[Config, RunFolder]:
             warmup_share=0.5,
             schedule="constant",
         ),
-        evaluation=EvaluationConfig(beam_width=10),
+        evaluation=EvaluationConfig(beam_width=10, exclude_history="no"),
         watchdog=WatchdogConfig(action=action, window=2, patience=1, hit_share=0.6, max_kl=5.0),  # type: ignore[arg-type]
     )
     return config, RunFolder.create(folder, config)
