@@ -21,7 +21,6 @@ from .policy import evaluating
 from .ragged import Ragged
 from .rollout import beam_search
 
-
 RARE = 0.005  # share of interactions that repeat an item below which a repetition is taken for noise
 USERS_ASKED = 100_000  # for that share; their first ones
 

@@ -22,6 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from tawin_kernels import tawin_weights
 
+from .baselines import COUNTS, ITEM_KNN, LABELS, POPULARITY
 from .config import KS, Config
 from .run_records import Group
 
@@ -78,6 +79,8 @@ class Theme:
         longest = max(len(str(handle.get_label())) for handle in handles)
         figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), max(1, 72 // (longest + 6))))
 
+
+UNTRAINED = {POPULARITY: ":", COUNTS: "-", ITEM_KNN: "-."}  # lines of the baselines in the figures
 
 Draw = Callable[["list[Group]", Theme], Figure]
 
@@ -158,6 +161,7 @@ def draw_before_after(family: str, groups: list[Group], theme: Theme) -> Figure:
     slot = 0.8 / len(groups)
     keys = [theme.key("SFT", marker="o", mfc=theme.background), theme.key("after GRPO", marker="o")]
     best_key = [theme.key("best achievable", linestyle="--")]
+    untrained: dict[str, Line2D] = {}
     for (position, k), (index, group) in ((p, g) for p in enumerate(KS) for g in enumerate(groups)):
         centre = position + (index - (len(groups) - 1) / 2) * slot
         before, after = (group.values(stage, "test", f"{family}@{k}") for stage in ("sft", "grpo"))
@@ -169,6 +173,12 @@ def draw_before_after(family: str, groups: list[Group], theme: Theme) -> Figure:
         for x, values, fill in ends:
             error = stdev(values) if len(values) > 1 else None
             ax.errorbar(x, fmean(values), error, mfc=fill, capsize=3.0, zorder=3, **style)
+        grey = {"color": theme.ink, "alpha": 0.45, "linewidth": 1.2}
+        for name, dashes in UNTRAINED.items():
+            known = group.values("baselines", name, "test", f"{family}@{k}")
+            if known:
+                ax.hlines(fmean(known), centre - slot / 2.2, centre + slot / 2.2, linestyle=dashes, **grey)
+                untrained[name] = theme.key(LABELS[name], linestyle=dashes, **grey)
         best = group.values("best_achievable", str(k)) if family == "recall" else []
         if best:
             ax.hlines(
@@ -179,7 +189,7 @@ def draw_before_after(family: str, groups: list[Group], theme: Theme) -> Figure:
     ax.set_xlabel("K (items recommended)")
     ax.set_ylabel(f"test {'NDCG' if family == 'ndcg' else 'Recall'}@K")
     ax.set_ylim(bottom=0.0)
-    theme.legend(figure, [group.label for group in groups] if len(groups) > 1 else [], keys)
+    theme.legend(figure, [group.label for group in groups] if len(groups) > 1 else [], [*keys, *untrained.values()])
     return figure
 
 

@@ -24,6 +24,7 @@ from .distributed import Processes
 from .dropout import add_dropout
 from .evaluate import decided, evaluate, repeat_share, sampled
 from .grpo import train_grpo
+from .item_vectors import load_vectors
 from .job import Job, describe
 from .metrics import ranking_metrics
 from .packing import checkpoint_activations
@@ -103,7 +104,9 @@ def _repeats(job: Job) -> str:
 def _evaluate_baselines(job: Job, config: Config, run: RunFolder) -> None:
     """Valid and test figures of what needs no training, for the users that the model is evaluated on."""
     started = time.monotonic()
-    baselines = build_baselines(Ragged.of(job.split.training), job.catalog.num_items)
+    items, file = job.catalog.num_items, config.catalog.vectors
+    vectors = None if file is None else load_vectors(file, items)
+    baselines = build_baselines(Ragged.of(job.split.training), items, vectors)
     figures: dict[str, dict[str, Any]] = {name: {} for name in baselines.scores}
     for part in ("valid", "test"):
         examples = sampled(getattr(job.split, part), config.evaluation.test_users, config.seed)
@@ -178,6 +181,5 @@ def behind_counts(results: dict[str, Any], metric: str) -> str:
         return ""
     return (
         f"note: the model ends below counts, which need no training (valid {metric} {ends[-1]:.4f}, {counts:.4f}). "
-        "Try --catalog.item-tokens item, fewer or more sft.epochs, --split.rl-seen 1; see docs/TUNING.md, "
-        '"Below the baselines"'
+        "Try --catalog.item-tokens item and more sft.epochs; docs/TUNING.md, 'Below the baselines', has the rest"
     )

@@ -15,6 +15,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from .baselines import LABELS
+from .config import KS
 from .config_files import dump_yaml
 from .durable import write_atomically
 from .figures import DARK, FIGURES, LIGHT, png
@@ -90,6 +92,21 @@ def _results_table(groups: list[Group], split: str) -> str:
     return _table(["metric", *["run"] * several, "SFT", "GRPO", "change"], blocks)
 
 
+def _baselines_table(groups: list[Group]) -> str:
+    """Test figures of what needs no training and, under them, of the model; "" where no run has any."""
+    names = dict.fromkeys(name for g in groups for run in g.runs for name in run.results.get("baselines") or {})
+    if not names:
+        return ""
+    rows = [(LABELS.get(name, name), ("baselines", name)) for name in names]
+    rows += [("SFT", ("sft",)), ("after GRPO", ("grpo",))]
+    blocks = []
+    for group in groups:
+        cells = [[name, *(_figure(group.values(*path, "test", f"recall@{k}")) for k in KS)] for name, path in rows]
+        blocks.append((group.label, cells))
+    table = _table(["run", "", *(f"recall@{k}" for k in KS)], blocks)
+    return f"<h2>Your model against what needs no training</h2>{table}"
+
+
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
     flat: dict[str, str] = {}
     for name, value in values.items():
@@ -156,6 +173,7 @@ def write_report(run_folders: Sequence[Path], out: Path | None = None) -> Path:
 <title>{title}</title><style>{STYLE}</style></head>
 <body><h1>{title}</h1>{_runs_table(groups)}
 <h2>Test</h2><p>{escape(NOTE)}</p>{_results_table(groups, "test")}
+{_baselines_table(groups)}
 <h2>Figures</h2><div class="figures">{figures}</div>
 <h2>Valid</h2>{_results_table(groups, "valid")}
 <h2>Data and options</h2>{_configs(groups)}

@@ -103,6 +103,9 @@ def test_a_run_leaves_what_the_readme_says(finished: Path) -> None:
     for stage in ("sft", "grpo"):
         for part in ("valid", "test"):
             assert results[stage][part].keys() == names
+    assert results["baselines"].keys() == {"popularity", "counts", "item_knn"}
+    assert all(figures[part].keys() == names for figures in results["baselines"].values() for part in ("valid", "test"))
+    assert results["config"]["evaluation"]["exclude_history"] in ("yes", "no")  # decided
     assert results["users"] == {"valid": 60, "test": 60}
     assert results["config"]["grpo"]["group_size"] == 6
     assert {"sft", "grpo"} <= results["seconds"].keys()

@@ -41,6 +41,19 @@ def test_before_and_after_are_drawn_with_the_best_achievable_recall_where_it_is_
     assert not draw_before_after("ndcg", [group], LIGHT).axes[0].collections  # known for recall only
 
 
+def test_baselines_are_grey_lines_behind_the_model():
+    results = {
+        "sft": {"test": figures_at(0.2)},
+        "grpo": {"test": figures_at(0.3)},
+        "baselines": {"popularity": {"test": figures_at(0.1)}, "counts": {"test": figures_at(0.25)}},
+    }
+    figure = draw_before_after("ndcg", [Group([Run("run", Config(), [], results)])], LIGHT)
+    lines = [c.get_segments()[0][:, 1] for c in figure.axes[0].collections if c.get_segments()]
+    np.testing.assert_allclose(lines, [[share * k] * 2 for k in KS for share in (0.01, 0.025)])
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels[-2:] == ["popularity", "counts"]
+
+
 @pytest.mark.parametrize("anchor", [0.0, 2.0, 4.0])
 def test_the_weight_window_peaks_at_the_anchor_and_weighs_one_on_average(anchor):
     config = Config(grpo=GRPOConfig(group_size=9, tawin=TAWinConfig(anchor=anchor, window=1.0)))

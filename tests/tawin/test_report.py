@@ -126,6 +126,19 @@ def test_results_are_listed_with_the_relative_change(single):
     assert ["ndcg@10", "0.2000", "0.2500", "+25.0 %"] in page.rows  # valid
 
 
+def test_the_model_stands_under_what_needs_no_training(tmp_path):
+    folder = make_run(tmp_path / "demo")
+    counts = {"valid": figures_at(0.1), "test": figures_at(0.4)}
+    RunFolder.open(folder).add_results(baselines={"counts": counts})
+    page = Page(write_report([folder]).read_text(encoding="utf-8"))
+    rows = [row[-5:] for row in page.rows]
+    at = rows.index(["counts", "0.0400", "0.1200", "0.2000", "0.4000"])
+    assert rows[at + 1 : at + 3] == [
+        ["SFT", "0.0100", "0.0300", "0.0500", "0.1000"],
+        ["after GRPO", "0.0125", "0.0375", "0.0625", "0.1250"],
+    ]
+
+
 def test_data_users_and_seconds_are_told(single):
     _, page = single
     seconds = "sft 12.3, sft evaluation 1,234.5"
