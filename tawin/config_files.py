@@ -75,8 +75,6 @@ def _typed(section: type, name: str, value: Any, where: str) -> Any:
     annotation = {f.name: f.type for f in dataclasses.fields(section)}[name]
     # What is left is a Literal of strings, checked by the dataclass; YAML 1.1 reads yes and no as booleans.
     expected = hints.get(str(annotation), (str, bool) if "'yes'" in str(annotation) else (str,))
-    # What is left is a Literal of strings, checked by the dataclass; YAML 1.1 reads yes and no as booleans.
-    expected = hints.get(str(annotation), (str, bool) if "'yes'" in str(annotation) else (str,))
     if str(annotation).startswith("tuple"):  # of choices, which the dataclass checks
         if not (isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)):
             raise ValueError(f"{where}: expected a list of names, got {reprlib.repr(value)}")

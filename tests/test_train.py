@@ -23,7 +23,7 @@ from tawin.catalog import Catalog
 from tawin.commands import train
 from tawin.config import SyntheticConfig
 from tawin.data import split_leave_one_out
-from tawin.evaluate import evaluate, sampled
+from tawin.evaluate import decided, evaluate, sampled
 from tawin.item_vectors import cooccurrence_vectors
 from tawin.optimization import Stage
 from tawin.policy import load_model
@@ -134,9 +134,10 @@ def test_the_kept_grpo_model_is_never_worse_on_valid_than_the_sft_start(finished
     select = config.evaluation.select
     curve = [line["valid"][select] for line in metrics(finished) if line["stage"] == "grpo" and "valid" in line]
     dataset = make_synthetic(config.synthetic, config.seed)
-    valid = split_leave_one_out(dataset, max_history=config.split.max_history, seed=config.seed).valid
+    split = split_leave_one_out(dataset, max_history=config.split.max_history, seed=config.seed)
+    config = decided(config, split)
     model = load_model(finished / "checkpoints" / "grpo")
-    valid = sampled(valid, config.evaluation.valid_users, config.seed)
+    valid = sampled(split.valid, config.evaluation.valid_users, config.seed)
     kept = evaluate(model, Catalog.load(finished / "catalog"), valid, config.evaluation)[select]
     assert kept == pytest.approx(max(curve))
 
