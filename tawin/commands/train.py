@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str]) -> None:
 @contextmanager
 def ending_with_a_message(run: RunFolder, processes: Processes) -> Iterator[None]:
     """What can be expected to end training ends it with a message and a status, and no traceback."""
-    go_on = f"go on with: tawin train --out {run.path} --resume"
+    go_on = f"go on with: tawin train --out {shlex.quote(str(run.path))} --resume"
     try:
         yield
     except WriteError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,7 +14,10 @@ import pytest
 
 from tawin import cli
 from tawin.commands import evaluate, export, recommend, report
+from tawin.commands.train import ending_with_a_message
+from tawin.distributed import ALONE
 from tawin.prepare import command as prepare
+from tawin.run_folder import RunFolder
 
 INTERRUPTED_AT_AN_IMPORT = """
 import os, signal, sys
@@ -95,3 +99,11 @@ def test_ctrl_c_leaves_nothing_of_a_data_folder_that_was_being_written(
         cli.main(["prepare", "csv", str(log), str(tmp_path / "DATA"), "--min-interactions", "0"])
     assert caught.value.code == 130
     assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
+
+
+def test_the_command_that_goes_on_with_a_run_is_one_that_a_shell_takes(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "it's my run")
+    with pytest.raises(SystemExit) as caught, ending_with_a_message(run, ALONE):
+        raise OSError("the disk is gone")
+    words = shlex.split(str(caught.value.code).partition("go on with: ")[2])
+    assert words == ["tawin", "train", "--out", str(run.path), "--resume"]
