@@ -173,7 +173,7 @@ def draw_before_after(family: str, groups: list[Group], theme: Theme) -> Figure:
         for x, values, fill in ends:
             error = stdev(values) if len(values) > 1 else None
             ax.errorbar(x, fmean(values), error, mfc=fill, capsize=3.0, zorder=3, **style)
-        grey = {"color": theme.ink, "alpha": 0.45, "linewidth": 1.2}
+        grey: dict[str, Any] = {"color": theme.ink, "alpha": 0.45, "linewidth": 1.2}
         for name, dashes in UNTRAINED.items():
             known = group.values("baselines", name, "test", f"{family}@{k}")
             if known:

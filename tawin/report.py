@@ -97,7 +97,7 @@ def _baselines_table(groups: list[Group]) -> str:
     names = dict.fromkeys(name for g in groups for run in g.runs for name in run.results.get("baselines") or {})
     if not names:
         return ""
-    rows = [(LABELS.get(name, name), ("baselines", name)) for name in names]
+    rows: list[tuple[str, tuple[str, ...]]] = [(LABELS.get(name, name), ("baselines", name)) for name in names]
     rows += [("SFT", ("sft",)), ("after GRPO", ("grpo",))]
     blocks = []
     for group in groups:
