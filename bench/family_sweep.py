@@ -93,7 +93,7 @@ _SIZES: dict[str, Any] = {
 # With MLA each head has its own keys; fewer of them in the config, and these models fail by themselves.
 _OWN_KEYS = ("axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "longcat_flash", "minicpm3", "sarvam_mla", "youtu")
 
-Verdict = Literal["RIGHT", "REFUSED", "WRONG", "CRASH", "NOT BUILT"]
+Verdict = Literal["RIGHT", "REFUSED", "WRONG", "CRASH", "NOT BUILT", "TOO SLOW"]
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,11 @@ def check(model: nn.Module) -> dict[str, float]:
             expected = log_probs_alone(model, input_ids, mask, items)
             for name, way in ways(model, trie, input_ids, mask).items():
                 errors[name] = max(errors.get(name, 0.0), float((way() - expected).abs().max()))
-        errors["gradients"] = max(errors.get("gradients", 0.0), gradient_error(model, input_ids, mask, items))
+        error = gradient_error(model, input_ids, mask, items)
+        if error > TOLERANCE:  # by rounding alone? In CTRL it is: 3.7e-3 in fp32, 5e-15 in fp64
+            error = gradient_error(model.double(), input_ids, mask, items)
+            model.float()
+        errors["gradients"] = max(errors.get("gradients", 0.0), error)
     return errors
 
 
@@ -232,6 +236,8 @@ def try_family(family: str, attention: str | None = None) -> Finding:
     except (ValueError, TypeError) as error:
         is_ours = type(model).__name__ in str(error)
         return Finding(family, "REFUSED" if is_ours else "CRASH", str(error))
+    except TimeoutError as error:
+        return Finding(family, "TOO SLOW", str(error))
     except Exception as error:
         return Finding(family, "CRASH", f"{type(error).__name__}: {error}")
     wrong = {name: error for name, error in errors.items() if not error < TOLERANCE}
