@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -209,6 +210,7 @@ def split_leave_one_out(
     rl_share: float = 1.0,
     rl_targets: int = 1,
     rl_seen: int = 0,
+    rl_prompts: Literal["last", "all"] = "last",
     seed: int = 0,
 ) -> Split:
     """Splits each user's sequence: last item test, the one before valid, the rest training.
@@ -216,7 +218,8 @@ def split_leave_one_out(
     For a share of the users with at least two training items the last `rl_targets` training interactions become the
     targets of an RL example, whose history is the training items before them. A user with too few for that keeps one
     item of history and has fewer targets. SFT has the items before the last `rl_targets - rl_seen` of them, if these
-    are two: none of the targets by default, all of them where `rl_seen` is `rl_targets`.
+    are two: none of the targets by default, all of them where `rl_seen` is `rl_targets`. With rl_prompts "all" every
+    training item of these users but the first is the target of an RL example.
     Histories are the last `max_history` items before the (first) target: of a valid item all training items count, of a
     test item the valid item too.
     """
@@ -228,6 +231,7 @@ def split_leave_one_out(
         rl_share=rl_share,
         rl_targets=rl_targets,
         rl_seen=rl_seen,
+        rl_prompts=rl_prompts,
         seed=seed,
     )
     return Split(
@@ -240,7 +244,15 @@ def split_leave_one_out(
 
 
 def training_parts(
-    user_ids: np.ndarray, train: Ragged, *, max_history: int, rl_share: float, rl_targets: int, rl_seen: int, seed: int
+    user_ids: np.ndarray,
+    train: Ragged,
+    *,
+    max_history: int,
+    rl_share: float,
+    rl_targets: int,
+    rl_seen: int,
+    rl_prompts: str,
+    seed: int,
 ) -> tuple[Ragged, Examples]:
     """What SFT and what RL get of the users' training items; see `split_leave_one_out`."""
     if max_history < 1:
@@ -257,7 +269,10 @@ def training_parts(
     targets[chosen] = np.minimum(rl_targets, train.lengths[chosen] - 1)
 
     sft = train.drop_last(np.minimum(rl_targets - rl_seen, targets))
-    rl = _rl_examples(user_ids, train, targets, several=rl_targets > 1, max_history=max_history)
+    if rl_prompts == "all":
+        rl = _examples_everywhere(user_ids[chosen], train.take(chosen), max_history=max_history)
+    else:
+        rl = _rl_examples(user_ids, train, targets, several=rl_targets > 1, max_history=max_history)
     return sft.take(sft.lengths >= 2), rl
 
 
@@ -336,6 +351,17 @@ def _rl_examples(
     seen = train.drop_last(targets)
     further = last.last(targets - 1) if several else None
     return Examples(user_ids[users], seen.last(max_history), last.at(0).astype(np.int64), further, seen)
+
+
+def _examples_everywhere(user_ids: np.ndarray, train: Ragged, *, max_history: int) -> Examples:
+    """An example for each item of each sequence but its first, behind all the items before it."""
+    counts = train.lengths - 1
+    starts = np.repeat(train.starts, counts)
+    places = starts + 1 + count_within(counts)  # of the targets
+    seen = train.bounded(starts, places)
+    return Examples(
+        np.repeat(user_ids, counts), seen.last(max_history), train.values[places].astype(np.int64), seen=seen
+    )
 
 
 def _load_items(path: Path) -> Items:

@@ -20,12 +20,14 @@ from .checkpoint import Progress
 from .config import Config, GRPOConfig
 from .data import Examples, Split
 from .distributed import Processes, is_sharded
+from .encoding import IGNORED
 from .evaluate import decided
 from .findings import count_wrong, look_into_groups
 from .objective import Groups, completion_log_probs, group_loss, loss_denominator, may_share_prompts, roll_out
 from .optimization import Stage
 from .policy import evaluating
 from .run_folder import RunFolder
+from .sft import sft_negatives, window_loss
 from .training_loop import train_steps
 
 Reference = Callable[[Groups], Tensor]
@@ -120,6 +122,8 @@ class _Rollout:
     """What of the rollout is not finite, the same on all processes; it lies in some of `all_groups`."""
     all_groups: list[Groups]
     """Empty where all is finite: they hold the rollout's caches."""
+    targets: list[Callable[[nn.Module], tuple[Tensor]]]
+    """Of a model: the weighed cross-entropy of this process's targets, a forward each; empty where it has no weight."""
 
 
 def _roll_out_all(stage: Stage, catalog: Catalog, chosen: Examples, config: Config) -> _Rollout:
@@ -166,7 +170,34 @@ def _roll_out_all(stage: Stage, catalog: Catalog, chosen: Examples, config: Conf
     }
     tokens = [dealt[index].mask.sum() for index in runs]
     nonfinite = {"sum of rewards and scores": math.nan} if wrong else {}
-    return _Rollout(parts, tokens, denominator, grpo, figures, nonfinite, batches if wrong else [])
+    return _Rollout(
+        parts,
+        tokens,
+        denominator,
+        grpo,
+        figures,
+        nonfinite,
+        batches if wrong else [],
+        _target_losses(stage, catalog, together, config) if grpo.nll_weight > 0 else [],
+    )
+
+
+def _target_losses(
+    stage: Stage, catalog: Catalog, together: list[Examples], config: Config
+) -> list[Callable[[nn.Module], tuple[Tensor]]]:
+    """The cross-entropy of the prompts' first targets, as SFT has it, times `grpo.nll_weight`; a forward a batch."""
+    batches = []
+    for examples in together:
+        share = stage.processes.share(len(examples))
+        own = examples.take(np.arange(len(examples))[share] if len(range(len(examples))[share]) else [0])
+        windows = [np.append(history, target) for history, target in zip(own.histories, own.targets, strict=True)]
+        lengths = np.array([len(window) - 1 for window in windows], dtype=np.int32)
+        input_ids, attention_mask, labels = catalog.encode_windows(windows, lengths)
+        is_own = len(range(len(examples))[share]) > 0  # a process that has no prompt runs one for company
+        batches.append((input_ids, attention_mask, labels if is_own else torch.full_like(labels, IGNORED)))
+    (tokens,) = stage.processes.sums(sum(int((labels >= 0).sum()) for _, _, labels in batches))
+    weighed, negatives = tokens / config.grpo.nll_weight, sft_negatives(catalog, config)
+    return [window_loss(batch, weighed, stage.processes.device, config.attention, negatives) for batch in batches]
 
 
 def _backward(
@@ -184,20 +215,23 @@ def _backward(
         old_log_probs: those of the step's first update; None in that one, whose ratios are 1.
     """
     stage.seed(seed)
-    # The loss, and over tokens: kl, clipped, tokens.
-    totals = torch.zeros(4, dtype=torch.float64, device=stage.processes.device)
-    log_probs = []
+    # The groups' loss; over tokens: kl, clipped, tokens; the weighed cross-entropy of targets.
+    totals = torch.zeros(5, dtype=torch.float64, device=stage.processes.device)
+    log_probs, last = [], len(rollout.parts) + len(rollout.targets) - 1
     for index, (groups, tokens) in enumerate(zip(rollout.parts, rollout.tokens, strict=True)):
         old = None if old_log_probs is None else old_log_probs[index]
         work = _loss_of(groups, reference, rollout.config, rollout.denominator, old)
-        loss, kl, clip_fraction, found = stage.backward(work, is_last=index == len(rollout.parts) - 1)
-        totals += torch.stack([loss.double(), kl * tokens, clip_fraction * tokens, tokens.double()])
+        loss, kl, clip_fraction, found = stage.backward(work, is_last=index == last)
+        totals[:4] += torch.stack([loss.double(), kl * tokens, clip_fraction * tokens, tokens.double()])
         log_probs.append(found)
-    loss_sum, kl_sum, clipped, tokens_seen = stage.processes.sums(*totals)
+    for index, target_loss in enumerate(rollout.targets, len(rollout.parts)):
+        totals[4] += stage.backward(target_loss, is_last=index == last)[0]
+    loss_sum, kl_sum, clipped, tokens_seen, nll = stage.processes.sums(*totals)
     figures = {
-        "loss": loss_sum,
+        "loss": loss_sum + nll,
         "kl": kl_sum / tokens_seen if tokens_seen else 0.0,
         "clip_fraction": clipped / tokens_seen if tokens_seen else 0.0,
+        **({"nll": nll / rollout.config.nll_weight} if rollout.targets else {}),
     }
     return figures, log_probs
 

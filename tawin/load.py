@@ -49,6 +49,7 @@ def load_data(config: Config) -> tuple[Dataset, Split]:
         rl_share=options.rl_share,
         rl_targets=options.rl_targets,
         rl_seen=options.rl_seen,
+        rl_prompts=options.rl_prompts,
         seed=config.seed,
     )
 

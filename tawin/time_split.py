@@ -7,6 +7,8 @@ nothing in a period, or nothing before it, are no example of it.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 from .data import Dataset, Examples, Split, training_parts
@@ -24,6 +26,7 @@ def split_by_time(
     rl_share: float = 1.0,
     rl_targets: int = 1,
     rl_seen: int = 0,
+    rl_prompts: Literal["last", "all"] = "last",
     seed: int = 0,
 ) -> Split:
     """Splits at the times after which a share of all interactions lies: test_share, and both shares together.
@@ -57,6 +60,7 @@ def split_by_time(
         rl_share=rl_share,
         rl_targets=rl_targets,
         rl_seen=rl_seen,
+        rl_prompts=rl_prompts,
         seed=seed,
     )
     split = Split(

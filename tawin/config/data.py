@@ -33,11 +33,21 @@ class SplitConfig:
     """Of these targets, the first ones that SFT is trained on all the same. 0: RL's prompts ask for what the model has
     not seen; as many as `rl_targets`: SFT is trained on everything, and RL asks for it again."""
 
+    rl_prompts: Literal["last", "all"] = "last"
+    """Prompts of each of these users. last: one, before the targets that are kept. all: one before each training item
+    but the first, as MiniOneRec and ReRe have them; SFT may have seen all of them but the kept ones."""
+
     def __post_init__(self) -> None:
         require_type("split.rl_targets", self.rl_targets, int)
         require(self.rl_targets >= 1, "split.rl_targets", "at least 1", self.rl_targets)
         require_type("split.rl_seen", self.rl_seen, int)
         require(0 <= self.rl_seen <= self.rl_targets, "split.rl_seen", "0..rl_targets", self.rl_seen)
+        require(
+            self.rl_prompts == "last" or self.rl_targets == 1,
+            "split.rl_targets",
+            "1 with split.rl_prompts 'all', where every item is the target of one prompt",
+            self.rl_targets,
+        )
         require(self.max_history >= 1, "split.max_history", "at least 1", self.max_history)
         require(0.0 <= self.rl_share <= 1.0, "split.rl_share", "a share in [0, 1]", self.rl_share)
         for name in ("valid_share", "test_share"):

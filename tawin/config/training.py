@@ -207,6 +207,9 @@ class GRPOConfig(OptimizerConfig):
     """Its upper end, 1 + epsilon_high."""
     beta: float = 0.0
     """Weight of the KL to the reference model; 0 keeps no reference model and skips groups without gradient."""
+    nll_weight: float = 0.0
+    """Weight of the cross-entropy of each prompt's first target, nats a token, beside the loss of its group; 0: none.
+    For prompts whose targets SFT has not seen, which so teach both."""
     normalize_std: bool = True
     """Divide a group's advantages by the standard deviation of its rewards."""
     evaluate_every: int = 20
@@ -226,6 +229,7 @@ class GRPOConfig(OptimizerConfig):
         require(0 <= self.epsilon_low < 1, "grpo.epsilon_low", "in [0, 1)", self.epsilon_low)
         require(self.epsilon_high >= 0, "grpo.epsilon_high", "0 or more", self.epsilon_high)
         require(self.beta >= 0, "grpo.beta", "0 or more", self.beta)
+        require(0 <= self.nll_weight < math.inf, "grpo.nll_weight", "0 or more and finite", self.nll_weight)
         require(self.evaluate_every >= 1, "grpo.evaluate_every", "at least 1", self.evaluate_every)
         require(
             self.negatives != "random" or self.ensure_positive,

@@ -322,6 +322,26 @@ def test_the_last_training_items_are_the_targets_of_rl_as_far_as_one_is_left_for
     assert split.rl.all_targets().tolist() == [[2, 3, 4], [8, 8, 8]]
 
 
+def test_prompts_at_every_position_ask_for_each_training_item_but_the_first() -> None:
+    sequences = [list(range(7)), [9, 8, 7], [4, 5, 6, 4]]  # two items of each are kept back
+    dataset = dataset_of(*sequences)
+    split = split_leave_one_out(dataset, max_history=2, rl_prompts="all", rl_seen=1)
+    found = sorted(
+        (int(user), seen.tolist(), history.tolist(), int(target))
+        for user, seen, history, target in zip(
+            split.rl.user_ids, split.rl.seen, split.rl.histories, split.rl.targets, strict=True
+        )
+    )
+    users = dataset.user_ids.tolist()
+    expected = [
+        (users[row], sequence[:place], sequence[:place][-2:], sequence[place])
+        for row, sequence in enumerate(sequences)
+        for place in range(1, len(sequence) - 2)
+    ]
+    assert found == sorted(expected)
+    assert [sequence.tolist() for sequence in split.sft] == [list(range(5)), [4, 5]]  # as with the last ones alone
+
+
 def test_sft_is_trained_on_the_first_targets_of_rl_as_far_as_it_may_see_them() -> None:
     dataset = dataset_of([0, 1, 2, 3, 4, 5, 6], [7, 8, 9, 10])
     splits = [split_leave_one_out(dataset, rl_targets=3, rl_seen=seen) for seen in range(4)]

@@ -86,6 +86,36 @@ def test_grpo_raises_the_reward_on_prompts_it_can_learn(beta: float, tmp_path: P
     assert curve[-1] > curve[0]
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_targets_weigh_in_with_their_cross_entropy(accumulation: int, tmp_path: Path) -> None:
+    """The gradient is that of the groups plus weight times that of the mean NLL of the targets, by autograd alone."""
+    stage, catalog = stage_of(tiny_model("qwen2", seed=1), tmp_path), small_catalog()
+    histories = [np.arange(1 + item % 3) for item in range(4)]
+    chosen = Examples(np.arange(4), histories, np.array([3, 5, 0, 6]))
+    grpo = GRPOConfig(batch_size=4 // accumulation, gradient_accumulation=accumulation, group_size=4)
+
+    def backward(weight: float) -> tuple[dict[str, float], list[torch.Tensor]]:
+        stage.engine.zero_grad()
+        config = Config(grpo=dataclasses.replace(grpo, nll_weight=weight))
+        figures = grpo_backward(stage, catalog, chosen, config, None)
+        return figures, [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in stage.model.parameters()]
+
+    alone, groups = backward(0.0)
+    figures, both = backward(0.5)
+    losses, tokens = torch.zeros(()), 0
+    for history, target in zip(histories, chosen.targets, strict=True):
+        prompt, _ = catalog.encode_histories([history])
+        item = catalog.token_ids[target][catalog.token_ids[target] >= 0]
+        logits = stage.model(torch.cat([prompt[0], item])[None]).logits[0, len(prompt[0]) - 1 : -1]
+        losses, tokens = losses + torch.nn.functional.cross_entropy(logits, item, reduction="sum"), tokens + len(item)
+    nll = losses / tokens
+    gradients = torch.autograd.grad(nll, list(stage.model.parameters()))
+    assert figures["nll"] == pytest.approx(nll.item(), rel=1e-5) and "nll" not in alone
+    assert figures["loss"] == pytest.approx(alone["loss"] + 0.5 * nll.item(), rel=1e-5)
+    for found, group, target in zip(both, groups, gradients, strict=True):
+        torch.testing.assert_close(found, group + 0.5 * target, rtol=1e-4, atol=1e-6)  # fp32, padded differently
+
+
 def test_the_random_numbers_of_a_step_are_a_function_of_its_number_alone(tmp_path: Path) -> None:
     stage = stage_of(tiny_model("qwen2"), tmp_path)
     drawn = []
