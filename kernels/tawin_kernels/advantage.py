@@ -10,6 +10,7 @@ import torch
 from . import reference
 from .advantage_kernel import MAX_GROUP, GroupRewards, triton_group_advantages, triton_tawin_weights
 from .arguments import Impl, runs_triton
+from .autograd import uncompiled
 from .checks import check_group_advantages, check_tawin_weights
 from .records import TAWin
 
@@ -23,6 +24,7 @@ def require_small_groups(name: str, tensor: torch.Tensor, impl: Impl) -> None:
         )
 
 
+@uncompiled
 @torch.no_grad()
 def tawin_weights(
     scores: torch.Tensor,
@@ -52,6 +54,7 @@ def tawin_weights(
     return triton_tawin_weights(scores, negatives, tawin)
 
 
+@uncompiled
 @torch.no_grad()
 def group_advantages(
     rewards: torch.Tensor,

@@ -12,8 +12,10 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
+from torch._subclasses import FakeTensor
 from triton import knobs
 
+from .autograd import is_batched
 from .launch import INTERPRETED, is_recording
 
 Impl = Literal["auto", "triton", "reference"]
@@ -105,6 +107,7 @@ def require_tensor(
     """
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name}: expected a tensor {dims}, got {type(value).__name__}")
+    _require_plain(name, value, dims)
     if value.dtype not in dtypes:
         expected = " or ".join(_dtype_name(dtype) for dtype in dtypes)
         raise TypeError(f"{name}: expected dtype {expected}, got {_dtype_name(value.dtype)}")
@@ -114,10 +117,36 @@ def require_tensor(
     if not fits:
         known = f" = [{', '.join('any' if size is None else str(size) for size in sizes)}]"
         known = "" if all(size is None for size in sizes) else known
-        raise ValueError(f"{name}: expected shape {dims}{known}, got {list(value.shape)}")
+        cure = ""
+        if value.shape == (0,):  # a trained one may lie on other ranks
+            cure = f"; DeepSpeed's ZeRO-3 leaves parameters empty: deepspeed.zero.GatheredParameters([{name}]) fills it"
+        raise ValueError(f"{name}: expected shape {dims}{known}, got {list(value.shape)}{cure}")
     if device_of is not None and value.device != device_of[1].device:
         other, tensor = device_of
         raise ValueError(f"{name}: expected device {tensor.device} as {other}, got {value.device}")
+
+
+def _require_plain(name: str, tensor: torch.Tensor, dims: str) -> None:
+    """A tensor with its elements in memory of its own: kernels read nothing else, and reference ops would mix kinds."""
+    kind = type(tensor)
+    # A parameter of a DTensor is a DTensor; a subclass of Parameter that only adds attributes is none.
+    is_plain = kind is torch.Tensor or (
+        torch.nn.Parameter in kind.__mro__ and kind.__torch_dispatch__ is torch.Tensor.__torch_dispatch__
+    )
+    if not is_plain:
+        cure = "convert it to a plain torch.Tensor"
+        if hasattr(tensor, "full_tensor"):
+            cure = f"pass {name}.full_tensor()"
+        elif isinstance(tensor, FakeTensor):
+            cure = "ops cannot be exported or traced"
+        raise TypeError(f"{name}: expected a plain tensor {dims}, got a {kind.__name__}; {cure}")
+    if tensor.layout != torch.strided:
+        layout = str(tensor.layout).removeprefix("torch.")
+        raise TypeError(f"{name}: expected a dense tensor {dims}, got layout {layout}; pass {name}.to_dense()")
+    if is_batched(tensor):
+        raise TypeError(
+            f"{name}: expected a tensor outside of torch.vmap, got a batched one; call the op on the whole batch"
+        )
 
 
 def require_same_dtype(name: str, tensor: torch.Tensor, other_name: str, other: torch.Tensor) -> None:

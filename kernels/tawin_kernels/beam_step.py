@@ -33,6 +33,7 @@ import triton.language as tl
 
 from . import reference
 from .arguments import Impl, runs_triton
+from .autograd import uncompiled
 from .beam_selection import MAX_BEAM_WIDTH, RowInputs, Selection, plan_selection, select_children
 from .checks import check_beam_step
 from .launch import launch, multiprocessors
@@ -206,6 +207,7 @@ def _limit(W: int, trie: ItemTrie, beam_width: int) -> str | None:
     return None
 
 
+@uncompiled
 @torch.no_grad()
 def beam_step(
     hidden: torch.Tensor,

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from .arguments import IGNORED_TOKEN
-from .autograd import differentiable_once
+from .autograd import apply, differentiable_once
 from .gradient_sums import matrix_product, segment_sum, unit_of
 from .launch import launch
 from .linear_logsumexp import rows_in_place, token_logits
@@ -204,7 +204,7 @@ class _ChildLogProbs(torch.autograd.Function):
         return log_probs, entropy
 
     @staticmethod
-    @differentiable_once
+    @differentiable_once("linear_log_probs")
     def backward(ctx: Any, gradient: torch.Tensor, _entropy: Any) -> tuple[Any, ...]:
         return (*_backward(ctx, gradient), *(None for _ in range(6)))
 
@@ -284,7 +284,17 @@ def triton_child_log_probs(
 
     hidden [R, H], lm_head_weight [V, H], token_ids, nodes and rows int64 [N]; without rows, R = N.
     """
-    result: tuple[torch.Tensor, torch.Tensor | None] = _ChildLogProbs.apply(
-        hidden, lm_head_weight, bias, token_ids, rows, trie, nodes, temperature, with_entropy
+    result: tuple[torch.Tensor, torch.Tensor | None] = apply(
+        "linear_log_probs",
+        _ChildLogProbs,
+        hidden,
+        lm_head_weight,
+        bias,
+        token_ids,
+        rows,
+        trie,
+        nodes,
+        temperature,
+        with_entropy,
     )
     return result

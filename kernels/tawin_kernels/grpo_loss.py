@@ -6,11 +6,13 @@ import torch
 
 from . import reference
 from .arguments import Impl, runs_triton
+from .autograd import uncompiled
 from .checks import check_grpo_loss
 from .grpo_loss_kernel import LossOptions, triton_grpo_loss
 from .records import GRPOLoss, ImportanceLevel, LossType
 
 
+@uncompiled
 def grpo_loss(
     log_probs: torch.Tensor,
     mask: torch.Tensor,
@@ -31,7 +33,8 @@ def grpo_loss(
     """The clipped surrogate -min(rho A, clip(rho, 1 - epsilon_low, 1 + epsilon_high) A) + beta KL of a batch of groups.
 
     rho = exp(log_probs - old_log_probs); KL is the k3 estimate exp(ref - logp) - (ref - logp) - 1 a token. A
-    log-ratio above 80 counts as 80, so that no exp overflows.
+    log-ratio above 80 counts as 80, so that no exp overflows. At a bound itself a ratio is not clipped and has its full
+    gradient, so an on-policy step is the policy gradient at any epsilon, 0 too.
 
     log_probs: [B, G, L] fp32, bf16, fp16 (fp64 too on the CPU).
     mask: bool [B, G, L], the tokens that exist; others are never read.

@@ -30,7 +30,7 @@ import triton
 import triton.language as tl
 
 from .advantage_kernel import GroupRewards, relative_advantages_of
-from .autograd import differentiable_once
+from .autograd import apply, differentiable_once
 from .launch import REGISTERS, launch
 from .records import GRPOLoss, ImportanceLevel, LossType
 
@@ -93,6 +93,7 @@ def group_loss_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_L: tl.constexpr,
 ):
+    lowest, highest, beta = tl.cast(lowest, tl.float32), tl.cast(highest, tl.float32), tl.cast(beta, tl.float32)
     # A block of completions of whatever groups where their advantages are known, else one group.
     first = tl.program_id(0).to(tl.int64) * G
     completions = first + tl.arange(0, BLOCK_N)
@@ -344,7 +345,7 @@ class _GroupLoss(torch.autograd.Function):
         return tuple(result)
 
     @staticmethod
-    @differentiable_once
+    @differentiable_once("grpo_loss")
     def backward(ctx: Any, gradient: torch.Tensor, *_: Any) -> tuple[Any, ...]:
         coefficients, scale = ctx.saved_tensors
         return (coefficients * (gradient * scale)).to(ctx.dtype), *(None for _ in range(ctx.num_constants))
@@ -362,5 +363,16 @@ def triton_grpo_loss(
 ) -> GRPOLoss:
     """`grpo_loss` of checked arguments. Advantages made of rewards need `valid`, and groups of at most MAX_GROUP."""
     return GRPOLoss(
-        *_GroupLoss.apply(log_probs, mask, advantages, valid, old_log_probs, ref_log_probs, denominator, options)
+        *apply(
+            "grpo_loss",
+            _GroupLoss,
+            log_probs,
+            mask,
+            advantages,
+            valid,
+            old_log_probs,
+            ref_log_probs,
+            denominator,
+            options,
+        )
     )

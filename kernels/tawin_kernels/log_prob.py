@@ -24,7 +24,7 @@ import triton.language as tl
 
 from . import child_log_prob, reference
 from .arguments import IGNORED_TOKEN, Impl, runs_triton
-from .autograd import differentiable_once
+from .autograd import apply, differentiable_once, uncompiled
 from .checks import check_linear_log_probs
 from .launch import launch
 from .linear_logsumexp import (
@@ -164,7 +164,7 @@ class _LinearLogProbs(torch.autograd.Function):
         return log_probs, entropy
 
     @staticmethod
-    @differentiable_once
+    @differentiable_once("linear_log_probs")
     def backward(ctx: Any, gradient: torch.Tensor, _entropy: Any) -> tuple[Any, ...]:
         hidden, weight, bias, token_ids, rows, log_probs, maxima, log_sums = ctx.saved_tensors
         head = Head(hidden, weight, bias, ctx.temperature)
@@ -217,7 +217,9 @@ def triton_log_probs_and_entropy(
             *head, tokens, flat_rows, trie, _flat(nodes), temperature, with_entropy
         )
     else:
-        log_probs, entropy = _LinearLogProbs.apply(*head, tokens, flat_rows, temperature, with_entropy)
+        log_probs, entropy = apply(
+            "linear_log_probs", _LinearLogProbs, *head, tokens, flat_rows, temperature, with_entropy
+        )
     return log_probs.view(token_ids.shape), None if entropy is None else entropy.view(token_ids.shape)
 
 
@@ -259,6 +261,7 @@ def linear_log_probs(
     impl: Impl = ...,
     check_values: bool | None = ...,
 ) -> tuple[torch.Tensor, torch.Tensor]: ...
+@uncompiled
 def linear_log_probs(
     hidden: torch.Tensor,
     lm_head_weight: torch.Tensor,

@@ -2,7 +2,8 @@
 
 The mathematics is that of arXiv 2604.22504 in the notation B prompts, G completions a prompt, L tokens, H hidden size,
 V vocabulary. The functions have the signatures of the public ops and check their arguments as those do, once, where
-they enter; `impl` is "auto" or "reference". Floating inputs are accumulated in fp32, and in fp64 where they are fp64.
+they enter; `impl` is "auto" or "reference". Floating inputs are accumulated in fp32, and in fp64 where they are fp64;
+advantages always in fp64.
 """
 
 from __future__ import annotations
@@ -375,20 +376,22 @@ def _group_loss(
     log_ratio = log_probs - old_log_probs
     if loss_type == "gspo" or importance_level == "sequence":
         log_ratio = (log_ratio.sum(-1) / lengths.clamp(min=1))[..., None].expand_as(log_ratio)
-    ratio = log_ratio.clamp(max=_MAX_LOG_RATIO).exp()  # rho, [B, G, L]
+    ratio = _at_most(log_ratio, _MAX_LOG_RATIO).exp()  # rho, [B, G, L]
     advantage = advantages[..., None]
     if loss_type == "cispo":  # the ratio is a constant weight of the policy gradient, capped but never switched off
         token_losses = -ratio.detach().clamp(max=epsilon_high) * advantage * log_probs
         is_clipped = (ratio > epsilon_high) & (advantage > 0)
     else:
         lowest, highest = 1.0 - epsilon_low, 1.0 + epsilon_high
-        token_losses = -torch.minimum(ratio * advantage, ratio.clamp(lowest, highest) * advantage)
+        # The lesser of rho A and clip(rho) A. Written out, as the gradient of clamp and minimum where their arguments
+        # meet is PyTorch's choice, and 2.14 made another one: a ratio at a bound is not clipped.
         is_clipped = ((ratio < lowest) & (advantage < 0)) | ((ratio > highest) & (advantage > 0))
+        token_losses = -torch.where(is_clipped, ratio.detach().clamp(lowest, highest), ratio) * advantage
 
     kl = torch.zeros((), dtype=dtype, device=log_probs.device)
     if ref_log_probs is not None:
         distance = ref_log_probs.detach().to(dtype).masked_fill(~mask, 0.0) - log_probs
-        distance = distance.clamp(max=_MAX_LOG_RATIO)
+        distance = _at_most(distance, _MAX_LOG_RATIO)
         token_kl = distance.exp() - distance - 1.0  # k3
         kl = token_kl.detach().masked_fill(~mask, 0.0).sum() / num_tokens
         if beta > 0:
@@ -415,3 +418,8 @@ def _group_loss(
         kl=kl,
         clip_fraction=(is_clipped & mask).sum().to(dtype) / num_tokens,
     )
+
+
+def _at_most(values: torch.Tensor, bound: float) -> torch.Tensor:
+    """The values up to the bound, which itself has a gradient: that of `clamp` depends on PyTorch's version."""
+    return values.where(~(values > bound), bound)

@@ -17,6 +17,7 @@ from . import reference
 from .advantage import require_small_groups
 from .advantage_kernel import MAX_GROUP, GroupRewards, triton_group_advantages
 from .arguments import IGNORED_TOKEN, Impl, runs_triton
+from .autograd import uncompiled
 from .checks import check_tawin_grpo_loss
 from .grpo_loss_kernel import LossOptions, triton_grpo_loss
 from .log_prob import triton_log_probs
@@ -24,6 +25,7 @@ from .records import GRPOLoss, ImportanceLevel, LossType, Normalizer, TAWin
 from .trie import ItemTrie
 
 
+@uncompiled
 def tawin_grpo_loss(
     hidden: torch.Tensor,
     lm_head_weight: torch.Tensor,

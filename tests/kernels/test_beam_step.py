@@ -222,7 +222,9 @@ def test_half_precision_input_is_accumulated_in_fp32(dtype, normalizer):
     arguments = (trie, nodes, scores, 5)
     step = beam_step(hidden, weight, *arguments, bias=bias, normalizer=normalizer)
     wide = beam_step(hidden.float(), weight.float(), *arguments, bias=bias.float(), normalizer=normalizer)
-    assert all(torch.equal(a, b) for a, b in zip(step, wide, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(step[1:], wide[1:], strict=True))
+    # A few units in fp32's last place: with TRITON_INTERPRET=1 the wide one alone is a kernel's. bf16 has 2**-8.
+    torch.testing.assert_close(step.scores, wide.scores, atol=1e-6, rtol=1e-6)
     assert step.scores.dtype == torch.float32
 
 

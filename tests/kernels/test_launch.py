@@ -53,6 +53,11 @@ def test_a_kernel_runs_where_its_tensors_are():
 
 def test_a_bound_on_registers_is_for_nvidia_alone():
     asked = Launch(live_rows_kernel, (1,), {}, num_warps=2, num_stages=3, max_registers=128)
-    assert asked.options(on_nvidia=True) == {"num_warps": 2, "num_stages": 3, "maxnreg": 128}
-    assert asked.options(on_nvidia=False) == {"num_warps": 2, "num_stages": 3}
+    assert asked.options(on_nvidia=True) == {
+        "num_warps": 2,
+        "num_stages": 3,
+        "enable_fp_fusion": True,
+        "maxnreg": 128,
+    }
+    assert asked.options(on_nvidia=False) == {"num_warps": 2, "num_stages": 3, "enable_fp_fusion": True}
     assert "maxnreg" not in Launch(live_rows_kernel, (1,), {}, 2, 3).options(on_nvidia=True)

@@ -272,7 +272,8 @@ def test_leading_shapes_and_strided_arguments_are_taken_as_they_are():
     assert torch.equal(strided, flat)
     shared_state = linear_log_probs(hidden[:1].expand(24, 16), weight, token_ids, impl="triton")
     deduplicated = linear_log_probs(hidden[:1], weight, token_ids, rows=torch.zeros_like(token_ids), impl="triton")
-    assert torch.equal(shared_state, deduplicated)
+    # One row takes smaller tiles than 24 do, and another tile may add up in another order.
+    torch.testing.assert_close(shared_state, deduplicated, atol=LOG_PROB_TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("normalizer", ["vocab", "trie"])
