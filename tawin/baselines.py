@@ -81,16 +81,21 @@ def build_baselines(training: Ragged, num_items: int, vectors: np.ndarray | None
     taken = np.bincount(training.flat(), minlength=num_items)
     place = np.empty(num_items, dtype=np.int64)
     place[np.lexsort((np.arange(num_items), -taken))] = np.arange(num_items)
-    popular = np.maximum(taken, 1).astype(np.float32)
-    counted = sparse.diags(popular**-0.5) @ near_counts(training, num_items) @ sparse.diags(popular**-DAMPING)
     scores: dict[str, Scores] = {
         POPULARITY: lambda histories: np.tile(taken.astype(np.float32), (len(histories), 1)),
-        COUNTS: _summed(counted.tocsr(), LAST, COUNTS_DECAY),
+        COUNTS: _summed(damped_counts(training, num_items), LAST, COUNTS_DECAY),
         ITEM_KNN: _summed(item_cosines(training, num_items), KNN_LAST, KNN_DECAY),
     }
     if vectors is not None:
         scores[NEAREST_VECTOR] = _nearest(vectors)
     return Baselines(scores, place)
+
+
+def damped_counts(training: Ragged, num_items: int) -> sparse.csr_matrix:
+    """[items, items] fp32: `near_counts`, each divided by powers of the popularity of both items."""
+    taken = np.bincount(training.flat(), minlength=num_items)
+    popular = np.maximum(taken, 1).astype(np.float32)
+    return (sparse.diags(popular**-0.5) @ near_counts(training, num_items) @ sparse.diags(popular**-DAMPING)).tocsr()
 
 
 def near_counts(training: Ragged, num_items: int) -> sparse.csr_matrix:

@@ -48,9 +48,11 @@ from .tokenizer import (
     semantic_tokens,
     train_title_tokenizer,
 )
+from .transitions import Transitions
 
 CATALOG_FILE = "catalog.json"
 ITEMS_FILE = "items.parquet"
+TRANSITIONS_FILE = "transitions.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +85,8 @@ class Catalog:
     """The prompt of a history without items; None: the prefix and the suffix."""
     history_tokens: torch.Tensor | None = None
     """As token_ids, on the CPU, of items within a history; None: as token_ids."""
+    transitions: Transitions | None = None
+    """Counts of the training data that recommendations are mixed with; None: none are."""
 
     @property
     def one_target(self) -> bool:
@@ -161,6 +165,8 @@ class Catalog:
                 "history_tokens": optional_array(history, self.num_items, pa.list_(pa.int64())),
             }
         )
+        if self.transitions is not None:
+            self.transitions.save(folder / TRANSITIONS_FILE)
         # Each file appears whole or not at all, and the header last: a folder with a header is a catalogue.
         with replacing_file(folder / ITEMS_FILE) as part:
             pq.write_table(table, part, write_page_checksum=True)
@@ -183,8 +189,11 @@ class Catalog:
         history = None
         if optional_column(table, "history_tokens") is not None:
             history = _split(*read_integer_lists(table, "history_tokens", path))
+        transitions = None
+        if (Path(folder) / TRANSITIONS_FILE).exists():
+            transitions = Transitions.load(Path(folder) / TRANSITIONS_FILE, len(item_ids))
         try:
-            return _assemble(
+            catalog = _assemble(
                 item_ids=item_ids,
                 titles=read_titles(table, path),
                 semantic_ids=semantic_ids,
@@ -192,6 +201,7 @@ class Catalog:
                 history=history,
                 **header,
             )
+            return replace(catalog, transitions=transitions)
         except DataError:
             raise
         except ValueError as error:

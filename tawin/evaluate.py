@@ -9,7 +9,8 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import nn
+from tawin_kernels.top_k import top_k_stable
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import metrics, stopping
@@ -17,12 +18,14 @@ from .catalog import Catalog
 from .config import Config, EvaluationConfig
 from .data import Examples, Split
 from .distributed import ALONE, Processes
+from .enumerate import score_catalog
 from .policy import evaluating
 from .ragged import Ragged
 from .rollout import beam_search
 
 RARE = 0.005  # share of interactions that repeat an item below which a repetition is taken for noise
 USERS_ASKED = 100_000  # for that share; their first ones
+COUNTS_WEIGHT = 0.5  # chosen on valid: docs/LOG.md, "Counts beside the model"
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ def recommend(
 ) -> Recommendations:
     """The `config.beam_width` best items for each history; with `excludes_history` none that the user has seen.
 
+    By beam search; where the catalogue carries counts, by the model's share of every item mixed with theirs.
+
     seen: each user's items, of which the histories may be the last ones only; None: the histories.
 
     Histories of like length share a batch, so little is padded. The model is put into eval mode and back. Of several
@@ -59,6 +64,7 @@ def recommend(
     excluded = Ragged.of(histories if seen is None else seen) if config.excludes_history else None
     if excluded is not None and len(excluded) != len(histories):
         raise ValueError(f"seen: expected the items of each of {len(histories)} histories, got {len(excluded)}")
+    weight = _counts_weight(catalog, config)
     width = min(config.beam_width, catalog.num_items)
     items = np.zeros((len(histories), width), dtype=np.int64)
     scores = np.zeros((len(histories), width), dtype=np.float32)
@@ -69,22 +75,57 @@ def recommend(
         batch = histories.take(rows)
         input_ids, attention_mask = catalog.encode_histories(batch)
         bf16 = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")  # as in training
+        left_out = None if excluded is None else excluded.take(rows)
+        prompts = (input_ids.to(device), attention_mask.to(device))
         with evaluating(model), bf16:
-            found = beam_search(
-                model,
-                input_ids.to(device),
-                attention_mask.to(device),
-                catalog.trie,
-                width,
-                normalizer=config.normalizer,
-                exclude=None if excluded is None else excluded.take(rows),
-            )
-        items[rows], scores[rows] = found.item_ids.cpu().numpy(), found.scores.cpu().numpy()
+            if weight > 0:
+                best, log_p = _with_counts(model, *prompts, catalog, batch, config, weight, width, left_out)
+            else:
+                found = beam_search(
+                    model, *prompts, catalog.trie, width, normalizer=config.normalizer, exclude=left_out
+                )
+                best, log_p = found.item_ids, found.scores
+        items[rows], scores[rows] = best.cpu().numpy(), log_p.cpu().numpy()
     stopping.stop_if_asked(processes)
     if processes.count > 1:  # rows of others are zero here: the sum over the processes is exact
         items = processes.sum(torch.from_numpy(items).to(processes.device)).cpu().numpy()
         scores = processes.sum(torch.from_numpy(scores).to(processes.device)).cpu().numpy()
     return Recommendations(items, scores)
+
+
+def _counts_weight(catalog: Catalog, config: EvaluationConfig) -> float:
+    if catalog.transitions is not None:
+        return COUNTS_WEIGHT if config.counts_weight is None else config.counts_weight
+    if config.counts_weight:
+        raise ValueError("evaluation.counts_weight: expected 0 for a catalogue that was made without counts")
+    return 0.0
+
+
+def _with_counts(
+    model: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    catalog: Catalog,
+    histories: Ragged,
+    config: EvaluationConfig,
+    weight: float,
+    width: int,
+    excluded: Ragged | None,
+) -> tuple[Tensor, Tensor]:
+    """The best items by the model's share mixed with that of the counts, -1 = missing, and the log of the mixed share.
+
+    int64 and fp32 [B, width]. Where nothing was counted near a history, the model's share stands alone.
+    """
+    assert catalog.transitions is not None
+    log_probs = score_catalog(model, input_ids, attention_mask, catalog, normalizer=config.normalizer)  # [B, items]
+    counted = torch.from_numpy(catalog.transitions.shares(histories).toarray()).to(log_probs)
+    weights = weight * (counted.sum(1, keepdim=True) > 0)  # [B, 1]
+    scores = ((1.0 - weights) * log_probs.exp() + weights * counted).log()
+    if excluded is not None:
+        users = np.repeat(np.arange(len(excluded)), excluded.lengths)
+        scores[torch.from_numpy(users), torch.from_numpy(excluded.flat().astype(np.int64))] = -torch.inf
+    best, items = top_k_stable(scores.float(), width)
+    return items.masked_fill(best == -torch.inf, -1), best
 
 
 def _batches(histories: Ragged, size: int) -> Iterator[np.ndarray]:

@@ -5,7 +5,7 @@ Called by `commands.train`, and by the experiments, whose tables begin with the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from .semantic_ids import build_semantic_ids, given_ids
 from .states import states
 from .text_encoder import title_vectors
 from .token_vectors import begin_at_vectors
+from .transitions import count_transitions
 
 TEXTS_FILE = "text_vectors.npy"
 """In the folder of a run's catalogue: titles are encoded once."""
@@ -55,6 +56,10 @@ def prepare(config: Config, run: RunFolder | None) -> Job:
             raise ValueError(f"--data {config.data}: expected the items that the run was started with, got others")
     else:
         tokenizer, catalog = make_catalog(dataset, split, config, texts)
+        weight = config.evaluation.counts_weight
+        if weight or (weight is None and config.catalog.item_tokens == "item"):
+            counted = count_transitions(Ragged.of(split.training), len(dataset.items))
+            catalog = replace(catalog, transitions=counted)
     known = None
     if config.model:
         known = len(load_tokenizer(config.model))  # the model's own, before items were added

@@ -86,6 +86,7 @@ class ServingOptions:
             "beam_width": self.evaluation.beam_width,
             "normalizer": self.evaluation.normalizer,
             "exclude_history": self.evaluation.excludes_history,
+            "counts_weight": self.evaluation.counts_weight,
         }
         return json.dumps(values, indent=2) + "\n"
 

@@ -231,6 +231,8 @@ def assert_same_run(resumed: Path, whole: Path) -> None:
         ["--policy.lora-rank=2", "--grpo.beta=0.05", "--grpo.loss-type=dr_grpo"],
         ["--catalog.item-tokens=title", "--catalog.title-vocabulary=300", "--evaluation.exclude-history=yes"],
         ["--catalog.item-tokens=item", "--grpo.negatives=sample", "--evaluation.exclude-history=yes"],
+        ["--evaluation.counts-weight=0.4", "--catalog.levels=2"],
+        ["--evaluation.counts-weight=0", "--catalog.item-tokens=item"],
         [
             "--split.rl-targets=3",
             "--split.rl-seen=2",

@@ -29,6 +29,10 @@ class EvaluationConfig:
     exclude_history: Literal["auto", "yes", "no"] = "auto"
     """Never recommend an item that the user has seen, in the prompt's history or before it. auto: where the training
     data says that hardly anybody takes an item twice, as published figures do for such data. Baselines follow it."""
+    counts_weight: float | None = None
+    """w of the share (1 - w) p + w c that ranks an item: p the model's, c that of what stands near the history's last
+    items in the training data, counted (`tawin.transitions`). Every item is scored then, without a search. None: 0.5
+    where each item is one token, else 0. RL trains the model alone."""
     select: Literal["recall@1", "recall@3", "recall@5", "recall@10", "ndcg@3", "ndcg@5", "ndcg@10"] = "recall@3"
     """The valid metric by which checkpoints are chosen."""
 
@@ -36,6 +40,8 @@ class EvaluationConfig:
         if isinstance(self.exclude_history, bool):  # what YAML reads yes and no as, and what older runs wrote
             object.__setattr__(self, "exclude_history", "yes" if self.exclude_history else "no")
         require(self.beam_width >= max(KS), "evaluation.beam_width", f"at least {max(KS)}", self.beam_width)
+        is_share = self.counts_weight is None or 0.0 <= self.counts_weight < 1.0
+        require(is_share, "evaluation.counts_weight", "in [0, 1), or None", self.counts_weight)
         require(self.batch_size >= 1, "evaluation.batch_size", "at least 1", self.batch_size)
         for name in ("valid_users", "test_users"):
             value = getattr(self, name)
