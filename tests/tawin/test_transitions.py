@@ -61,7 +61,9 @@ def test_shares_are_those_of_plain_loops_and_come_back_from_a_file(tmp_path: Pat
 def test_recommendations_are_the_best_of_the_mixture_for_a_run_and_for_its_export(
     tmp_path: Path, exclude: bool
 ) -> None:
-    evaluation = EvaluationConfig(beam_width=12, batch_size=2, counts_weight=0.4, exclude_history="yes" if exclude else "no")
+    evaluation = EvaluationConfig(
+        beam_width=12, batch_size=2, counts_weight=0.4, exclude_history="yes" if exclude else "no"
+    )
     config = dataclasses.replace(SMALL, catalog=CatalogConfig(item_tokens="item"), evaluation=evaluation)
     run = make_run(tmp_path / "run", config)
     counted = count_transitions(Ragged.of(TRAINING), NUM_ITEMS)
@@ -85,6 +87,6 @@ def test_recommendations_are_the_best_of_the_mixture_for_a_run_and_for_its_expor
 
 def test_a_catalogue_without_counts_is_not_mixed_with_any(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    config = dataclasses.replace(run.config.evaluation, counts_weight=0.4)
+    config = dataclasses.replace(run.config.evaluation, counts_weight=0.4, exclude_history="no")
     with pytest.raises(ValueError, match=r"evaluation.counts_weight: expected 0 for a catalogue that was made without"):
         recommend(load_model(run.checkpoints / "grpo"), Catalog.load(run.catalog), HISTORIES, config)
