@@ -28,7 +28,8 @@ PRESETS: dict[str, Config] = {
         split=SplitConfig(max_history=20, rl_seen=1),
         catalog=CatalogConfig(item_tokens="item"),
         policy=PolicyConfig(hidden_size=96, layers=2, intermediate_size=256, attention_dropout=0.1, hidden_dropout=0.3),
-        sft=SFTConfig(learning_rate=3e-3, weight_decay=0.0, batch_size=64, epochs=8),
+        # No patience: the last epochs, at a rate near 0, are the best, and valid is flat before them.
+        sft=SFTConfig(learning_rate=3e-3, weight_decay=0.0, batch_size=64, epochs=8, patience=8),
     ),
     # The paper's settings (arXiv 2604.22504), on a GPU: Qwen2.5-0.5B with titles prompted for in ReRe's way. What it
     # leaves open is ReRe's: batches, weight of the KL term, warm-up. The window is a choice (docs/METHOD.md).
