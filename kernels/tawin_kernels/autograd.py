@@ -20,11 +20,17 @@ _BATCHED = torch._C._dispatch_key_parse("Batched")  # of batched gradients, whic
 
 
 def uncompiled(op: Op) -> Op:
-    """`torch.compiler.disable` of a public op, that keeps its type and imports the compiler no earlier than needed.
+    """`torch.compiler.disable` of a public op, that keeps its type and imports the compiler only while it traces.
 
     Tracing an op gains nothing, as it is kernels already, and breaks the graph within it in many places instead of one.
     """
-    return cast(Op, _disable_dynamo(op))
+    disabled = _disable_dynamo(op)
+
+    @wraps(op)
+    def run(*arguments: Any, **options: Any) -> Any:
+        return (disabled if torch.compiler.is_compiling() else op)(*arguments, **options)
+
+    return cast(Op, run)
 
 
 def is_transformed(tensor: torch.Tensor) -> bool:
