@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
-from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from .compile import TARGETS, Argument, Compiled, compiled, translated
@@ -29,10 +29,13 @@ THREADS_AT_ONCE = 8192
 
 
 @contextmanager
-def compiled_for(target: str, observer: Observer | None = None) -> Iterator[None]:
+def compiled_for(
+    target: str, observer: Observer | None = None, rewrite: Callable[[str], str] = lambda ptx: ptx
+) -> Iterator[None]:
     """Within it every launch of a Triton kernel runs here, compiled for `target` (sm_80, sm_90, sm_100).
 
-    Kernels have to be made by triton.jit without TRITON_INTERPRET. Tensors are on the CPU.
+    Kernels have to be made by triton.jit without TRITON_INTERPRET. Tensors are on the CPU. rewrite: what becomes of the
+    PTX before it is run.
     """
     if target not in TARGETS:
         raise ValueError(f"target: expected one of {', '.join(TARGETS)}, got {target!r}")
@@ -40,7 +43,9 @@ def compiled_for(target: str, observer: Observer | None = None) -> Iterator[None
 
     def launched(kernel: JITFunction[Any], *positional: Any, grid: Any, warmup: bool, **named: Any) -> None:
         given = {**dict(zip(kernel.arg_names, positional, strict=False)), **named}
-        run_kernel(kernel, gpu, grid(given) if callable(grid) else grid, given, watching)
+        binary, arguments = compiled(kernel, gpu, given)
+        programs = grid(given) if callable(grid) else grid
+        execute(replace(binary, ptx=rewrite(binary.ptx)), arguments, programs, watching)
 
     before = JITFunction.run
     JITFunction.run = launched
@@ -48,14 +53,6 @@ def compiled_for(target: str, observer: Observer | None = None) -> Iterator[None
         yield
     finally:
         JITFunction.run = before
-
-
-def run_kernel(
-    kernel: JITFunction[Any], target: GPUTarget, grid: Sequence[int], given: dict[str, Any], observer: Observer
-) -> None:
-    """One launch, from beginning to end."""
-    binary, arguments = compiled(kernel, target, given)
-    execute(binary, arguments, grid, observer)
 
 
 def execute(
@@ -115,6 +112,3 @@ def _extent(argument: Argument) -> Extent:
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     elements = last + 1 if math.prod(tensor.shape) else 0
     return Extent(argument.name, tensor.data_ptr(), elements * tensor.element_size(), tensor.element_size())
-
-
-__all__ = ["THREADS_AT_ONCE", "compiled_for", "execute", "run_kernel"]

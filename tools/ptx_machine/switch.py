@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -27,12 +28,12 @@ def compiled_target() -> str | None:
     return _target
 
 
-def switch_on(target: str, observer: Observer | None = None) -> None:
+def switch_on(target: str, observer: Observer | None = None, rewrite: Callable[[str], str] = lambda ptx: ptx) -> None:
     """target: sm_80, sm_90 or sm_100. impl="triton" then takes CPU tensors, of bfloat16 too."""
     global _target
     if launch.INTERPRETED:
         raise RuntimeError("TRITON_INTERPRET is set: kernels were made for the interpreter. Unset it.")
-    _on.enter_context(compiled_for(target, observer))
+    _on.enter_context(compiled_for(target, observer, rewrite))
     gpu = launch.Target("cuda", target.removeprefix("sm_"))
     runs_triton, target_of, multiprocessors = arguments.runs_triton, launch.target_of, launch.multiprocessors
 

@@ -13,7 +13,15 @@ from tools.ptx_machine.core.programs import Observer
 from tools.ptx_machine.launch import execute
 
 
-def run_ptx(body: str, arrays: dict[str, np.ndarray], *, warps: int = 1, programs: int = 1, shared: int = 0) -> None:
+def run_ptx(
+    body: str,
+    arrays: dict[str, np.ndarray],
+    *,
+    warps: int = 1,
+    programs: int = 1,
+    shared: int = 0,
+    observer: Observer | None = None,
+) -> None:
     """A kernel whose parameters are the arrays' addresses, %rd_NAME each; `body` declares its own registers.
 
     There are %tid (b32, the thread) and %rdtid (b64) too. Results are left in the arrays.
@@ -40,7 +48,7 @@ def run_ptx(body: str, arrays: dict[str, np.ndarray], *, warps: int = 1, program
 """
     tensors = {name: torch.from_numpy(array.view(f"i{array.itemsize}")) for name, array in arrays.items()}
     arguments = [Argument(name, "*i8", tensor) for name, tensor in tensors.items()]
-    execute(Compiled(ptx, warps, shared, 0), arguments, (programs,), Observer())
+    execute(Compiled(ptx, warps, shared, 0), arguments, (programs,), observer or Observer())
 
 
 def computed(text: str, *inputs: Any, result: Any) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,7 +10,8 @@ import numpy as np
 from ..core.operands import Operands, address_of, vector
 from ..core.parse import Instruction
 from ..core.table import Step, instruction
-from ..core.values import Array, Mask
+from ..core.values import Mask
+from ..memory.tensor_memory import Product
 
 if TYPE_CHECKING:
     from ..core.operands import Read
@@ -85,22 +87,19 @@ def _store(operands: Operands, x: Instruction) -> Step:
 def _multiply(operands: Operands, x: Instruction) -> Step:
     """Queued at its issue, by one thread, and done when somebody waits for what is committed after it."""
     to = _tensor_address(operands, x.operands[0])
-    reads = [operands.read(text, type) for text, type in zip(x.operands[1:4], ("u64", "u64", "u32"), strict=True)]
+    in_tensor_memory = x.operands[1].startswith("[")
+    left = _tensor_address(operands, x.operands[1]) if in_tensor_memory else operands.read(x.operands[1], "u64")
+    right, kind = operands.read(x.operands[2], "u64"), operands.read(x.operands[3], "u32")
     adds = operands.predicate(x.operands[4])
 
     def step(programs: Programs, mask: Mask) -> None:
-        registers = programs.registers
-        given: list[Array] = [to(registers), *(read(registers) for read in reads), adds(registers)]
+        given = [read(programs.registers) for read in (to, left, right, kind, adds)]
         for thread in programs.active(programs.everyone, mask)[1]:
-            d, a, b, kind, adds_here = (value[thread % len(value)].item() for value in given)
+            d, a, b, shape, accumulates = (value[thread % len(value)].item() for value in given)
+            product = Product(d, a, b, shape, accumulates, in_tensor_memory)
+            programs.tensor_memory.require_written_before(programs, int(thread), product)
             program = int(programs.program[thread])
-
-            def work(
-                program: int = program, given: tuple[int, int, int, int, bool] = (d, a, b, kind, adds_here)
-            ) -> None:
-                programs.tensor_memory.multiply(programs, program, given)
-
-            programs.tensor_memory.require_written_before(programs, int(thread), a, b, kind)
+            work = partial(programs.tensor_memory.multiply, programs, program, product)
             programs.barriers.queue_product(program, work)
 
     return step

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..core.values import UNSIGNED, Array, Fault, Mask
+from ..core.values import UNSIGNED, Array, Fault, Mask, differ
 
 if TYPE_CHECKING:
     from ..core.programs import Programs
@@ -96,7 +96,7 @@ class GlobalMemory:
             view, index = _elements(buffer, at[chosen], size)
             for j, value in enumerate(given):
                 view[index + j] = value[chosen]
-                if (view[index + j] != value[chosen]).any():
+                if differ(view[index + j], value[chosen]).any():
                     raise Fault(f"two threads store different values to one address of {buffer.name}")
 
     def atomic(self, programs: Programs, address: np.uint64, dtype: np.dtype[Any]) -> tuple[Array, int]:

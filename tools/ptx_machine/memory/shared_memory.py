@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..core.values import UNSIGNED, Array, Fault, Mask
+from ..core.values import UNSIGNED, Array, Fault, Mask, differ
 
 if TYPE_CHECKING:
     from ..core.programs import Programs
@@ -101,6 +101,7 @@ class SharedMemory:
         self.bytes = np.full(programs * self.stride, 0xFF, np.uint8)
         self.base = np.repeat(np.arange(programs, dtype=np.int64) * self.stride, threads)
         self.races = Races(len(self.bytes) // grain)
+        self.flying = np.zeros(len(self.bytes) // grain, bool)  # where a copy is under way to
         self._group = np.zeros(programs * threads, np.int64)  # which group a thread is filling
         self._copies: list[_Copy] = []
 
@@ -128,7 +129,9 @@ class SharedMemory:
         at, who = programs.active(addresses, mask)
         programs.observer.shared_access(programs, at, who, size * count)
         index = self.index(at, who, size * count)
-        self.races.read(*self.cells(index, programs.stamps[who], size * count))
+        cells, stamps = self.cells(index, programs.stamps[who], size * count)
+        self.require_landed(cells)
+        self.races.read(cells, stamps)
         view, first = self.view(width), index // size
         return [programs.spread(view[first + j], who, mask) for j in range(count)]
 
@@ -138,6 +141,7 @@ class SharedMemory:
         programs.observer.shared_access(programs, at, who, size * len(values))
         index = self.index(at, who, size * len(values))
         given = np.stack([np.broadcast_to(value, (programs.count,))[who] for value in values], 1)
+        self.require_landed(self.cells(index, programs.stamps[who], size * len(values))[0])
         self.put(index, given, programs.stamps[who])
 
     def put(self, index: Array, values: Array, stamps: Array) -> None:
@@ -148,12 +152,17 @@ class SharedMemory:
         cells, who = self.cells(index, stamps, size * values.shape[1])
         before = view[elements]
         view[elements] = values
-        if (view[elements] != values).any():
+        if differ(view[elements], values).any():
             raise Fault("two threads write different values to one shared address")
-        changed = before != values
-        per = len(cells) // max(1, changed.size)  # cells in an element; or several elements in a cell
-        changed = np.repeat(changed.reshape(-1), per) if per else changed.reshape(len(cells), -1).any(1)
+        differs = differ(before, values)
+        per = len(cells) // max(1, differs.size)  # cells in an element; or several elements in a cell
+        changed: Array = np.repeat(differs.reshape(-1), per) if per else np.any(differs.reshape(len(cells), -1), axis=1)
         self.races.write(cells, who, changed)
+
+    def require_landed(self, cells: Array) -> None:
+        """No copy is under way to these cells."""
+        if self._copies and self.flying[cells].any():
+            raise Fault(f"shared cell {cells[self.flying[cells]][0]} is used while a cp.async is under way to it")
 
     def matrix(self, program: int, addresses: Array) -> Array:
         """uint16 at the addresses (int64, any shape) of one program's memory."""
@@ -180,6 +189,7 @@ class SharedMemory:
         words = programs.global_memory.load(programs, source, 32, size // 4, wanted)
         cells, stamps = self.cells(index[who], programs.stamps[who], size)
         self.races.write(cells, stamps, np.ones(len(cells), bool))
+        self.flying[cells] = True
         self._copies.append(_Copy(waiting.copy(), self._group.copy(), index, words))
 
     def commit(self, mask: Mask) -> None:
@@ -195,5 +205,9 @@ class SharedMemory:
             if arrives.any():
                 values = np.stack([word[arrives] for word in copy.words], 1)
                 self.put(copy.index[arrives], values, programs.stamps[arrives])
+                self.flying[self.cells(copy.index[arrives], programs.stamps[arrives], 4 * len(copy.words))[0]] = False
                 copy.waiting &= ~arrives
         self._copies = [copy for copy in self._copies if copy.waiting.any()]
+        for copy in self._copies:  # two copies may be under way to one place
+            who = copy.waiting
+            self.flying[self.cells(copy.index[who], programs.stamps[who], 4 * len(copy.words))[0]] = True

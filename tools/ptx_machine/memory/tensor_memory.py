@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,52 @@ if TYPE_CHECKING:
     from ..core.programs import Programs
 
 LANES, COLUMNS = 128, 512
+_DEPTH = 16
 _FORMATS = {0: "f16", 1: "bf16"}
+
+
+@dataclass(frozen=True)
+class Product:
+    """Operands of one tcgen05.mma."""
+
+    to: int
+    """Lane and column of the accumulator."""
+    left: int
+    """A descriptor, or lane and column of a matrix in tensor memory, two elements of a row in a cell."""
+    right: int
+    """A descriptor."""
+    kind: int
+    """The instruction descriptor: formats and shape."""
+    accumulates: bool
+    left_is_in_tensor_memory: bool
+
+    def __post_init__(self) -> None:
+        kind = self.kind
+        formats = kind >> 7 & 7, kind >> 10 & 7
+        if kind >> 4 & 3 != 1 or kind >> 13 & 3 or formats[0] != formats[1] or formats[0] not in _FORMATS:
+            raise Fault(f"tcgen05.mma: instruction descriptor {kind:#x} not known")
+
+    @property
+    def dtype(self) -> str:
+        return _FORMATS[self.kind >> 7 & 7]
+
+    @property
+    def rows(self) -> int:
+        return (self.kind >> 24 & 31) * 16
+
+    @property
+    def columns(self) -> int:
+        return (self.kind >> 17 & 63) * 8
+
+    def addresses(self) -> list[Array]:
+        """Of the elements of the matrices in shared memory, the right one last."""
+        operands = [(self.right, self.columns, self.kind >> 16 & 1)]
+        if not self.left_is_in_tensor_memory:
+            operands.insert(0, (self.left, self.rows, self.kind >> 15 & 1))
+        return [
+            Descriptor.of_tcgen05(bits).addresses(height, _DEPTH, transposed=bool(transposed))
+            for bits, height, transposed in operands
+        ]
 
 
 class TensorMemory:
@@ -50,36 +96,28 @@ class TensorMemory:
             raise Fault(f"tensor memory out of bounds: column {int(column[there].max()) + count - 1}")
         return np.where(there, lane, 0), np.where(there, column, 0)
 
-    def require_written_before(self, programs: Programs, thread: int, left: int, right: int, kind: int) -> None:
+    def require_written_before(self, programs: Programs, thread: int, product: Product) -> None:
         """No other warp wrote the operands of a product since the last barrier."""
-        rows, columns = (kind >> 24 & 31) * 16, (kind >> 17 & 63) * 8
         shared, base = programs.shared, int(programs.program[thread]) * programs.shared.stride
-        for bits, height, transposed in ((left, rows, kind >> 15 & 1), (right, columns, kind >> 16 & 1)):
-            at = Descriptor.of_tcgen05(bits).addresses(height, 16, transposed=bool(transposed)).reshape(-1)
+        for addresses in product.addresses():
+            at = addresses.reshape(-1)
             shared.races.require_written_before(
                 (at + base) // shared.grain, np.full(len(at), programs.stamps[thread], np.int32)
             )
 
-    def multiply(self, programs: Programs, program: int, operands: tuple[int, int, int, int, bool]) -> None:
-        """tcgen05.mma with both operands in shared memory: accumulator address, two descriptors, shape, accumulate."""
-        to, left, right, kind, accumulate = operands
-        rows, columns = (kind >> 24 & 31) * 16, (kind >> 17 & 63) * 8
-        if (
-            kind >> 4 & 3 != 1
-            or kind >> 13 & 3
-            or (kind >> 10 & 7) != (kind >> 7 & 7)
-            or (kind >> 7 & 7) not in _FORMATS
-        ):
-            raise Fault(f"tcgen05.mma: instruction descriptor {kind:#x} not known")
-        dtype = _FORMATS[kind >> 7 & 7]
-
-        def matrix(bits: int, height: int, transposed: int) -> Array:
-            at = Descriptor.of_tcgen05(bits).addresses(height, 16, transposed=bool(transposed))
-            return from_16_bits(programs.shared.matrix(program, at), dtype).astype(np.float64)
-
-        product = matrix(left, rows, kind >> 15 & 1) @ matrix(right, columns, kind >> 16 & 1).T
+    def multiply(self, programs: Programs, program: int, product: Product) -> None:
+        """tcgen05.mma: the accumulator's cells become, or are added to by, the product."""
+        dtype, rows, columns = product.dtype, product.rows, product.columns
+        *in_shared, right = (from_16_bits(programs.shared.matrix(program, at), dtype) for at in product.addresses())
         row = np.arange(rows)
-        lane = (to >> 16) + (row if rows == 128 else row // 16 * 32 + row % 16)  # 64 rows: half of each warp's lanes
-        place = program, lane[:, None], (to & 0xFFFF) + np.arange(columns)[None, :]
-        before = self.cells[place].view(np.float32) if accumulate else 0.0
-        self.cells[place] = (product + before).astype(np.float32).view(np.uint32)
+        lane = row if rows == LANES else row // 16 * 32 + row % 16  # 64 rows: half of each warp's lanes
+        if product.left_is_in_tensor_memory:
+            first = product.left & 0xFFFF
+            words = self.cells[program, (product.left >> 16) + lane[:, None], first + np.arange(_DEPTH // 2)[None, :]]
+            left = from_16_bits(np.ascontiguousarray(words).view(np.uint16), dtype)
+        else:
+            left = in_shared[0]
+        place = program, (product.to >> 16) + lane[:, None], (product.to & 0xFFFF) + np.arange(columns)[None, :]
+        before = self.cells[place].view(np.float32) if product.accumulates else 0.0
+        total = left.astype(np.float64) @ right.astype(np.float64).T + before
+        self.cells[place] = total.astype(np.float32).view(np.uint32)
