@@ -26,6 +26,7 @@ from tawin_kernels.advantage_kernel import GroupRewards
 from tawin_kernels.grpo_loss_kernel import LossOptions, triton_grpo_loss
 from tawin_kernels.linear_logsumexp import RowStatistics
 from tawin_kernels.log_prob_gradient import Head, gradient_of_lists
+from tawin_kernels.log_prob_one_pass import one_pass_of_lists, pair_logits
 from tawin_kernels.pair_lists import Pairs, list_pairs_on_device
 from tawin_kernels.records import LossType, RankTransform
 
@@ -78,6 +79,7 @@ def _log_prob_cases(dtype: torch.dtype) -> Iterator[Case]:
         shape = f"{_name(dtype)}, {rows:,} rows, H {H:,}, V {V:,}"
         yield Case(f"log-probs, {shape}", partial(_log_probs, rows, H, V, dtype))
         yield Case(f"log-probs' gradient, {shape}", partial(_log_probs_gradient, rows, H, V, dtype))
+        yield Case(f"log-probs and gradient in one pass, {shape}", partial(_one_pass, rows, H, V, dtype))
     if dtype == torch.float16:
         return
     shape = f"{_name(dtype)}, 1,024 rows, H 896, V {VOCABULARY:,}, bias"
@@ -132,6 +134,15 @@ def _log_probs_gradient(
         lists, _ = list_pairs_on_device(pairs, rows, V, by_token=trained)
         some = lists._replace(dense=lists.dense[: rows - 1])  # a row whose coefficients cancel
         gradient_of_lists(head, pairs, some, RowStatistics(of_pairs, of_pairs, None), (True, trained, trained and bias))
+
+
+def _one_pass(rows: int, H: int, V: int, dtype: torch.dtype) -> None:
+    """The launches of the pass after it has read how many rows there are: here, all that can be."""
+    tokens, of_pairs = _empty(rows, dtype=torch.int64), _empty(rows, dtype=torch.float32)
+    head = Head(_empty(rows, H, dtype=dtype), _empty(V, H, dtype=dtype), None, 1.0)
+    pairs = Pairs(tokens, tokens, pair_logits(head, tokens, tokens), of_pairs)
+    lists, _ = list_pairs_on_device(pairs, rows, V, by_token=False, all_pairs=True)
+    one_pass_of_lists(head, pairs, lists)
 
 
 def _child_log_probs(pairs: int, dtype: torch.dtype, with_all: bool = False) -> None:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from tawin_kernels.log_prob import triton_log_probs
+from tawin_kernels.log_prob_one_pass import triton_one_pass
 from torch import Tensor
 
 from .bf16_interpreter import exact_bf16
@@ -131,6 +132,15 @@ def by_kernels(case: Case, *, frozen: bool) -> tuple[Tensor, Tensor | None]:
     return hidden.grad, weight.grad
 
 
+def in_one_pass(case: Case) -> Tensor:
+    """dhidden where log p and the gradient are made together, as for an on-policy loss with a frozen head."""
+    with exact_bf16() if case.hidden.device.type == "cpu" else nullcontext():
+        _, of_hidden = triton_one_pass(
+            case.hidden, case.weight, None, case.token_ids, 1.0, case.rows, case.coefficients
+        )
+    return of_hidden.to(case.dtype)
+
+
 def errors_of(gradients: tuple[Tensor, Tensor | None], expected: tuple[Tensor, Tensor]) -> Errors:
     def worst(got: Tensor, wanted: Tensor) -> float:
         return float(((got.double() - wanted).norm(dim=-1) / wanted.norm(dim=-1)).max())
@@ -164,14 +174,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.confident_tokens", description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu")
     device = torch.device(parser.parse_args(arguments).device)
-    print("| dtype | pairs | p | dhidden, frozen head | dhidden | dweight | one-hot first: dhidden | dweight |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| dtype | pairs | p | one pass: dhidden | frozen head: dhidden | dhidden | dweight ", end="")
+    print("| one-hot first: dhidden | dweight |\n|---|---|---|---|---|---|---|---|---|")
     good = True
     for case in cases(device):
         frozen, others = compared(case, frozen=True)
         trained, _ = compared(case, frozen=False)
-        good &= is_good(frozen, others) and is_good(trained, others)
-        figures = (frozen.hidden, trained.hidden, trained.weight, others.hidden, others.weight)
+        together = errors_of((in_one_pass(case), None), exact(case))
+        good &= all(is_good(errors, others) for errors in (together, frozen, trained))
+        figures = (together.hidden, frozen.hidden, trained.hidden, trained.weight, others.hidden, others.weight)
         name = str(case.dtype).removeprefix("torch.")
         print(f"| {name} | {case.sharing} | {case.p} | " + " | ".join(f"{x:.1e}" for x in figures) + " |", flush=True)
     if not good:

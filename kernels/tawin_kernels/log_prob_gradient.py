@@ -258,7 +258,7 @@ def gradient_of_lists(
     for first in range(0, n, at_once):
         block = dense.part(first, min(first + at_once, n))
         of_hidden, slab_sums = _dense_part(head, pairs, lists, block, statistics, unit, made)
-        _pair_gradients(pairs, lists, block, slab_sums, unit, gradients)
+        pair_gradients(pairs, lists, block, slab_sums, unit, gradients)
         if made.hidden is not None:
             segment_sum(
                 weight,
@@ -314,7 +314,7 @@ def _dense_part(
             rows = dense.part(block.start, block.stop)
             gradient_slab(head, rows, statistics, first_token, slab, slab_sums[block], tiles)
             if pairs.rows is not None:
-                _clear_pairs(pairs, lists, rows, first_token, slab)
+                clear_pairs(pairs, lists, rows, first_token, slab)
             if of_hidden is not None:
                 matrix_product(slab, weight[tokens], of_hidden[block])
             if trained is not None:
@@ -384,7 +384,8 @@ def gradient_slab(
     )
 
 
-def _clear_pairs(pairs: Pairs, lists: PairLists, dense: DenseRows, first_token: int, slab: torch.Tensor) -> None:
+def clear_pairs(pairs: Pairs, lists: PairLists, dense: DenseRows, first_token: int, slab: torch.Tensor) -> None:
+    """Write 0 to `slab`, which holds the tokens from first_token on of the dense rows, where a pair has its token."""
     launch(
         clear_pairs_kernel,
         (len(slab),),
@@ -401,7 +402,7 @@ def _clear_pairs(pairs: Pairs, lists: PairLists, dense: DenseRows, first_token: 
     )
 
 
-def _pair_gradients(
+def pair_gradients(
     pairs: Pairs,
     lists: PairLists,
     dense: DenseRows,

@@ -27,7 +27,7 @@ class Pairs(NamedTuple):
 
     tokens: torch.Tensor  # int64, some of them IGNORED_TOKEN
     rows: torch.Tensor | None  # int64; None: pair i has row i
-    log_probs: torch.Tensor  # fp32
+    log_probs: torch.Tensor  # fp32, or within a row as far apart as they
     coefficients: torch.Tensor  # fp32, d loss / d logit of the token, through log p's first term
 
 
@@ -37,11 +37,12 @@ class RowTotals(NamedTuple):
     totals: torch.Tensor  # fp32, the sum of the coefficients
     rests: torch.Tensor  # fp32, of those of the pairs with another token than the target
     targets: torch.Tensor  # int64, the likeliest of the pairs' tokens
+    highest: torch.Tensor  # fp32, its log p
     is_dense: torch.Tensor  # bool: the coefficients do not cancel
 
 
 class PairLists(NamedTuple):
-    """Pairs without a coefficient are in no list."""
+    """Pairs without a coefficient are in no list, unless all pairs were asked for."""
 
     by_row: Segments
     rows: RowTotals
@@ -60,6 +61,7 @@ def row_totals_kernel(
     totals_ptr,
     rests_ptr,
     targets_ptr,
+    highest_ptr,
     is_dense_ptr,
     CANCELLED: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -96,14 +98,15 @@ def row_totals_kernel(
     tl.store(totals_ptr + segment, total)
     tl.store(rests_ptr + segment, rest)
     tl.store(targets_ptr + segment, target)
+    tl.store(highest_ptr + segment, likeliest)
     # What is not finite does not cancel: it is to be seen in the result.
     cancels = (tl.abs(total) <= CANCELLED * absolute) & (absolute < float("inf"))
     tl.store(is_dense_ptr + segment, cancels == 0)
 
 
-def list_pairs(pairs: Pairs, R: int, V: int, *, by_token: bool) -> PairLists:
+def list_pairs(pairs: Pairs, R: int, V: int, *, by_token: bool, all_pairs: bool = False) -> PairLists:
     """The lists of `pairs`, whose rows are below R and whose tokens below V. Waits for the device."""
-    lists, counts = list_pairs_on_device(pairs, R, V, by_token=by_token)
+    lists, counts = list_pairs_on_device(pairs, R, V, by_token=by_token, all_pairs=all_pairs)
     num_rows, num_dense, *num_tokens = torch.cat(counts).tolist()
     return PairLists(
         lists.by_row.part(0, num_rows),
@@ -113,10 +116,14 @@ def list_pairs(pairs: Pairs, R: int, V: int, *, by_token: bool) -> PairLists:
     )
 
 
-def list_pairs_on_device(pairs: Pairs, R: int, V: int, *, by_token: bool) -> tuple[PairLists, tuple[torch.Tensor, ...]]:
+def list_pairs_on_device(
+    pairs: Pairs, R: int, V: int, *, by_token: bool, all_pairs: bool = False
+) -> tuple[PairLists, tuple[torch.Tensor, ...]]:
     """Lists as long as they could be; int32 [1] each: how many rows, dense rows and tokens there are."""
     tokens, rows, _, coefficients = pairs
-    is_live = (tokens != IGNORED_TOKEN) & (coefficients != 0)
+    is_live = tokens != IGNORED_TOKEN
+    if not all_pairs:
+        is_live &= coefficients != 0
     if rows is None:
         order, num_rows = live_rows(is_live)
         members = order.long()
@@ -142,6 +149,7 @@ def _row_totals(pairs: Pairs, by_row: Segments, num_rows: torch.Tensor, most: in
         torch.empty(most, dtype=torch.float32, device=device),
         torch.empty(most, dtype=torch.float32, device=device),
         torch.empty(most, dtype=torch.int64, device=device),
+        torch.empty(most, dtype=torch.float32, device=device),
         torch.empty(most, dtype=torch.bool, device=device),
     )
     launch(
@@ -157,6 +165,7 @@ def _row_totals(pairs: Pairs, by_row: Segments, num_rows: torch.Tensor, most: in
         totals_ptr=result.totals,
         rests_ptr=result.rests,
         targets_ptr=result.targets,
+        highest_ptr=result.highest,
         is_dense_ptr=result.is_dense,
         CANCELLED=_CANCELLED,
         BLOCK_M=_MEMBERS_AT_ONCE,

@@ -3,8 +3,10 @@
 Without a KL only completions with an advantage add to the loss, and in recommendation most groups have none. Whoever
 does not need the others' log-probs (all_log_probs=False) has the advantages come first, in a launch of their own, and
 the tokens of the others are -100 to the LM head. Else the launch of the loss makes the advantages itself, and the
-backward pass leaves out what has no coefficient. The parts say what they cost and where they wait for the device;
-between them stand a mask [B, G, L] and token ids [B, G, L], 9 bytes a token, and nothing waits.
+backward pass leaves out what has no coefficient. Where moreover the ratios are 1 (no old_log_probs, ratios of tokens)
+and the head is frozen, log-probs and gradient are made in one pass (`log_prob_one_pass`), which waits for the device to
+count the rows. The parts say what they cost and where they wait; between them stand a mask [B, G, L] and token ids
+[B, G, L], 9 bytes a token, and nothing else waits.
 
 Knows nothing of models or optimizers; advantages are constants for the gradient.
 """
@@ -21,6 +23,7 @@ from .autograd import uncompiled
 from .checks import check_tawin_grpo_loss
 from .grpo_loss_kernel import LossOptions, triton_grpo_loss
 from .log_prob import triton_log_probs
+from .log_prob_one_pass import triton_one_pass, with_known_gradient
 from .records import GRPOLoss, ImportanceLevel, LossType, Normalizer, TAWin
 from .trie import ItemTrie
 
@@ -70,6 +73,8 @@ def tawin_grpo_loss(
     rows: int64 [B, G, L] in [0, R), normalizer, trie, nodes: int64 [B, G, L]: as in `linear_log_probs`.
     all_log_probs: False: with beta 0 and no ref_log_probs, completions without an advantage (in a dead group, all of
         them) never reach the LM head, and log_probs is 0 there. Loss and gradients are the same. Trainers want that.
+        With old_log_probs None, ratios of tokens and a frozen head, Triton then makes log-probs and gradient in one
+        pass: a third less work, and the forward pass waits for the device to count the rows.
     The other arguments, the result and the errors: as in `grpo_loss`.
 
     Call backward outside of an autocast region, and for second derivatives ask for impl="reference": `linear_log_probs`
@@ -144,17 +149,30 @@ def tawin_grpo_loss(
             known = triton_group_advantages(groups, valid)
         if leaves_out:
             wanted &= (known != 0)[..., None]
+    options = LossOptions(loss_type, importance_level, epsilon_low, epsilon_high, beta)
+    source = groups if known is None else known
+    tokens = token_ids.masked_fill(~wanted, IGNORED_TOKEN)
+    is_frozen = not lm_head_weight.requires_grad and (bias is None or not bias.requires_grad)
+    has_own_ratios = old_log_probs is None and importance_level == "token" and loss_type != "gspo"
+    needs_hidden = is_frozen and hidden.requires_grad and torch.is_grad_enabled()
+    if leaves_out and has_own_ratios and needs_hidden and normalizer == "vocab":
+        # d loss / d log p does not depend on the log-probs, so they and the gradient are made together.
+        with torch.enable_grad():
+            unknown = torch.zeros(tokens.shape, dtype=torch.float32, device=hidden.device, requires_grad=True)
+            loss = triton_grpo_loss(unknown, mask, source, valid, None, None, denominator, options).loss
+            (gradient,) = torch.autograd.grad(loss, unknown)
+        log_probs, of_hidden = triton_one_pass(hidden, lm_head_weight, bias, tokens, temperature, rows, gradient)
+        result = triton_grpo_loss(log_probs, mask, source, valid, None, None, denominator, options)
+        return result._replace(loss=with_known_gradient(hidden, result.loss, of_hidden))
     log_probs = triton_log_probs(
         hidden,
         lm_head_weight,
         bias,
-        token_ids.masked_fill(~wanted, IGNORED_TOKEN),
+        tokens,
         temperature,
         rows=rows,
         normalizer=normalizer,
         trie=trie,
         nodes=nodes,
     )
-    options = LossOptions(loss_type, importance_level, epsilon_low, epsilon_high, beta)
-    source = groups if known is None else known
     return triton_grpo_loss(log_probs, mask, source, valid, old_log_probs, ref_log_probs, denominator, options)

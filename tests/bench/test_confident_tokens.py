@@ -6,7 +6,7 @@ import pytest
 import torch
 from tawin_kernels.launch import INTERPRETED
 
-from bench.confident_tokens import DTYPES, SHARING, case_of, compared, is_good
+from bench.confident_tokens import DTYPES, SHARING, case_of, compared, errors_of, exact, in_one_pass, is_good
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -18,7 +18,9 @@ pytestmark = pytest.mark.skipif(not (INTERPRETED or DEVICE.type == "cuda"), reas
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gradients_are_as_exact_row_by_row_as_with_the_one_hot_subtracted_first(dtype, p, sharing):
     case = case_of(p, dtype, sharing, DEVICE)
-    assert is_good(*compared(case, frozen=False))
+    errors, others = compared(case, frozen=False)
+    assert is_good(errors, others)
+    assert is_good(errors_of((in_one_pass(case), None), exact(case)), others)
 
 
 def test_the_cases_have_the_probabilities_that_they_say():
