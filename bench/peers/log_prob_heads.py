@@ -75,6 +75,17 @@ def compiled_chunks(backend: str, rows_at_once: int = 2048) -> LogProbHead:
     return head
 
 
+def _torch_head(device: torch.device) -> LogProbHead:
+    """torch's own linear_cross_entropy, since 2.13. It takes no temperature, so the states are divided by it."""
+    if not hasattr(torch.nn.functional, "linear_cross_entropy"):
+        raise MissingPeer(f"torch {torch.__version__} has no linear_cross_entropy: pip install 'torch>=2.13'")
+    return lambda hidden, weight, token_ids, temperature: (
+        -torch.nn.functional.linear_cross_entropy(
+            hidden if temperature == 1.0 else hidden / temperature, weight, token_ids, reduction="none"
+        )
+    )
+
+
 def _trl_head(device: torch.device) -> LogProbHead:
     """TRL 1.16: tiles of 4,096 tokens x 32,768 words through the matrix library, rounded to the dtype of the states.
 
@@ -119,6 +130,7 @@ def _cut_cross_entropy_head(device: torch.device) -> LogProbHead:
 LOG_PROB_HEADS: dict[str, Callable[[torch.device], LogProbHead]] = {
     "reference": _reference_head,
     "compiled": _compiled_head,
+    "torch": _torch_head,
     "trl": _trl_head,
     "liger": _liger_head,
     "cut_cross_entropy": _cut_cross_entropy_head,
