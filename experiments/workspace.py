@@ -144,7 +144,7 @@ def _train_start(config: Config, folder: Path) -> None:
     run = open_or_create(folder, config)
     job = prepare(config, run)
     if not run.catalog.exists():
-        replace_folder(run.catalog, lambda new: save_catalog(job, new))
+        replace_folder(run.catalog, lambda new: save_catalog(job, config, new))
     torch.manual_seed(config.seed)
     catalog = job.catalog.to(accelerator().device)
     model = trainable(job.model, catalog, config)

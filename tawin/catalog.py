@@ -28,18 +28,20 @@ from .columns import (
     optional_column,
     read_integer_lists,
     read_integers,
+    read_source_ids,
     read_table,
     read_titles,
     require_distinct,
 )
 from .config import CatalogConfig, PromptConfig
 from .config.data import VectorSource
-from .data import Dataset
+from .data import Dataset, Items
 from .durable import replacing_file
 from .encoding import Encoder, padded_table, rows_of
 from .prompt import prompt_tokens
 from .ragged import Ragged
 from .semantic_ids import build_semantic_ids
+from .source_ids import order_of
 from .tokenizer import (
     item_token_names,
     item_tokens,
@@ -87,6 +89,8 @@ class Catalog:
     """As token_ids, on the CPU, of items within a history; None: as token_ids."""
     transitions: Transitions | None = None
     """Counts of the training data that recommendations are mixed with; None: none are."""
+    source_ids: list[str] | None = None
+    """The log's own ids, distinct, by which items are known in other folders; None where earlier versions saved it."""
 
     @property
     def one_target(self) -> bool:
@@ -98,10 +102,10 @@ class Catalog:
         """Items of the catalogue."""
         return len(self.item_ids)
 
-    @cached_property
+    @property
     def num_sequences(self) -> int:
         """Distinct token sequences: items may share one. Waits for the device once."""
-        return int((self.trie.child_offsets.diff() == 0).sum())
+        return self.trie.num_sequences
 
     @property
     def max_item_length(self) -> int:
@@ -115,15 +119,44 @@ class Catalog:
 
     def title(self, item: int) -> str:
         """The item's title, or "item <id>" where it has none."""
-        return _title(self.item_ids, self.titles, item)
+        return _title(self.names, self.titles, item)
 
-    def index_of(self, item_id: int) -> int:
-        """The dense index of an original id; ValueError for an id that the catalogue does not have."""
+    @cached_property
+    def names(self) -> list[str]:
+        """What items are called outside: the log's own ids as text, or the original ids where these are not known."""
+        return [str(item) for item in self.item_ids.tolist()] if self.source_ids is None else self.source_ids
+
+    @cached_property
+    def has_numbers(self) -> bool:
+        """Whether the log's own ids are the whole numbers in `item_ids`."""
+        return self.source_ids is None or self.source_ids == [str(item) for item in self.item_ids.tolist()]
+
+    def index_of(self, item_id: int | str) -> int:
+        """The dense index of an original id, or, of a text, of the log's own id.
+
+        ValueError for an id that the catalogue does not have.
+        """
+        if isinstance(item_id, str):
+            if item_id not in self._named:
+                raise ValueError(f"expected ids of the log, like {', '.join(self.names[:3])}, got {item_id!r}")
+            return self._named[item_id]
         try:
             return self._indexes[item_id]
         except KeyError:
             known = f"{self.num_items} items with ids from {self.item_ids.min()} to {self.item_ids.max()}"
             raise ValueError(f"item_id: expected an item of the catalogue ({known}), got {item_id!r}") from None
+
+    def arrange(self, items: Items, where: str) -> Items:
+        """Items of a data folder in the catalogue's order; DataError, which `where` begins, if they are not its items.
+
+        They are known by the log's own ids; by the original ones in a catalogue of earlier versions.
+        """
+        if self.source_ids is None:
+            if not np.array_equal(items.item_ids, self.item_ids):
+                raise DataError(f"{where}: expected the items that the run was trained on, got others")
+            return items
+        order = order_of(items.names, self.source_ids, where)
+        return items if order is None else items.take(order)
 
     def encode_histories(self, histories: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
         """Prompts of histories (dense item indexes, oldest first; may be empty).
@@ -146,7 +179,7 @@ class Catalog:
         return self._encoder.windows(windows, first_targets, one_target=self.one_target)
 
     def save(self, folder: str | Path) -> None:
-        """Writes items.parquet (item_id, title, semantic_id, token_ids) and catalog.json.
+        """Writes items.parquet (item_id, source_id, title, semantic_id, token_ids) and catalog.json.
 
         A folder that holds this very catalogue is left as it is; DataError if it holds another one, or a data folder.
         """
@@ -159,6 +192,7 @@ class Catalog:
         table = pa.table(
             {
                 "item_id": pa.array(self.item_ids, type=pa.int64()),
+                "source_id": optional_array(self.source_ids, self.num_items, pa.string()),
                 "title": optional_array(self.titles, self.num_items, pa.string()),
                 "semantic_id": optional_array(self.semantic_ids, self.num_items, pa.list_(pa.int64())),
                 "token_ids": pa.array(list(rows_of(self.token_ids)), type=pa.list_(pa.int64())),
@@ -178,7 +212,7 @@ class Catalog:
         header = read_header(Path(folder) / CATALOG_FILE)
         path = Path(folder) / ITEMS_FILE
         columns = ("item_id", "title", "semantic_id", "token_ids")
-        table = read_table(path, required=columns, optional=("history_tokens",))
+        table = read_table(path, required=columns, optional=("history_tokens", "source_id"))
         item_ids = read_integers(table, "item_id", path)
         if len(item_ids) == 0:
             raise DataError(f"{path}: expected at least one item, got none")
@@ -196,6 +230,7 @@ class Catalog:
             catalog = _assemble(
                 item_ids=item_ids,
                 titles=read_titles(table, path),
+                source_ids=read_source_ids(table, path),
                 semantic_ids=semantic_ids,
                 tokens=_split(*read_integer_lists(table, "token_ids", path)),
                 history=history,
@@ -210,6 +245,10 @@ class Catalog:
     @cached_property
     def _indexes(self) -> dict[int, int]:
         return {int(item_id): index for index, item_id in enumerate(self.item_ids)}
+
+    @cached_property
+    def _named(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self.names)}
 
     @cached_property
     def _encoder(self) -> Encoder:
@@ -239,6 +278,7 @@ class Catalog:
             ) from error
         same = (
             np.array_equal(self.item_ids, other.item_ids)
+            and self.source_ids == other.source_ids
             and (self.titles or [None] * self.num_items) == (other.titles or [None] * other.num_items)
             and self.semantic_ids == other.semantic_ids
             and torch.equal(self.token_ids.cpu(), other.token_ids)
@@ -261,8 +301,8 @@ def build_catalog(
 ) -> Catalog:
     """Turns every item of a dataset into tokens of `tokenizer`.
 
-    In "item" mode an item is one token, <item_55> for the item with the id 55; in "semantic_id" mode a token a code.
-    The tokens that the tokenizer lacks are added to it as ordinary tokens: whoever holds the model resizes its
+    In "item" mode an item is one token, <item_55> for the one that the log calls 55; in "semantic_id" mode a token
+    a code. The tokens that the tokenizer lacks are added to it as ordinary tokens: whoever holds the model resizes its
     embeddings to len(tokenizer). In "title" mode an item is " " + title and the end token;
     items with the same title share their tokens, and text that spells a special token is read as text.
 
@@ -283,7 +323,7 @@ def build_catalog(
     if titles:
         tokens, history = around.spell(_titles(dataset), tokenizer)
     elif config.item_tokens == "item":
-        tokens = item_tokens(dataset.items.item_ids.tolist(), tokenizer)
+        tokens = item_tokens(dataset.items.names, tokenizer)
     else:
         if semantic_ids is None:
             semantic_ids = build_semantic_ids(dataset, config, training_sequences=training_sequences, seed=seed)
@@ -295,6 +335,7 @@ def build_catalog(
     return _assemble(
         item_ids=dataset.items.item_ids,
         titles=dataset.items.titles,
+        source_ids=dataset.items.names,
         semantic_ids=codes,
         tokens=tokens,
         history=history,
@@ -313,7 +354,7 @@ def make_tokenizer(
 ) -> Any:
     """The small tokenizer for when no model brings one: of the items, of their codes, or trained on the titles."""
     if config.item_tokens == "item":
-        return make_semantic_tokenizer(item_token_names(dataset.items.item_ids.tolist()))
+        return make_semantic_tokenizer(item_token_names(dataset.items.names))
     if config.item_tokens == "title":
         _require_titles(dataset)
         return train_title_tokenizer(_titles(dataset), config.title_vocabulary)
@@ -388,6 +429,7 @@ def _assemble(
     *,
     item_ids: np.ndarray,
     titles: list[str | None] | None,
+    source_ids: list[str] | None,
     semantic_ids: list[tuple[int, ...]] | None,
     tokens: Sequence[Sequence[int]],
     history: Sequence[Sequence[int]] | None,
@@ -405,6 +447,7 @@ def _assemble(
         trie.leaf_of_item,
         empty=None if empty == around["prefix"] + around["suffix"] else empty,
         history_tokens=None if history is None else padded_table(history)[0],
+        source_ids=source_ids,
         **around,
     )
 
@@ -421,12 +464,13 @@ def _require_titles(dataset: Dataset) -> None:
 
 
 def _titles(dataset: Dataset) -> list[str]:
-    return [_title(dataset.items.item_ids, dataset.items.titles, item) for item in range(len(dataset.items))]
+    names = dataset.items.names
+    return [_title(names, dataset.items.titles, item) for item in range(len(names))]
 
 
-def _title(item_ids: np.ndarray, titles: list[str | None] | None, item: int) -> str:
+def _title(names: list[str], titles: list[str | None] | None, item: int) -> str:
     title = titles[item] if titles is not None else None
-    return title if title and title.strip() else f"item {item_ids[item]}"
+    return title if title and title.strip() else f"item {names[item]}"
 
 
 def _split(values: np.ndarray, lengths: np.ndarray) -> list[list[int]]:

@@ -107,6 +107,26 @@ def read_titles(table: pa.Table, path: Path) -> list[str | None] | None:
     return column.to_pylist()
 
 
+def read_source_ids(table: pa.Table, path: Path) -> list[str] | None:
+    """The log's own ids as text: distinct, none missing. None where there is no such column."""
+    column = optional_column(table, "source_id")
+    if column is None:
+        return None
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    kind = column.type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)):
+        raise DataError(f"{path}: column 'source_id': expected strings, got {kind}")
+    _require_no_nulls(column.null_count, "source_id", path)
+    repeated = [row["values"] for row in pc.value_counts(column).to_pylist() if row["counts"] > 1]
+    if repeated:
+        raise DataError(
+            f"{path}: column 'source_id': expected each id once, but {len(repeated)} are repeated; "
+            f"the first: {', '.join(map(str, repeated[:5]))}"
+        )
+    return column.cast(pa.string()).to_pylist()
+
+
 def read_integers(table: pa.Table, column: str, path: Path) -> np.ndarray:
     values = table[column].combine_chunks()
     _require_integers(values, column, path)

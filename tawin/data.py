@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,7 @@ from .columns import (
     optional_column,
     read_integer_lists,
     read_integers,
+    read_source_ids,
     read_table,
     read_titles,
     require_distinct,
@@ -50,9 +51,22 @@ class Items:
     """None where the data has no titles at all; single items may lack one."""
     semantic_ids: list[tuple[int, ...]] | None = None
     """One code a level, all of one length; items may share one. None where the data has none."""
+    source_ids: list[str] | None = None
+    """The log's own ids, distinct; None: `item_ids` are these."""
 
     def __len__(self) -> int:
         return len(self.item_ids)
+
+    @property
+    def names(self) -> list[str]:
+        """The log's own ids, as text."""
+        return [str(item) for item in self.item_ids.tolist()] if self.source_ids is None else self.source_ids
+
+    def take(self, order: np.ndarray) -> Items:
+        """The items at `order`, in that order."""
+        lists = (self.titles, self.semantic_ids, self.source_ids)
+        taken: list[Any] = [each if each is None else [each[place] for place in order] for each in lists]
+        return Items(self.item_ids[order], *taken)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,16 +143,25 @@ class Split:
     """Every user's training items, SFT's and RL's, at least one: all that a catalogue may be built from."""
 
 
-def load_dataset(folder: str | Path, *, memory_map: str | Path | None = None, with_times: bool = False) -> Dataset:
+def load_dataset(
+    folder: str | Path,
+    *,
+    memory_map: str | Path | None = None,
+    with_times: bool = False,
+    arrange: Callable[[Items], Items] | None = None,
+) -> Dataset:
     """Reads a data folder and checks it. Other columns than these are left alone.
 
     Columns: interactions.parquet `user_id` integer, `item_ids` list of integers; items.parquet `item_id` integer, and
-    optionally `title` string and `semantic_id` list of integers (a column that is absent or all null is no column).
+    optionally `title` string, `semantic_id` list of integers and `source_id` string, the log's own id (a column that is
+    absent or all null is no column).
     Users with fewer than three items are left out and counted.
 
     memory_map: a folder for interactions that are not to be held in memory. They are written there once as flat arrays
     (4 bytes an interaction, 12 a user) and mapped from there; a changed source is converted anew. Titles and semantic
     ids are in memory either way.
+
+    arrange: gives the items in another order, that of a catalogue; dense indexes are the rows in that one then.
 
     with_times: the column `times` of interactions.parquet too, a list of integers as long as `item_ids`.
 
@@ -152,6 +175,7 @@ def load_dataset(folder: str | Path, *, memory_map: str | Path | None = None, wi
     if not folder.is_dir():
         raise DataError(f"{folder}: expected a folder with {INTERACTIONS_FILE} and {ITEMS_FILE}, found no such folder")
     items = _load_items(folder / ITEMS_FILE)
+    items = items if arrange is None else arrange(items)
     path = folder / INTERACTIONS_FILE
     if memory_map is None:
         found = read_interactions(path, items.item_ids)
@@ -191,6 +215,7 @@ def save_dataset(dataset: Dataset, folder: str | Path) -> None:
             "item_id": pa.array(items.item_ids, type=item_type),
             "title": optional_array(items.titles, len(items), pa.string()),
             "semantic_id": optional_array(items.semantic_ids, len(items), pa.list_(pa.int64())),
+            "source_id": optional_array(items.source_ids, len(items), pa.string()),
         }
     )
     with writing(folder):
@@ -365,12 +390,17 @@ def _examples_everywhere(user_ids: np.ndarray, train: Ragged, *, max_history: in
 
 
 def _load_items(path: Path) -> Items:
-    table = read_table(path, required=("item_id",), optional=("title", "semantic_id"))
+    table = read_table(path, required=("item_id",), optional=("title", "semantic_id", "source_id"))
     item_ids = read_integers(table, "item_id", path)
     if len(item_ids) == 0:
         raise DataError(f"{path}: expected at least one item, got none")
     require_distinct(item_ids, "item_id", path)
-    return Items(item_ids, titles=read_titles(table, path), semantic_ids=_semantic_ids(table, item_ids, path))
+    return Items(
+        item_ids,
+        titles=read_titles(table, path),
+        semantic_ids=_semantic_ids(table, item_ids, path),
+        source_ids=read_source_ids(table, path),
+    )
 
 
 def _semantic_ids(table: pa.Table, item_ids: np.ndarray, path: Path) -> list[tuple[int, ...]] | None:

@@ -6,12 +6,14 @@ The folder is plain Hugging Face; its README.md says what is in it and has code 
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
 from .catalog import Catalog
+from .data_digest import read_origin
 from .durable import finish_replacing, read_folder, replace_folder
-from .load import DEFAULT_STAGE, SERVING_FILE, ServingOptions, best_model
+from .load import DEFAULT_STAGE, SERVING_FILE, ServingOptions, best_model, evaluation_of
 from .run_folder import RunFolder
 from .run_lock import is_in_use
 
@@ -32,8 +34,8 @@ def export(run: RunFolder, folder: Path, stage: str | None = None) -> None:
         raise ValueError(f"{folder}: expected a new or empty folder to export to, got {what}")
     if not is_in_use(run.path):  # else training does that itself
         finish_replacing(run.checkpoints / stage)
-    model, catalog = best_model(run, stage), Catalog.load(run.catalog)
-    options = ServingOptions(stage, run.config.split.max_history, run.config.evaluation)
+    model, catalog, origin = best_model(run, stage), Catalog.load(run.catalog), read_origin(run.catalog)
+    options = ServingOptions(stage, run.config.split.max_history, evaluation_of(run))
 
     def write(new: Path) -> None:
         def copy(folder: Path) -> None:
@@ -42,6 +44,8 @@ def export(run: RunFolder, folder: Path, stage: str | None = None) -> None:
 
         read_folder(model, copy)  # training may replace it meanwhile
         catalog.save(new)
+        if origin is not None:
+            replace(origin, folder=None).save(new)
         catalog.trie.save(new / TRIE_FILE)
         (new / SERVING_FILE).write_text(options.to_json(), encoding="utf-8")
         (new / "README.md").write_text(readme(), encoding="utf-8")

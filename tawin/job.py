@@ -5,6 +5,7 @@ Called by `commands.train`, and by the experiments, whose tables begin with the 
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from .catalog import Catalog, build_catalog, make_tokenizer
 from .causal_attention import require_model_takes
 from .config import Config
 from .data import Dataset, Split
+from .data_digest import Origin, digest_of, read_origin, require_same_data
 from .item_vectors import MAX_DIMENSIONS, item_vectors, load_vectors
-from .load import load_data
+from .load import catalog_of_model, load_data
 from .policy import build_model, load_model, load_tokenizer
 from .ragged import Ragged
 from .run_folder import RunFolder
@@ -47,15 +49,17 @@ class Job:
 
 def prepare(config: Config, run: RunFolder | None) -> Job:
     """Load or make the data, the catalogue and the model; a resumed run takes its own catalogue."""
-    dataset, split = load_data(config)
+    goes_on = run is not None and run.catalog.exists()
+    start = Catalog.load(run.catalog) if run is not None and goes_on else catalog_of_start(config)
+    where = f"--data {config.data}" + ("" if goes_on else f" with --model {config.model}")
+    dataset, split = load_data(config, start, where=where)
     _require_training_data(split, config)
     texts = _title_vectors(dataset, config, run)
-    if run is not None and run.catalog.exists():
-        tokenizer, catalog = load_tokenizer(str(run.catalog)), Catalog.load(run.catalog)
-        if not np.array_equal(dataset.items.item_ids, catalog.item_ids):
-            raise ValueError(f"--data {config.data}: expected the items that the run was started with, got others")
+    if run is not None and start is not None and goes_on:
+        _require_same_data(dataset, run, config)
+        tokenizer, catalog = load_tokenizer(str(run.catalog)), start
     else:
-        tokenizer, catalog = make_catalog(dataset, split, config, texts)
+        tokenizer, catalog = make_catalog(dataset, split, config, texts, start=start)
         weight = config.evaluation.counts_weight
         if weight or (weight is None and config.catalog.item_tokens == "item"):
             counted = count_transitions(Ragged.of(split.training), len(dataset.items))
@@ -105,6 +109,39 @@ def _initialize_tokens(
     begin_at_vectors(model, catalog, vectors, known=known, seed=config.seed)
 
 
+def _require_same_data(dataset: Dataset, run: RunFolder, config: Config) -> None:
+    in_order = require_same_data(dataset, read_origin(run.catalog), f"--data {config.data}")
+    if not in_order and run.writes:
+        print(
+            f"note: --data {config.data}: the same data with its users in another order: training goes on, not bit for "
+            "bit as it would have",
+            file=sys.stderr,
+        )
+
+
+def catalog_of_start(config: Config) -> Catalog | None:
+    """The catalogue of the run that `config.model` comes from, where its tokens are to mean the same items again.
+
+    None for a model that has none, where items are titles or tokens named by the log's own ids, which mean the same
+    anywhere, and where the options ask for other semantic ids, which is said.
+    """
+    folder = catalog_of_model(config.model) if config.model and config.catalog.item_tokens == "semantic_id" else None
+    catalog = None if folder is None else Catalog.load(folder)
+    if folder is None or catalog is None or catalog.semantic_ids is None or catalog.source_ids is None:
+        return None
+    if (folder.parent / "config.yaml").exists():
+        options = RunFolder(folder.parent).config.catalog
+        of_titles = {"instruction": config.catalog.instruction, "title_vocabulary": config.catalog.title_vocabulary}
+        if replace(options, **of_titles) != config.catalog:
+            print(
+                f"note: --model {config.model}: its run had other options of catalog, so items get new ids, which its "
+                "tokens do not mean yet",
+                file=sys.stderr,
+            )
+            return None
+    return catalog
+
+
 def _require_training_data(split: Split, config: Config) -> None:
     """Refuse a split that leaves a stage nothing to train on, before anything is written."""
     if config.sft.epochs > 0 and not split.sft:
@@ -120,9 +157,13 @@ def _require_training_data(split: Split, config: Config) -> None:
 
 
 def make_catalog(
-    dataset: Dataset, split: Split, config: Config, texts: np.ndarray | None = None
+    dataset: Dataset, split: Split, config: Config, texts: np.ndarray | None = None, *, start: Catalog | None = None
 ) -> tuple[PreTrainedTokenizerBase, Catalog]:
-    """Items as tokens of the model's tokenizer, or of a small one made for them. texts: as in `item_vectors`."""
+    """Items as tokens of the model's tokenizer, or of a small one made for them.
+
+    texts: as in `item_vectors`.
+    start: of the run that the model comes from, items in the order of the dataset: they keep its semantic ids.
+    """
     kind = config.catalog.item_tokens
     is_used = {
         "item": config.catalog.initialize,
@@ -138,7 +179,9 @@ def make_catalog(
                 f"catalog.initialize), got {value!r}"
             )
     semantic_ids = None
-    if kind == "semantic_id":
+    if start is not None:
+        semantic_ids = _ids_of_start(dataset, start, config)
+    elif kind == "semantic_id":
         semantic_ids = build_semantic_ids(
             dataset, config.catalog, training_sequences=split.training, seed=config.seed, texts=texts
         )
@@ -155,11 +198,26 @@ def make_catalog(
     return tokenizer, catalog
 
 
-def save_catalog(job: Job, folder: Path) -> None:
+def _ids_of_start(dataset: Dataset, start: Catalog, config: Config) -> list[tuple[int, ...]]:
+    assert start.semantic_ids is not None
+    given = given_ids(dataset, config.catalog) or []
+    changed = [row for row, own in enumerate(given) if start.semantic_ids[row][: len(own)] != tuple(own)]
+    if changed:
+        names = ", ".join(start.names[row] for row in changed[:5])
+        raise ValueError(
+            f"--data {config.data}: expected the semantic ids that --model {config.model} was trained with, got others "
+            f"of {len(changed):,} items ({names}{', ...' if len(changed) > 5 else ''})"
+        )
+    return start.semantic_ids
+
+
+def save_catalog(job: Job, config: Config, folder: Path) -> None:
     job.catalog.save(folder)
     job.tokenizer.save_pretrained(folder)
     if job.texts is not None:
         np.save(folder / TEXTS_FILE, job.texts)
+    data = None if config.data is None else str(Path(config.data).absolute())
+    Origin(data, digest_of(job.dataset)).save(folder)
 
 
 def summary(job: Job) -> str:

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .catalog import Catalog
+from .catalog import CATALOG_FILE, Catalog
+from .columns import DataError
 from .config import Config, EvaluationConfig
 from .data import Dataset, Split, load_dataset, split_leave_one_out
 from .durable import read_folder
@@ -25,21 +26,32 @@ SERVING_FORMAT = 1
 DEFAULT_STAGE = "grpo"
 
 
-def load_data(config: Config) -> tuple[Dataset, Split]:
+def load_data(config: Config, catalog: Catalog | None = None, *, where: str | None = None) -> tuple[Dataset, Split]:
     """The data of a run, or the synthetic catalogue, and its split.
 
+    catalog: of a run; the data's items are put into its order, whatever numbers they have there.
+    where: what a refusal of them begins with; None: --data.
+
     Raises:
-        DataError: data that cannot be used.
+        DataError: data that cannot be used, or whose items are not the catalogue's.
         ValueError: a split by time of the synthetic catalogue, which has no times, or one that leaves a part nothing.
     """
     options = config.split
     by_time = options.method == "time"
+    arrange = None if catalog is None else partial(catalog.arrange, where=where or f"--data {config.data}")
+    if config.data and catalog is not None and not Path(config.data).is_dir():
+        raise DataError(
+            f"--data {config.data}: expected the data folder of the run, found none; where it was moved, --data says "
+            "where it is now"
+        )
     if config.data:
-        dataset = load_dataset(config.data, memory_map=config.data_cache, with_times=by_time)
+        dataset = load_dataset(config.data, memory_map=config.data_cache, with_times=by_time, arrange=arrange)
     elif by_time:
         raise ValueError("split.method: expected leave_one_out without --data, as made-up data has no times, got time")
     else:
         dataset = make_synthetic(config.synthetic, config.seed)
+        if arrange is not None:
+            dataset = dataclasses.replace(dataset, items=arrange(dataset.items))
     split = split_leave_one_out
     if by_time:
         split = partial(split_by_time, valid_share=options.valid_share, test_share=options.test_share)
@@ -115,20 +127,27 @@ def load_serving(folder: Path, stage: str | None = None) -> Serving:
         model_folder = catalog_folder = folder
     else:
         run = RunFolder.open(folder)
-        options = ServingOptions(stage or DEFAULT_STAGE, run.config.split.max_history, _evaluation(run))
+        options = ServingOptions(stage or DEFAULT_STAGE, run.config.split.max_history, evaluation_of(run))
         model_folder, catalog_folder = best_model(run, options.stage), run.catalog
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = read_folder(model_folder, load_model).to(device).eval()  # training may replace it meanwhile
     return Serving(model, Catalog.load(catalog_folder).to(device), options)
 
 
-def _evaluation(run: RunFolder) -> EvaluationConfig:
+def evaluation_of(run: RunFolder) -> EvaluationConfig:
     """A run's options of evaluation, an "auto" as training decided it."""
     evaluation = run.config.evaluation
     if evaluation.exclude_history != "auto":
         return evaluation
     decided = run.results.get("config", {}).get("evaluation", {}).get("exclude_history", "no")
     return dataclasses.replace(evaluation, exclude_history=decided)
+
+
+def catalog_of_model(name_or_path: str) -> Path | None:
+    """The folder of the catalogue that a model was trained with: its run's, or its own if it was exported."""
+    folder = Path(name_or_path)
+    places = (folder, folder.absolute().parents[1] / "catalog") if folder.is_dir() else ()
+    return next((place for place in places if (place / CATALOG_FILE).exists()), None)
 
 
 def best_model(run: RunFolder, stage: str) -> Path:

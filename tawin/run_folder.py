@@ -68,6 +68,8 @@ class RunFolder:
         """Make the folder of a new run."""
         cls.check_new(path)
         path.mkdir(parents=True, exist_ok=True)
+        if config.data is not None:  # where it is, wherever the run is gone on with or evaluated
+            config = replace(config, data=str(Path(config.data).absolute()))
         write_atomically(path / "config.yaml", dump_yaml(config))
         (path / "checkpoints").mkdir()
         return cls(path)
@@ -83,12 +85,14 @@ class RunFolder:
     def resume(cls, path: Path, config: Config) -> RunFolder:
         """An existing run that is to go on with the same config; the fields that differ are named.
 
-        Guards and watchdog may differ: what they stopped may go on with others. So may the tracker, and how often
-        states are saved and how many are kept. What a crash has left half written is removed.
+        Guards and watchdog may differ: what they stopped may go on with others. So may the tracker, how often states
+        are saved and how many are kept, and where the data is. What a crash has left half written is removed.
         """
         run = cls.open(path)
         may_differ = ("guards.", "watchdog.", "tracking.", "checkpoints.")
         changed = [one for one in differences(run.config, config) if not one[0].startswith(may_differ)]
+        # Data may have moved: whoever loads it compares what is in it.
+        changed = [(name, *values) for name, *values in changed if name != "data" or None in values]
         if changed:
             raise RunFolderError(
                 f"--resume {path}: the run was started with another config: "

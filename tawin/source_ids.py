@@ -1,36 +1,53 @@
-"""An item's id in the log that its data folder was prepared from, and its id in the folder: each from the other."""
+"""The log's own ids of items: by them a run, an export and a data folder know that they speak of the same items.
+
+`tawin prepare` numbers ids that are not all whole numbers by first sight, so `item_id` of one folder says nothing about
+another. Whatever compares or translates items of two places does it here; an id is text, leading zeros included.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 
-from .columns import DataError, read_integers, read_table
-from .data import ITEMS_FILE
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from .columns import DataError
 
-@dataclass(frozen=True)
-class SourceIds:
-    """Both ways; distinct in the folders that `tawin prepare` writes."""
-
-    item_ids: dict[str, int]
-    source_ids: dict[int, str]
-
-    def item_id(self, source_id: str) -> int:
-        """ValueError where no item has that id."""
-        if source_id not in self.item_ids:
-            some = ", ".join(list(self.item_ids)[:3])
-            raise ValueError(f"--history: expected ids of the log, like {some}, got {source_id!r}")
-        return self.item_ids[source_id]
+SHOWN = 5  # ids that a message names
 
 
-def read_source_ids(folder: Path) -> SourceIds:
-    """The column `source_id` of a data folder's items. DataError where there is none."""
-    path = folder / ITEMS_FILE
-    table = read_table(path, required=("item_id", "source_id"))
-    item_ids = read_integers(table, "item_id", path).tolist()
-    sources = table["source_id"].to_pylist()
-    if not all(isinstance(source, str) for source in sources):
-        raise DataError(f"{path}: column 'source_id': expected a string for each item, as `tawin prepare` writes it")
-    pairs = list(zip(sources, item_ids, strict=True))
-    return SourceIds(dict(pairs), {item_id: source for source, item_id in pairs})
+def places_of(wanted: Sequence[str] | pa.Array, known: Sequence[str] | pa.Array) -> np.ndarray:
+    """int64: where each wanted id stands among the known ones, which are distinct; -1 where it does not."""
+    places = pc.index_in(_strings(wanted), value_set=_strings(known))
+    return places.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def order_of(found: Sequence[str], wanted: Sequence[str], where: str) -> np.ndarray | None:
+    """int64 [items]: the place in `found` of each wanted id; None where the two are equal as they stand.
+
+    Raises:
+        DataError: they are not the same ids; it says how many and which are missing or new. `where` begins the message.
+    """
+    if list(found) == list(wanted):
+        return None
+    places = places_of(wanted, found)
+    missing = [wanted[place] for place in np.flatnonzero(places < 0)]
+    new = [found[place] for place in np.flatnonzero(places_of(found, wanted) < 0)]
+    if missing or new:
+        raise DataError(
+            f"{where}: expected the {len(wanted):,} items that the run was trained on, got others: "
+            f"{len(missing):,} of them are missing{_some(missing)}, {len(new):,} of its {len(found):,} are "
+            f"new{_some(new)}; prepare the log that the run was trained on, or train anew"
+        )
+    return places
+
+
+def _some(ids: list[str]) -> str:
+    if not ids:
+        return ""
+    return f" ({', '.join(ids[:SHOWN])}{', ...' if len(ids) > SHOWN else ''})"
+
+
+def _strings(ids: Sequence[str] | pa.Array) -> pa.Array:
+    return ids if isinstance(ids, pa.Array) else pa.array(ids, pa.string())

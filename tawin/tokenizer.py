@@ -37,9 +37,9 @@ def semantic_token_names(semantic_ids: Iterable[Sequence[int]]) -> list[str]:
     return [semantic_token_name(level, code) for level, code in sorted(used)]
 
 
-def item_token_names(item_ids: Iterable[int]) -> list[str]:
-    """The names of items' tokens where each item is one: <item_55> for the item with the id 55."""
-    return [f"<item_{item_id}>" for item_id in item_ids]
+def item_token_names(source_ids: Iterable[str]) -> list[str]:
+    """The names of items' tokens where each item is one: <item_55> for the one that the log calls 55."""
+    return [f"<item_{source_id}>" for source_id in source_ids]
 
 
 def make_semantic_tokenizer(token_names: Sequence[str]) -> Qwen2Tokenizer:
@@ -88,9 +88,9 @@ def semantic_tokens(semantic_ids: Sequence[Sequence[int]], tokenizer: Any) -> li
     ]
 
 
-def item_tokens(item_ids: Sequence[int], tokenizer: Any) -> list[list[int]]:
+def item_tokens(source_ids: Sequence[str], tokenizer: Any) -> list[list[int]]:
     """One token an item; those that the tokenizer lacks are added to it as ordinary tokens."""
-    names = item_token_names(item_ids)
+    names = item_token_names(source_ids)
     tokenizer.add_tokens(names)
     return [[token] for token in tokenizer.convert_tokens_to_ids(names)]
 

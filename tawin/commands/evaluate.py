@@ -6,8 +6,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-import numpy as np
-
+from ..data_digest import read_origin, require_same_data
 from ..evaluate import evaluate, sampled
 from ..load import load_data, load_serving
 from ..run_folder import RunFolder
@@ -18,7 +17,7 @@ def add_command(commands: Commands) -> None:
     command = commands.add_parser("evaluate", help="valid and test figures of a run's best model, anew")
     command.add_argument("run", type=Path)
     add_stage(command)
-    command.add_argument("--data", help="data folder, where it is no longer the one that the run was trained on")
+    command.add_argument("--data", help="where the data that the run was trained on is now (default: where it was)")
     command.add_argument("--users", type=positive, help="users to evaluate, sampled with the run's seed (default: all)")
     command.add_argument("--beam-width", type=positive, help="beams (default: the run's)")
     add_exclude_history(command)
@@ -36,9 +35,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     )
     model, catalog = serving.model, serving.catalog
     folder = options.data or config.data
-    dataset, split = load_data(dataclasses.replace(config, data=folder))
-    if not np.array_equal(dataset.items.item_ids, catalog.item_ids):
-        raise ValueError(f"--data {folder}: expected the items that the run was trained on, got others")
+    dataset, split = load_data(dataclasses.replace(config, data=folder), catalog)
+    require_same_data(dataset, read_origin(run.catalog), f"--data {folder}")
     for part in ("valid", "test"):
         examples = sampled(getattr(split, part), options.users, config.seed)
         figures = evaluate(model, catalog, examples, evaluation, description=part, progress=True)

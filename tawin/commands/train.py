@@ -133,7 +133,7 @@ def open_run(options: TrainingOptions, accelerator: Accelerator, held: ExitStack
         run = RunFolder.create(options.out, options.config)
     print(summary(job))
     if not run.catalog.exists():
-        replace_folder(run.catalog, lambda folder: save_catalog(job, folder))
+        replace_folder(run.catalog, lambda folder: save_catalog(job, options.config, folder))
     return run, job
 
 

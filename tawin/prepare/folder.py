@@ -83,11 +83,27 @@ def write_folder(prepared: Prepared, report: dict[str, Any], folder: Path) -> No
         (part / REPORT_FILE).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
+def numbering_notes(prepared: Prepared) -> list[str]:
+    """What is to be said where ids were numbered."""
+    kinds = {"item": prepared.item_sources, "user": prepared.user_sources}
+    return [
+        f"{kind} ids are not all whole numbers without leading zeros, so the folder numbers them in the order in which "
+        f"they are first seen; {kind}s.parquet has the log's own as source_id"
+        + (", and these are what every command takes and shows" if kind == "item" else "")
+        for kind, sources in kinds.items()
+        if not _are_numbers(sources)
+    ]
+
+
 def public_ids(sources: list[str]) -> np.ndarray:
     """int64: the ids themselves where all of them are whole numbers as one writes them, else 0, 1, ..."""
-    if all(len(text) <= _LONGEST_INTEGER and text.isascii() and _is_integer(text) for text in sources):
+    if _are_numbers(sources):
         return np.array([int(text) for text in sources], dtype=np.int64)
     return np.arange(len(sources), dtype=np.int64)
+
+
+def _are_numbers(sources: list[str]) -> bool:
+    return all(len(text) <= _LONGEST_INTEGER and text.isascii() and _is_integer(text) for text in sources)
 
 
 def _is_integer(text: str) -> bool:

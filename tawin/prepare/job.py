@@ -14,7 +14,7 @@ from ..interactions import MIN_ITEMS
 from .amazon import AMAZON_2018, AMAZON_2023
 from .dates import date_text
 from .filter import Duplicates, k_core, not_repeated, order_by_time, renumber
-from .folder import Prepared, require_new, write_folder
+from .folder import Prepared, numbering_notes, require_new, write_folder
 from .log import Log, Selection
 from .movielens import MOVIELENS
 from .parquet import PARQUET
@@ -80,7 +80,7 @@ def prepare(
         "counts": counts | {"items_in_catalogue": len(prepared.item_sources), "titles": _titles(prepared)},
         "times": times,
         "malformed": reading.examples,
-        "notes": reading.notes,
+        "notes": [*reading.notes, *numbering_notes(prepared)],
     }
     write_folder(prepared, report, folder)
     return report

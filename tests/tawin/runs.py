@@ -11,6 +11,7 @@ from tawin.catalog import build_catalog, make_tokenizer
 from tawin.checkpoint import save_model
 from tawin.config import CatalogConfig, Config, EvaluationConfig, PolicyConfig, SplitConfig, SyntheticConfig
 from tawin.data import training_sequences
+from tawin.data_digest import Origin, digest_of
 from tawin.load import load_data
 from tawin.policy import build_model
 from tawin.run_folder import RunFolder
@@ -53,4 +54,5 @@ def make_run(folder: Path, config: Config = SMALL) -> RunFolder:
         save_model(model, tokenizer, run.checkpoints / stage)
     catalog.save(run.catalog)
     tokenizer.save_pretrained(run.catalog)
+    Origin(None, digest_of(dataset)).save(run.catalog)
     return run

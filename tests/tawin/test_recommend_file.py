@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import re
 from collections.abc import Callable
@@ -73,12 +74,62 @@ def test_unknown_items_are_left_out_and_counted_and_who_has_no_other_gets_an_emp
     served = recommend_file.recommend_file(
         serving, write(tmp_path / "in.parquet", histories), tmp_path / "out.parquet", top=3
     )
-    assert dataclasses.replace(served, seconds=0.0) == recommend_file.Served(4, 4, 2)
+    assert dataclasses.replace(served, seconds=0.0) == recommend_file.Served(4, 4, 2, 0)
     out = pq.read_table(tmp_path / "out.parquet")
     assert out.column_names == ["item_ids", "scores"]
     first, second, third, fourth = out["item_ids"].to_pylist()
     assert first == second and len(first) == 3
     assert third == fourth == [] == out["scores"].to_pylist()[2]
+
+
+def test_a_null_is_no_item_and_a_null_history_an_empty_one(
+    serving: Serving, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = serving.catalog.item_ids[[5, 2]].tolist()
+    histories = write(tmp_path / "in.parquet", [known, None, [known[0], None, known[1]], []])
+    cli.main(["recommend", str(run), "--histories", str(histories), "--out", str(tmp_path / "out.parquet")])
+    printed = capsys.readouterr().out
+    assert "1 items of histories are not" in printed and "2 users have no known item" in printed
+    assert "note: the history of 1 of them is null" in printed
+    first, second, third, fourth = pq.read_table(tmp_path / "out.parquet")["item_ids"].to_pylist()
+    assert first == third and len(first) == 10 and second == fourth == []
+
+
+def test_text_in_gives_text_out_and_a_csv_is_a_csv(serving: Serving, tmp_path: Path) -> None:
+    histories = random_histories(serving, 9)
+    recommend_file.recommend_file(serving, write(tmp_path / "in.parquet", histories), tmp_path / "numbers.parquet")
+    numbers = pq.read_table(tmp_path / "numbers.parquet")["item_ids"].to_pylist()
+    text = pa.table({"item_ids": [[str(item) for item in history] for history in histories]})
+    pq.write_table(text, tmp_path / "text.parquet")
+    recommend_file.recommend_file(serving, tmp_path / "text.parquet", tmp_path / "names.parquet")
+    names = pq.read_table(tmp_path / "names.parquet")["item_ids"].to_pylist()
+    assert names == [[str(item) for item in items] for items in numbers]
+    recommend_file.recommend_file(serving, tmp_path / "in.parquet", tmp_path / "lists.csv", titles=True)
+    with open(tmp_path / "lists.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["row", "rank", "item_id", "score", "title"]
+    assert [int(row["item_id"]) for row in rows] == [item for items in numbers for item in items]
+    assert [int(row["row"]) for row in rows] == [row for row in range(9) for _ in range(10)]
+    catalog = serving.catalog
+    assert all(row["title"] == catalog.title(catalog.index_of(int(row["item_id"]))) for row in rows)
+
+
+def test_histories_of_a_csv_stand_a_row_an_item(serving: Serving, tmp_path: Path) -> None:
+    ids = serving.catalog.item_ids[:5].tolist()
+    rows = [("b", ids[0]), ("a", ids[1]), ("b", ids[2]), ("a", ids[3]), ("b", ids[4]), ("c", UNKNOWN), ("d", "")]
+    lines = "".join(f"x,{item},{user}\n" for user, item in rows)
+    (tmp_path / "in.csv").write_text("kind,item_id,user_id\n" + lines)
+    served = recommend_file.recommend_file(serving, tmp_path / "in.csv", tmp_path / "out.parquet", top=3)
+    assert (served.users, served.unknown_items, served.empty_histories) == (4, 2, 2)
+    out = pq.read_table(tmp_path / "out.parquet")
+    assert out["user_id"].to_pylist() == ["b", "a", "c", "d"]
+    write(tmp_path / "lists.parquet", [[ids[0], ids[2], ids[4]], [ids[1], ids[3]], [], []])
+    recommend_file.recommend_file(serving, tmp_path / "lists.parquet", tmp_path / "expected.parquet", top=3)
+    expected = pq.read_table(tmp_path / "expected.parquet")["item_ids"].to_pylist()
+    assert [[int(item) for item in items] for items in out["item_ids"].to_pylist()] == expected
+    (tmp_path / "bad.csv").write_text("user,item_id\n1,2\n")
+    with pytest.raises(DataError, match="column 'user_id': expected user_id and item_id"):
+        recommend_file.recommend_file(serving, tmp_path / "bad.csv", tmp_path / "no.parquet")
 
 
 def test_more_items_than_the_catalogue_has_give_all_of_it(serving: Serving, tmp_path: Path) -> None:
@@ -152,9 +203,9 @@ def test_a_write_that_fails_names_the_file_that_was_written_and_not_the_historie
     ("table", "message"),
     [
         ({"user_id": [1]}, "column 'item_ids': expected"),
-        ({"item_ids": [["a"]]}, "column 'item_ids': expected integers"),
-        ({"item_ids": pa.array([[1], None])}, "column 'item_ids': expected a list in every row"),
-        ({"item_ids": pa.array([[1, None]])}, "column 'item_ids': expected no nulls"),
+        ({"item_ids": [1]}, "column 'item_ids': expected lists of ids, got int64"),
+        ({"item_ids": [[1.5]]}, "column 'item_ids': expected lists of ids, got double"),
+        ({"item_ids": [["a"], [], ["1"]]}, "expected items of the run, like 100, 103, 106, but none of 2 in it is one"),
     ],
 )
 def test_columns_that_do_not_fit_are_refused_by_name(
@@ -171,22 +222,23 @@ def test_the_command_prints_the_throughput_and_takes_an_exported_folder_too(
 ) -> None:
     histories = write(tmp_path / "in.parquet", [*random_histories(serving, 3), [UNKNOWN]])
     cli.main(["export", str(run), str(tmp_path / "served")])
-    for folder, name in ((run, "a"), (tmp_path / "served", "b")):
+    for folder, name in ((run, "a.parquet"), (tmp_path / "served", "b.parquet")):
         cli.main(["recommend", str(folder), "--histories", str(histories), "--out", str(tmp_path / name)])
         printed = capsys.readouterr().out
         assert "4 users in" in printed and "users/s" in printed
         assert "1 items of histories are not in the catalogue" in printed and "1 users have no known item" in printed
-    assert pq.read_table(tmp_path / "a").equals(pq.read_table(tmp_path / "b"))
+    assert pq.read_table(tmp_path / "a.parquet").equals(pq.read_table(tmp_path / "b.parquet"))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--histories", "{in}"], "--out: expected the parquet file"),
+        (["--histories", "{in}"], "--out: expected the file"),
+        (["--histories", "{in}", "--out", "lists.xlsx"], "--out lists.xlsx: expected a name that ends in .parquet or"),
         (["--histories", "{in}", "--out", "{in}"], "exists already"),
         (["--history", "1", "--out", "x.parquet"], "--out: expected it with --histories"),
         (["--history", "1", "--batch-size", "4"], "--batch-size: expected it with --histories"),
-        (["--histories", "{in}", "--source-ids", "DATA"], "--source-ids: expected it with --history"),
+        (["--histories", "{in}", "--out", "{out}", "--source-ids", "DATA"], "DATA/items.parquet: expected a parquet"),
         (["--histories", "absent.parquet", "--out", "{out}"], "absent.parquet: expected a parquet file"),
     ],
 )

@@ -1,39 +1,40 @@
-"""Ids of the log and ids of the data folder, each from the other."""
+"""Ids of two places, compared and put in order."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tawin.columns import DataError
-from tawin.source_ids import read_source_ids
+from tawin.source_ids import order_of, places_of
+
+IDS = st.lists(st.text(min_size=1, max_size=3), min_size=1, max_size=12, unique=True)
 
 
-def write_items(folder: Path, **columns: Any) -> Path:
-    pq.write_table(pa.table(columns), folder / "items.parquet")
-    return folder
+@given(ids=IDS, data=st.data())
+def test_an_order_puts_the_ids_of_one_place_as_those_of_the_other(ids: list[str], data: st.DataObject) -> None:
+    other = data.draw(st.permutations(ids))
+    order = order_of(other, ids, "there")
+    assert ids == (other if order is None else [other[place] for place in order])
+    assert (order is None) == (ids == other)
 
 
-def test_each_id_is_found_from_the_other(tmp_path: Path) -> None:
-    found = read_source_ids(write_items(tmp_path, item_id=[0, 5], source_id=["007", "b"]))
-    assert [found.item_id(source) for source in ("b", "007")] == [5, 0]
-    assert [found.source_ids[item] for item in (5, 0)] == ["b", "007"]
-    with pytest.raises(ValueError, match=r"--history: expected ids of the log, like 007, b, got '7'"):
-        found.item_id("7")
+def test_zeros_in_front_make_another_id() -> None:
+    assert places_of(["007", "7", "a"], ["7", "007"]).tolist() == [1, 0, -1]
+    assert places_of([], ["7"]).dtype == np.int64
 
 
 @pytest.mark.parametrize(
-    ("columns", "message"),
+    ("found", "message"),
     [
-        ({"item_id": [0]}, r"items.parquet: column 'source_id': expected, but the file has only item_id"),
-        ({"item_id": [0], "source_id": [7]}, r"column 'source_id': expected a string for each item"),
-        ({"item_id": [0, 1], "source_id": ["a", None]}, r"column 'source_id': expected a string for each item"),
+        (["a", "b"], r"DATA: expected the 3 items .* 1 of them are missing \(c\), 0 of its 2 are new;"),
+        (["a", "b", "c", "d"], r"0 of them are missing, 1 of its 4 are new \(d\);"),
+        ([*"uvwxyz"], r"3 of them are missing \(a, b, c\), 6 of its 6 are new \(u, v, w, x, y, \.\.\.\);"),
+        (["a", "b", "c", "c2"][::-1], r"1 of its 4 are new \(c2\);"),
     ],
 )
-def test_a_folder_that_was_not_prepared_is_refused(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
+def test_other_ids_are_refused_by_name_and_number(found: list[str], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        read_source_ids(write_items(tmp_path, **columns))
+        order_of(found, ["a", "b", "c"], "DATA")
