@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 
 from .arguments import IGNORED_TOKEN
-from .autograd import differentiable_once
+from .autograd import apply, differentiable_once
 from .gradient_sums import matrix_product, segment_sum
 from .launch import launch
 from .linear_logsumexp import LOG2_E, dot_tile, matrix_sizes, matrix_tiles, rows_in_place
@@ -399,7 +399,7 @@ class _KnownGradient(torch.autograd.Function):
         return loss.clone()
 
     @staticmethod
-    @differentiable_once
+    @differentiable_once("tawin_grpo_loss")
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (of_hidden,) = ctx.saved_tensors
         return (of_hidden * gradient).to(ctx.dtype).view(ctx.shape), None, None
@@ -407,7 +407,7 @@ class _KnownGradient(torch.autograd.Function):
 
 def with_known_gradient(hidden: torch.Tensor, loss: torch.Tensor, of_hidden: torch.Tensor) -> torch.Tensor:
     """The scalar `loss` with d loss / d hidden = of_hidden, fp32 [R, H] for hidden [..., H]."""
-    result: torch.Tensor = _KnownGradient.apply(hidden, loss, of_hidden)
+    result: torch.Tensor = apply("tawin_grpo_loss", _KnownGradient, hidden, loss, of_hidden)
     return result
 
 

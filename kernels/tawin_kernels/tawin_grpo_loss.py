@@ -19,7 +19,7 @@ from . import reference
 from .advantage import require_small_groups
 from .advantage_kernel import MAX_GROUP, GroupRewards, triton_group_advantages
 from .arguments import IGNORED_TOKEN, Impl, runs_triton
-from .autograd import uncompiled
+from .autograd import is_transformed, uncompiled
 from .checks import check_tawin_grpo_loss
 from .grpo_loss_kernel import LossOptions, triton_grpo_loss
 from .log_prob import triton_log_probs
@@ -154,8 +154,8 @@ def tawin_grpo_loss(
     tokens = token_ids.masked_fill(~wanted, IGNORED_TOKEN)
     is_frozen = not lm_head_weight.requires_grad and (bias is None or not bias.requires_grad)
     has_own_ratios = old_log_probs is None and importance_level == "token" and loss_type != "gspo"
-    needs_hidden = is_frozen and hidden.requires_grad and torch.is_grad_enabled()
-    if leaves_out and has_own_ratios and needs_hidden and normalizer == "vocab":
+    needs_hidden = hidden.requires_grad and torch.is_grad_enabled() and not is_transformed(hidden)
+    if leaves_out and has_own_ratios and is_frozen and needs_hidden and normalizer == "vocab":
         # d loss / d log p does not depend on the log-probs, so they and the gradient are made together.
         with torch.enable_grad():
             unknown = torch.zeros(tokens.shape, dtype=torch.float32, device=hidden.device, requires_grad=True)
