@@ -131,8 +131,12 @@ def catalog_of_start(config: Config) -> Catalog | None:
         return None
     if (folder.parent / "config.yaml").exists():
         options = RunFolder(folder.parent).config.catalog
-        of_titles = {"instruction": config.catalog.instruction, "title_vocabulary": config.catalog.title_vocabulary}
-        if replace(options, **of_titles) != config.catalog:
+        same_text = replace(
+            options,
+            instruction=config.catalog.instruction,
+            title_vocabulary=config.catalog.title_vocabulary,
+        )
+        if same_text != config.catalog:
             print(
                 f"note: --model {config.model}: its run had other options of catalog, so items get new ids, which its "
                 "tokens do not mean yet",

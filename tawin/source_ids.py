@@ -32,8 +32,8 @@ def order_of(found: Sequence[str], wanted: Sequence[str], where: str) -> np.ndar
     if list(found) == list(wanted):
         return None
     places = places_of(wanted, found)
-    missing = [wanted[place] for place in np.flatnonzero(places < 0)]
-    new = [found[place] for place in np.flatnonzero(places_of(found, wanted) < 0)]
+    missing = [wanted[int(place)] for place in np.flatnonzero(places < 0)]
+    new = [found[int(place)] for place in np.flatnonzero(places_of(found, wanted) < 0)]
     if missing or new:
         raise DataError(
             f"{where}: expected the {len(wanted):,} items that the run was trained on, got others: "
