@@ -64,6 +64,7 @@ class _Captured:
 class ModelGraphs:
     """The graphs of one model."""
 
+    modules: _Modules | None = None
     addresses: Hashable = None
     graphs: OrderedDict[Hashable, _Captured] = field(default_factory=OrderedDict)  # least recently used first
     seen: set[Hashable] = field(default_factory=set)
@@ -92,11 +93,12 @@ def replay(model: Backbone, prompt: Prompt, options: BeamOptions) -> Sequences |
 def _replay(own: ModelGraphs, model: Backbone, prompt: Prompt, options: BeamOptions) -> Sequences | None:
     if own.is_refused:
         return None
-    reason = obstacle(model)
+    modules = _modules_of(own, model)
+    reason = obstacle(model, modules)
     if reason is not None:
         own.warn(reason)
         return None
-    addresses = addresses_of(model)
+    addresses = addresses_of(model, modules)
     if own.addresses != addresses:
         own.graphs.clear()
         own.addresses = addresses
@@ -147,38 +149,85 @@ def _capture(model: Backbone, prompt: Prompt, decode: FixedDecode) -> _Captured:
         return _Captured(decode, graph, found, torch.cuda.Event())
 
 
-def obstacle(model: Backbone) -> str | None:
-    """Why a replay would not be what the model does when it is run; None where nothing is in the way."""
-    for part in (model.decoder, model.head):
-        for name, module in part.named_modules():
-            reason = None
-            if module.training:
-                reason = "is in training mode; call model.eval()"
-            elif {*module._forward_pre_hooks.values(), *module._forward_hooks.values()} - _IDLE_HOOKS:
-                reason = "has forward hooks, which a replay would leave out"
-            else:
-                kinds = vars(module).get("rope_type")
-                changing = set(kinds.values() if isinstance(kinds, dict) else (kinds,)) & set(_CHANGING_ROPE)
-                if changing:
-                    reason = f"has {changing.pop()} rotary embeddings, which change with the prompt"
-            if reason is not None:
-                return f"{name or 'model'} ({type(module).__name__}) {reason}"
+class _Modules:
+    """The modules of a model as one list: every search looks at all of them, and to walk their tree is slow."""
+
+    def __init__(self, modules: list[nn.Module]) -> None:
+        self._refs = [weakref.ref(module) for module in modules]  # no graph refers to its model
+        self._children = [_children(module) for module in modules]
+
+    def of(self, model: Backbone) -> list[nn.Module] | None:
+        """The modules; None where the list is no longer that of the model."""
+        modules = [module for ref in self._refs if (module := ref()) is not None]
+        if len(modules) < len(self._refs) or modules[0] is not model.decoder or model.head not in modules:
+            return None
+        if any(_children(module) != known for module, known in zip(modules, self._children, strict=True)):
+            return None
+        return modules
+
+
+def _children(module: nn.Module) -> tuple[int, ...]:
+    return tuple(map(id, module._modules.values())) if module._modules else ()
+
+
+def _walk(model: Backbone) -> list[nn.Module]:
+    return [*model.decoder.modules(), *model.head.modules()]
+
+
+def _modules_of(own: ModelGraphs, model: Backbone) -> list[nn.Module]:
+    """The modules of the model, walked anew only where its tree has changed."""
+    modules = None if own.modules is None else own.modules.of(model)
+    if modules is None:
+        modules = _walk(model)
+        own.modules = _Modules(modules)
+    return modules
+
+
+def obstacle(model: Backbone, modules: list[nn.Module] | None = None) -> str | None:
+    """Why a replay would not be what the model does when it is run; None where nothing is in the way.
+
+    modules: all of decoder and head, if known.
+    """
+    for module in _walk(model) if modules is None else modules:
+        reason = _obstacle_in(module)
+        if reason is not None:
+            named = [*model.decoder.named_modules(), *model.head.named_modules()]
+            name = next(name for name, other in named if other is module)
+            return f"{name or 'model'} ({type(module).__name__}) {reason}"
     return None
 
 
-def addresses_of(model: Backbone) -> Hashable:
-    """Where the tensors lie that a graph reads, and what decides which of them it reads."""
+def _obstacle_in(module: nn.Module) -> str | None:
+    if module.training:
+        return "is in training mode; call model.eval()"
+    if {*module._forward_pre_hooks.values(), *module._forward_hooks.values()} - _IDLE_HOOKS:
+        return "has forward hooks, which a replay would leave out"
+    kinds = vars(module).get("rope_type")
+    if kinds is not None:
+        changing = set(kinds.values() if isinstance(kinds, dict) else (kinds,)) & set(_CHANGING_ROPE)
+        if changing:
+            return f"has {changing.pop()} rotary embeddings, which change with the prompt"
+    return None
+
+
+def addresses_of(model: Backbone, modules: list[nn.Module] | None = None) -> Hashable:
+    """Where the tensors lie that a graph reads, and what decides which of them it reads.
+
+    modules: all of decoder and head, if known.
+    """
     tensors: list[Hashable] = []
-    switches: list[Any] = []
+    switches: list[Hashable] = []
     layer: Any
-    for part in (model.decoder, model.head):
-        for layer in part.modules():
-            for own in (layer._parameters, layer._buffers):
+    for layer in _walk(model) if modules is None else modules:
+        for own in (layer._parameters, layer._buffers):
+            if own:
                 tensors += [(tensor.data_ptr(), tensor.dtype) for tensor in own.values() if tensor is not None]
-            if hasattr(type(layer), "active_adapters"):  # a layer of peft
-                switches += layer.active_adapters, layer.disable_adapters, getattr(layer, "merged_adapters", None)
-                switches.append(getattr(layer, "scaling", None))
-    return tuple(tensors), repr(switches), model.config._attn_implementation
+        # A layer of peft. A whole model of transformers has a method of that name.
+        if isinstance(getattr(type(layer), "active_adapters", None), property):
+            known = vars(layer)
+            switches += tuple(layer.active_adapters), layer.disable_adapters, tuple(known.get("merged_adapters", ()))
+            switches.append(tuple(known.get("scaling", {}).items()))
+    return tuple(tensors), tuple(switches), model.config._attn_implementation
 
 
 def _numerics() -> Hashable:

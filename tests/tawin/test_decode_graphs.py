@@ -71,6 +71,52 @@ def test_switching_adapters_or_attention_changes_what_a_graph_depends_on() -> No
     assert addresses_of(backbone(model)) != before
 
 
+def test_another_scale_or_set_of_adapters_changes_what_a_graph_depends_on() -> None:
+    model: Any = lora_model()
+    before = addresses_of(backbone(model))
+    layer = model.get_base_model().model.layers[0].self_attn.q_proj
+    layer.set_scale("default", 3.0)
+    scaled = addresses_of(backbone(model))
+    layer.merge()
+    assert len({before, scaled, addresses_of(backbone(model))}) == 3
+
+
+@torch.no_grad()
+def test_the_tree_of_a_model_is_walked_again_only_where_a_module_was_put_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(decode_graphs, "_capture", Rerun)
+    walks = 0
+    walk = decode_graphs._walk
+
+    def counted(model: Backbone) -> list[nn.Module]:
+        nonlocal walks
+        walks += 1
+        return walk(model)
+
+    monkeypatch.setattr(decode_graphs, "_walk", counted)
+    model: Any = tiny_model("qwen2")
+    parts, options = backbone(model), BeamOptions(ItemTrie.from_sequences(ITEMS), 3)
+
+    def search() -> Sequences | None:
+        return replay(parts, prefill(parts, *ragged_prompts(2, 5)), options)
+
+    search()
+    first = walks
+    before = search()
+    assert before is not None and walks == first
+    other: Any = tiny_model("qwen2", seed=1).model.layers[0].mlp
+    model.model.layers[0].mlp = other
+    after = search()
+    assert after is not None and walks > first
+    assert not torch.equal(after.scores, before.scores)
+    expected = decode(parts, prefill(parts, *ragged_prompts(2, 5)), options)
+    assert torch.equal(after.scores, expected.scores)
+    other.train()
+    with pytest.warns(RuntimeWarning, match="is in training mode"):
+        assert search() is None
+
+
 @pytest.mark.parametrize("make", [lambda: tiny_model("qwen2"), lambda: tiny_model("gemma3"), lora_model])
 def test_a_model_in_eval_mode_may_be_captured(make: Any) -> None:
     assert obstacle(backbone(make())) is None
