@@ -242,9 +242,9 @@ def shared_child_log_probs(
     log_probs = []
     for some_hidden in hidden.split(at_once):
         logits = _logits(some_hidden.to(weight.dtype), weight, wide_bias, temperature)  # [some rows, V]
-        normalization = logits.logsumexp(1, keepdim=True)
-        picked = logits if normalizer == "trie" else logits.index_select(1, tokens)
-        log_probs.append(picked - normalization)
+        # Not logits - logsumexp: log_softmax subtracts the maximum and the log sum one after the other (see below).
+        of_row = logits.log_softmax(1)
+        log_probs.append(of_row if normalizer == "trie" else of_row.index_select(1, tokens))
     return torch.cat(log_probs)
 
 
