@@ -31,12 +31,13 @@ from tawin.catalog import Catalog
 from tawin.config import Config
 from tawin.data import Examples, Split, training_sequences
 from tawin.enumerate import exact_metrics
-from tawin.evaluate import decided, recommend, sampled, target_ranks
+from tawin.evaluate import decided, evaluate, recommend, sampled, target_ranks
 from tawin.grpo import train_grpo
 from tawin.pipeline import policy_and_reference, trainable
 from tawin.policy import load_model
 from tawin.ragged import Ragged
 from tawin.run_folder import RunFolder
+from tawin.transitions import count_transitions
 
 from .baselines import SequenceModelOptions, fit, ranks
 from .plan import TRAINED, Cell
@@ -44,6 +45,9 @@ from .sdpo import SDPOOptions, train_sdpo
 from .store import PARTS, Record
 from .theory.options import read
 from .workspace import Workspace, accelerator, catalog_of, dataset_and_split, open_or_create
+
+TRAIN_PROMPTS = 2000  # RL prompts whose recall a record tells
+RECALLS = ("recall@1", "recall@3", "recall@5")
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,12 @@ def _from_start(cell: Cell, workspace: Workspace) -> Outcome:
             model, options = trainable(load_model(sft), catalog, config), sdpo_options(cell, config)
             train_sdpo(accelerator(), model, load_model(sft), tokenizer, catalog, split, config, options, run)
         accelerator().free_memory()
-        return _evaluated(run, stage, catalog, split, config, cell)
+        outcome = _evaluated(run, stage, catalog, split, config, cell)
+        # A checkpoint chosen on valid may be the start: only the last weights tell what RL did to its own prompts.
+        ends = _recalls("train", load_model(sft), catalog, split.rl, config, "at the start")
+        for part, examples in (("train", split.rl), ("valid", split.valid), ("test", split.test)):
+            ends |= _recalls(part, model, catalog, examples, config, "at the end")
+        return replace(outcome, values=outcome.values | ends)
 
 
 def sdpo_options(cell: Cell, config: Config) -> SDPOOptions:
@@ -193,6 +202,8 @@ def _evaluated(run: RunFolder, stage: str, catalog: Catalog, split: Split, confi
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     lines = [line for line in lines if line["stage"] == stage]
     values, series = _values(found), _curves(lines)
+    values |= _recalls("train", model, catalog, split.rl, config)
+    values |= _recalls_with_counts(model, catalog, split, config)
     if "exact" in cell.options:
         values |= _exact(model, catalog, split, config, **cell.options["exact"])
     settings = dataclasses.asdict(config)
@@ -201,6 +212,39 @@ def _evaluated(run: RunFolder, stage: str, catalog: Catalog, split: Split, confi
     if "exact" in cell.options:
         settings["exact"] = cell.options["exact"]
     return Outcome(values, settings, found, series)
+
+
+def _recalls(
+    part: str, model: nn.Module, catalog: Catalog, examples: Examples, config: Config, when: str = ""
+) -> dict[str, float]:
+    """Recall of the examples: "train recall@3 at the end". Of "train", the RL prompts, at most TRAIN_PROMPTS.
+
+    Those are ranked by the model alone: counts of the training data hold their targets.
+    """
+    if part == "train":
+        examples = examples.sample(TRAIN_PROMPTS, 0)
+        config = replace(config, evaluation=replace(config.evaluation, counts_weight=0.0))
+    else:
+        examples = sampled(examples, config.evaluation.test_users, 0)
+    if len(examples) == 0:
+        return {}
+    figures = evaluate(model.to(accelerator().device), catalog, examples, config.evaluation, description=part)
+    return {f"{part} {name} {when}".rstrip(): figures[name] for name in RECALLS}
+
+
+def _recalls_with_counts(model: nn.Module, catalog: Catalog, split: Split, config: Config) -> dict[str, float]:
+    """Where each item is one token and the model is ranked alone: "test recall@3 with counts" and their like.
+
+    The model as `evaluation.counts_weight` None would rank it, so that a table can show both.
+    """
+    if config.catalog.item_tokens != "item" or config.evaluation.counts_weight != 0:
+        return {}
+    counted = replace(catalog, transitions=count_transitions(Ragged.of(split.training), catalog.num_items))
+    mixed = replace(config, evaluation=replace(config.evaluation, counts_weight=None))
+    found: dict[str, float] = {}
+    for part in PARTS:
+        found |= _recalls(part, model, counted, getattr(split, part), mixed, "with counts")
+    return found
 
 
 def _exact(model: nn.Module, catalog: Catalog, split: Split, config: Config, *, users: int) -> dict[str, float]:

@@ -26,6 +26,7 @@ from tawin.config import Config, EvaluationConfig
 from .methods import check, run_cell
 from .plan import Cell, Table, cells, load_table, merge, table_names
 from .report import write_report
+from .statistics import is_per_user
 from .store import Record, read_records, write_records
 from .workspace import Workspace
 
@@ -148,9 +149,13 @@ def _run_one(cell: Cell, workspace: Workspace, number: str) -> bool:
         print(f"{name}: FAILED\n{traceback.format_exc()}", file=sys.stderr, flush=True)
         return False
     write_records([record], workspace.record_path(cell))
-    shown = ", ".join(f"{figure} {value:.4f}" for figure, value in record.values.items() if "test recall" in figure)
+    shown = ", ".join(f"{figure} {value:.4f}" for figure, value in record.values.items() if _is_shown(figure))
     print(f"{name}: {record.seconds:.0f} s  {shown}", file=sys.stderr, flush=True)
     return True
+
+
+def _is_shown(figure: str) -> bool:
+    return figure.startswith("test recall") and is_per_user(figure)
 
 
 def _run_side_by_side(arguments: list[str], jobs: int) -> int:

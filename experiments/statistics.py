@@ -92,14 +92,18 @@ class Comparison:
 
 
 def part_of(metric: str) -> tuple[str, str]:
-    """The part of the data and the metric: "valid recall@3" -> ("valid", "recall@3"); "recall@3" is of test."""
+    """The part of the data and the metric: "valid recall@3" -> ("valid", "recall@3"); "recall@3" is of test.
+
+    "train" are the RL prompts, whose ranks no record holds.
+    """
     part, _, name = metric.partition(" ")
-    return (part, name) if part in PARTS else ("test", metric)
+    return (part, name) if part in (*PARTS, "train") else ("test", metric)
 
 
 def is_per_user(metric: str) -> bool:
     """Whether ranks give the metric of each user: recall@K and ndcg@K; other values stand for all users at once."""
-    return _PER_USER.fullmatch(part_of(metric)[1]) is not None
+    part, name = part_of(metric)
+    return part in PARTS and _PER_USER.fullmatch(name) is not None
 
 
 def per_user(ranks: np.ndarray, metric: str) -> np.ndarray:

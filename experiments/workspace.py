@@ -87,7 +87,7 @@ class Workspace:
         """Whether another process is training the start that the cell needs."""
         if cell.row.method not in TRAINED:
             return False
-        with self.lock(self._start_folder(self.config(cell), cell.data), wait=False) as is_free:
+        with self.lock(self._start_folder(_of_start(self.config(cell)), cell.data), wait=False) as is_free:
             return not is_free
 
     def _start_folder(self, config: Config, data: str) -> Path:
@@ -96,11 +96,18 @@ class Workspace:
 
     def start(self, config: Config, data: str) -> RunFolder:
         """The run folder of the SFT stage with these options, finished."""
+        config = _of_start(config)
         folder = self._start_folder(config, data)
         with self.lock(folder, wait=True):
             if not _is_finished(folder):
-                _train_start(dataclasses.replace(config, grpo=GRPOConfig(steps=0)), folder)
+                _train_start(config, folder)
         return RunFolder.open(folder)
+
+
+def _of_start(config: Config) -> Config:
+    """The config that a start is trained with: which of the same sequences' items RL asks for is nothing to SFT."""
+    split = dataclasses.replace(config.split, rl_prompts="last")
+    return dataclasses.replace(config, grpo=GRPOConfig(steps=0), split=split)
 
 
 def _is_finished(folder: Path) -> bool:

@@ -69,6 +69,50 @@ def test_a_table_is_run_resumed_and_grown_by_a_seed(tmp_path: Path, monkeypatch:
     )
 
 
+def test_a_record_tells_what_rl_did_to_its_own_prompts(tmp_path: Path) -> None:
+    assert run.main(arguments(tmp_path, "--seeds", "0", "--rows", "SFT", "Beam", "S-DPO")) == 0
+    records = {record.row: record for record in read_records(tmp_path / "results" / "small.parquet")}
+    for row in ("Beam", "S-DPO"):
+        values, curves = records[row].values, records[row].series
+        for k in (1, 3, 5):
+            assert values[f"train recall@{k} at the start"] == records["SFT"].values[f"train recall@{k}"]
+            assert values[f"valid recall@{k} at the end"] == curves[f"valid recall@{k}"][-1]
+            assert 0.0 <= values[f"train recall@{k}"] <= 1.0
+        assert {"train recall@3 at the end", "test recall@3 at the end"} <= values.keys()
+    assert not any("with counts" in name for name in records["SFT"].values)  # semantic ids are not mixed with counts
+
+
+def test_a_row_of_the_model_alone_tells_what_counts_add(tmp_path: Path) -> None:
+    item = TABLE.replace("options:\n", "options:\n  catalog: {item_tokens: item}\n", 1).replace(
+        "epochs: 2", "epochs: 1"
+    )
+    found = {}  # after one epoch there is one checkpoint to choose
+    for name, weight in (("alone", 0.0), ("mixed", None)):
+        folder = tmp_path / name
+        folder.mkdir()
+        given = arguments(folder, "--seeds", "0", "--rows", "SFT")
+        text = item.replace("beam_width: 10", f"beam_width: 10, counts_weight: {'null' if weight is None else weight}")
+        (folder / "small.yaml").write_text(text)
+        assert run.main(given) == 0
+        (record,) = read_records(folder / "results" / "small.parquet")
+        found[name] = record.values
+    for metric in ("valid recall@3", "test recall@1", "test recall@5"):
+        assert found["alone"][f"{metric} with counts"] == found["mixed"][metric]
+    assert found["alone"]["test recall@5"] != found["mixed"]["test recall@5"]
+    assert found["alone"]["train recall@5"] == found["mixed"]["train recall@5"]  # counts know these targets
+
+
+def test_rows_that_differ_in_what_rl_asks_for_share_a_start(tmp_path: Path) -> None:
+    given = arguments(tmp_path, "--seeds", "0", "--rows", "Beam")
+    for prompts in ("last", "all"):
+        (tmp_path / "small.yaml").write_text(
+            TABLE.replace("options:\n", f"options:\n  split: {{rl_prompts: {prompts}}}\n", 1)
+        )
+        assert run.main(given) == 0
+    assert len(list((tmp_path / "out" / "starts").iterdir())) == 1
+    assert len(list((tmp_path / "out" / "cells").iterdir())) == 2
+
+
 def test_two_processes_share_the_cells_and_find_what_one_finds(tmp_path: Path) -> None:
     alone, together = tmp_path / "alone", tmp_path / "together"
     for folder, jobs in ((alone, "1"), (together, "2")):

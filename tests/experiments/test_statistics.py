@@ -49,6 +49,14 @@ def test_a_metric_without_a_word_is_of_test():
     assert statistics.part_of("recall@3 exact") == ("test", "recall@3 exact")
 
 
+def test_recall_on_the_rl_prompts_is_tested_over_seeds_only():
+    assert statistics.part_of("train recall@3") == ("train", "recall@3")
+    assert statistics.is_per_user("valid recall@3") and not statistics.is_per_user("train recall@3")
+    one = record("GRPO", 0, [0, -1])
+    found = dataclasses.replace(one, values={**one.values, "train recall@3": 0.25})
+    assert statistics.value_of(found, "train recall@3") == 0.25
+
+
 def test_spread_is_the_mean_and_the_sample_deviation():
     spread = statistics.spread([1.0, 2.0, 6.0])
     assert (spread.mean, spread.seeds) == (3.0, 3)
