@@ -48,7 +48,7 @@ class Prompt:
 
 
 def check_prompts(input_ids: Tensor, attention_mask: Tensor) -> None:
-    """Refuse anything but a non-empty left-padded batch: input_ids int64 [B, P], attention_mask 0/1 [B, P]."""
+    """Refuse anything but a non-empty batch: input_ids int64 [B, P], attention_mask [B, P]. Values: `prompt_batch`."""
     for name, value in (("input_ids", input_ids), ("attention_mask", attention_mask)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{name}: expected a tensor [B, P], got {type(value).__name__}")
@@ -64,12 +64,16 @@ def check_prompts(input_ids: Tensor, attention_mask: Tensor) -> None:
         raise ValueError(
             f"attention_mask: expected device {input_ids.device} as input_ids, got {attention_mask.device}"
         )
-    if bool(((attention_mask != 0) & (attention_mask != 1)).any()):
+    if input_ids.shape[1] == 0:
+        raise ValueError("input_ids: expected prompts of at least one token, got none")
+
+
+def _check_mask(is_binary: bool, ends_real: bool, has_hole: bool) -> None:
+    if not is_binary:
         raise ValueError("attention_mask: expected zeros and ones, got other values")
-    mask = attention_mask.bool()
-    if input_ids.shape[1] == 0 or not bool(mask[:, -1].all()):
+    if not ends_real:
         raise ValueError("attention_mask: expected left-padded prompts of at least one token (last column all 1)")
-    if bool((mask[:, :-1] & ~mask[:, 1:]).any()):
+    if has_hole:
         raise ValueError("attention_mask: expected left-padded prompts (zeros, then ones), got a hole")
 
 
@@ -91,7 +95,10 @@ class PromptBatch:
 
 
 def prompt_batch(model: Backbone, input_ids: Tensor, attention_mask: Tensor, *, cached: bool = False) -> PromptBatch:
-    """input_ids int64 [B, P] left-padded, attention_mask [B, P]. cached: their keys and values are kept."""
+    """input_ids int64 [B, P] left-padded, attention_mask [B, P]. cached: their keys and values are kept.
+
+    Raises ValueError for a mask that is not zeros, then ones, with a token in each row.
+    """
     batch, length = input_ids.shape
     real = attention_mask.bool()
     lengths = real.sum(-1)
@@ -99,8 +106,12 @@ def prompt_batch(model: Backbone, input_ids: Tensor, attention_mask: Tensor, *, 
     key_mask = positions < lengths[:, None]
     input_ids = input_ids.gather(1, (positions + (length - lengths)[:, None]) % length)
     alike = (input_ids == input_ids[:1]).all(0).long().cumprod(0).sum()
+    is_binary = ((attention_mask == 0) | (attention_mask == 1)).all()
+    has_hole = (real[:, :-1] & ~real[:, 1:]).any()
     # Read in one go: each reading waits for the device.
-    equal_columns, shortest, total = torch.stack((alike, lengths.min(), lengths.sum())).tolist()
+    known = torch.stack((alike, lengths.min(), lengths.sum(), is_binary, real[:, -1].all(), has_hole))
+    equal_columns, shortest, total, *of_mask = known.tolist()
+    _check_mask(*map(bool, of_mask))
     is_padded = total < input_ids.numel()
     common = min(equal_columns, shortest - 1)  # a prompt's end is its own
     saves_enough = common * (batch - 1) >= MIN_COMMON_SHARE * total
