@@ -1,6 +1,7 @@
 """Completions that are items: beam search as a `rollout_func` of TRL, and a reward for the right item.
 
-Knows tries and prompts, not catalogues, advantages or losses.
+A catalogue says which item an id of the dataset means, by the log's own ids; a bare trie knows items by their rows.
+Advantages and losses are others' work.
 """
 
 from __future__ import annotations
@@ -15,44 +16,66 @@ from tawin_kernels import ItemTrie
 from torch import Tensor
 
 from ...backbone import backbone
+from ...catalog import Catalog
 from ...policy import evaluating, is_training
 from ...rollout import beam_sequences, sequence_log_probs
 from ...tree_attention import prefill
 from .policy_head import check_model
 
 
-def item_reward(trie: ItemTrie, target: str = "target") -> Callable[..., list[float]]:
+def item_reward(items: ItemTrie | Catalog, target: str = "target") -> Callable[..., list[float]]:
     """A reward function of TRL: 1 where the tokens of the completion are those of the target item, else 0.
 
-    trie: the catalogue; item i is row i of what it was built from. Items that share a sequence are all rewarded.
-    target: the dataset's column with each prompt's item, an int; or with a list of items, any of which is rewarded.
+    items: a catalogue (`tawin.load_catalog` of a run or an export), whose items are known by the log's own ids; or a
+        trie, whose item i is row i of what it was built from. Items that share a sequence are all rewarded.
+    target: the dataset's column with each prompt's item, an id or a row; or with a list of them, any of which is
+        rewarded. An id may be text or a number, as `tawin recommend` takes it.
     """
+    trie = items if isinstance(items, ItemTrie) else items.trie
 
     def item_match(completion_ids: list[list[int]], **columns: Any) -> list[float]:
         if target not in columns:
             raise ValueError(f"target: expected a column of the dataset, got {target!r}; there are {sorted(columns)}")
-        targets = [_items_of(row, target) for row in columns[target]]
-        items = torch.tensor([item for row in targets for item in row], dtype=torch.int64)
-        if bool(((items < 0) | (items >= trie.num_items)).any()):
-            raise ValueError(f"{target}: expected items in [0, {trie.num_items}), got {items.min()}..{items.max()}")
-        leaves = iter(trie.leaf_of_item[items.to(trie.device)].tolist())
+        targets = [_rows_of(items, _ids_of(row, target), target) for row in columns[target]]
+        rows = torch.tensor([item for row in targets for item in row], dtype=torch.int64)
+        leaves = iter(trie.leaf_of_item[rows.to(trie.device)].tolist())
         nodes = _nodes_of(trie, completion_ids).tolist()
         return [float(node in [next(leaves) for _ in row]) for node, row in zip(nodes, targets, strict=True)]
 
     return item_match
 
 
-def _items_of(row: Any, target: str) -> list[int]:
-    """One or several, of whatever holds whole numbers: lists, arrays, tensors."""
+def _ids_of(row: Any, target: str) -> list[int | str]:
+    """One or several, of whatever holds whole numbers or texts: lists, arrays, tensors."""
+    if isinstance(row, str):
+        return [row]
     try:
         return [index(row)]
     except TypeError:
         try:
-            return [index(item) for item in row]
+            return [item if isinstance(item, str) else index(item) for item in row]
         except TypeError:
             raise ValueError(
                 f"{target}: expected an item's number or a list of them in each row, got {row!r}"
             ) from None
+
+
+def _rows_of(items: ItemTrie | Catalog, ids: list[int | str], target: str) -> list[int]:
+    """The rows of the catalogue that are meant."""
+    if isinstance(items, Catalog):
+        try:
+            return [items.index_of(str(one)) for one in ids]  # as text: a number is the log's own id too
+        except ValueError as error:
+            raise ValueError(f"{target}: {error}") from None
+    rows = [one for one in ids if not isinstance(one, str)]
+    if len(rows) < len(ids):
+        raise ValueError(
+            f"{target}: expected an item's number or a list of them in each row, got {ids[0]!r}; for ids of a log give "
+            "item_reward the catalogue in place of the trie"
+        )
+    if rows and not (min(rows) >= 0 and max(rows) < items.num_items):
+        raise ValueError(f"{target}: expected items in [0, {items.num_items}), got {min(rows)}..{max(rows)}")
+    return rows
 
 
 def _nodes_of(trie: ItemTrie, sequences: list[list[int]]) -> Tensor:
@@ -64,12 +87,13 @@ def _nodes_of(trie: ItemTrie, sequences: list[list[int]]) -> Tensor:
     return nodes
 
 
-def beam_rollout(trie: ItemTrie, *, prompts_at_once: int = 64) -> BeamRollout:
-    """A `rollout_func` of TRL: constrained beam search, num_generations items a prompt, best first.
+def beam_rollout(items: ItemTrie | Catalog, *, prompts_at_once: int = 64) -> BeamRollout:
+    """A `rollout_func` of TRL: constrained beam search, num_generations items per prompt, best first.
 
-    trie: the catalogue, on any device. prompts_at_once: prompts that one search takes, which bounds its memory.
+    items: a catalogue or a trie, on any device. prompts_at_once: prompts that one search takes, which bounds its
+    memory.
     """
-    return BeamRollout(trie, prompts_at_once)
+    return BeamRollout(items.trie if isinstance(items, Catalog) else items, prompts_at_once)
 
 
 @dataclass(frozen=True)

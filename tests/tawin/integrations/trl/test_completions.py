@@ -10,7 +10,7 @@ import pytest
 import torch
 from tawin_kernels import ItemTrie
 
-from tawin import beam_search
+from tawin import beam_search, cli, load_catalog
 
 pytest.importorskip("trl", reason="needs TRL: pip install 'tawin[trl]'")
 
@@ -133,6 +133,21 @@ class TestItemReward:
     def test_takes_several_targets_a_row_from_the_column_that_is_named(self):
         reward = item_reward(TRIE, "likes")
         assert reward(completion_ids=[ITEMS[1], ITEMS[1], ITEMS[1]], likes=[[0, 1], [4], []]) == [1.0, 0.0, 0.0]
+
+    def test_a_catalogue_knows_targets_by_the_logs_own_ids(self, tmp_path):
+        """As text or as numbers; the number of an item in the folder, given by first sight, is no id."""
+        log = tmp_path / "log.csv"
+        rows = [f"u{user},{sku},{time}" for user in range(4) for time, sku in enumerate(("30", "10", "x", "20"))]
+        log.write_text("\n".join(["user_id,item_id,timestamp", *rows]))
+        cli.main(["prepare", "csv", str(log), str(tmp_path / "data"), "--min-interactions", "1"])
+        catalog = load_catalog(tmp_path / "data", item_tokens="item")
+        tokens = {name: [int(token)] for name, token in zip(catalog.names, catalog.token_ids[:, 0], strict=True)}
+        completions = [tokens["10"], tokens["10"], tokens["x"], tokens["30"], tokens["20"]]
+        rewards = item_reward(catalog)(completion_ids=completions, target=["10", 10, ["30", "x"], "10", [20]])
+        assert rewards == [1.0, 1.0, 1.0, 0.0, 1.0]
+        with pytest.raises(ValueError, match=r"target: expected ids of the log, like .*, got '1'"):
+            item_reward(catalog)(completion_ids=[tokens["10"]], target=[1])
+        assert beam_rollout(catalog)._trie is catalog.trie
 
     def test_refuses_a_missing_column_and_items_that_there_are_not(self):
         with pytest.raises(ValueError, match=r"expected a column of the dataset, got 'target'; there are \['item'\]"):
