@@ -10,7 +10,8 @@ hidden [B, W, H], weight [V, H]. Only beams with children count; they are listed
   vocab   logsumexp of each row over V tokens, streamed (`linear_logsumexp`): no [B, W, V] tensor
   both    the logits at the U tokens that the trie uses, fp32 [B * W, U], by tensor cores, at most 64 MiB of them:
           prompts go in pieces where that is less than all. Where U is in the thousands, too many for that, and each
-          node has few of them, the LM-head rows of the children are gathered instead
+          node has so few of them that reading is cheaper than multiplying, the LM-head rows of the children are
+          gathered instead
   both    the selection (`beam_selection`), which looks up the children's logits
 Five launches with "vocab", three with "trie", more only where prompts go in pieces or the candidates of one do not fit
 one program. The host never waits and launches depend on shapes and on what the trie knows of itself, so a step can be
@@ -37,13 +38,16 @@ from .autograd import uncompiled
 from .beam_selection import MAX_BEAM_WIDTH, RowInputs, Selection, plan_selection, select_children
 from .checks import check_beam_step
 from .launch import launch, multiprocessors
-from .linear_logsumexp import rows_in_place, token_logits, vocabulary_statistics
+from .linear_logsumexp import RowStatistics, rows_in_place, token_logits, vocabulary_statistics
 from .records import BeamStep, Normalizer
 from .trie import ItemTrie
 
 _MAX_LOGITS = 2**24
 _MAX_KEYS = 2**24
 _MANY_TOKENS = 4096  # of the trie: more, and most of a matrix of their logits would be nobody's child
+# What a GPU computes while it reads a byte: H200, 790 TFLOP/s and, without tensor cores, 60; 4.3 TB/s.
+_FLOPS_PER_BYTE = 180
+_FLOPS_PER_BYTE_FP32 = 14
 _BEAMS_AT_ONCE = 8192  # of the one program that lists the live beams
 _MAX_PLACES = 2**31  # the order of a prompt's candidates is kept in 31 bits
 
@@ -113,32 +117,49 @@ def live_beams(trie: ItemTrie, nodes: torch.Tensor, scores: torch.Tensor) -> Liv
     return beams
 
 
-def _is_gathered(B: int, W: int, U: int) -> bool:
-    """Whether the children's LM-head rows are gathered, instead of computing the logits of all tokens of the trie."""
-    return B * W * U > _MAX_LOGITS and (U > _MANY_TOKENS or W * U > _MAX_LOGITS)
+def _expected_children(W: int, trie: ItemTrie) -> float:
+    """Of a node where a beam stands, from what the host knows.
+
+    A single beam is taken to stand at the root, the widest node as a rule; several below it, where the trie goes on.
+    """
+    if W == 1 or trie.max_depth <= 1:
+        return trie.max_children
+    first, end = trie.level_offsets[1], trie.level_offsets[-2]  # the depths between the root and the last
+    return (trie.num_nodes - trie.level_offsets[2]) / (end - first)
+
+
+def _is_gathered(B: int, W: int, trie: ItemTrie, weight: torch.Tensor) -> bool:
+    """Whether the children's LM-head rows are gathered, instead of computing the logits of all tokens of the trie.
+
+    By what a beam costs, in bytes: gathering reads a row of the LM head for each child; the product takes 2 H FLOPs a
+    token, and its result is written and read.
+    """
+    U, H = len(trie.used_tokens), weight.shape[1]
+    if W * U > _MAX_LOGITS:
+        return True
+    if B * W * U <= _MAX_LOGITS or U <= _MANY_TOKENS:
+        return False
+    flops_per_byte = _FLOPS_PER_BYTE_FP32 if weight.dtype == torch.float32 else _FLOPS_PER_BYTE
+    product = U * (2 * H / flops_per_byte + 8)
+    return _expected_children(W, trie) * H * weight.element_size() < product
 
 
 def _step_prompts(
-    hidden: torch.Tensor,
+    states: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     trie: ItemTrie,
-    nodes: torch.Tensor,
+    beams: LiveBeams,
     scores: torch.Tensor,
-    normalizer: Normalizer,
+    statistics: RowStatistics | None,
     temperature: float,
     selection: Selection,
     step: BeamStep,
 ) -> None:
-    """One piece: fill `step` for hidden [B, W, H] and contiguous nodes and scores [B, W]."""
-    states = rows_in_place(hidden.reshape(-1, hidden.shape[-1]))  # [R, H]
-    beams = live_beams(trie, nodes, scores)
-    live = (beams.row_ids, beams.num_rows)
-    statistics = logits = None
-    if normalizer == "vocab":
-        statistics = vocabulary_statistics(states, weight, bias, temperature, *live)  # [R]
+    """One piece: fill `step` for states [B * W, H], its beams and contiguous scores [B, W]."""
+    logits = None
     if not selection.gathered:
-        logits = token_logits(states, weight, bias, trie.used_tokens, *live)  # [R, U]
+        logits = token_logits(states, weight, bias, trie.used_tokens, beams.row_ids, beams.num_rows)  # [R, U]
     rows = RowInputs(scores, beams.first_edges, beams.counts, statistics, logits, states, weight, bias, temperature)
     select_children(rows, trie, selection, step)
 
@@ -169,25 +190,32 @@ def triton_beam_step(
 
     weight, nodes, scores = rows_in_place(weight), nodes.contiguous(), scores.contiguous()
     bias = None if bias is None else bias.contiguous()
-    U = len(trie.used_tokens)
-    gathered = _is_gathered(B, W, U)
+    gathered = _is_gathered(B, W, trie, weight)
     processors = multiprocessors(hidden.device)
     if gathered:
         whole = plan_selection(B, W, trie.max_children, beam_width, processors, gathered=True)
         at_once = max(1, _MAX_KEYS // (whole.lists * whole.kept))
     else:
-        at_once = max(1, _MAX_LOGITS // (W * U))
+        at_once = max(1, _MAX_LOGITS // (W * len(trie.used_tokens)))
+    states = rows_in_place(hidden.reshape(-1, hidden.shape[-1]))  # [R, H]
+    beams = statistics = None
+    if normalizer == "vocab":  # of all prompts at once: each call reads the whole LM head
+        beams = live_beams(trie, nodes, scores)
+        statistics = vocabulary_statistics(states, weight, bias, temperature, beams.row_ids, beams.num_rows)
     for first in range(0, B, at_once):
         piece = slice(first, min(B, first + at_once))
+        rows = slice(piece.start * W, piece.stop * W)
+        if beams is None or at_once < B:
+            beams = live_beams(trie, nodes[piece], scores[piece])
         selection = plan_selection(piece.stop - first, W, trie.max_children, beam_width, processors, gathered=gathered)
         _step_prompts(
-            hidden[piece],
+            states[rows],
             weight,
             bias,
             trie,
-            nodes[piece],
+            beams,
             scores[piece],
-            normalizer,
+            None if statistics is None else RowStatistics(statistics.maxima[rows], statistics.log_sums[rows], None),
             temperature,
             selection,
             BeamStep(*(result[piece] for result in step)),

@@ -289,6 +289,27 @@ def test_prompts_that_go_in_pieces_give_what_all_at_once_give(monkeypatch, norma
     assert all(torch.equal(a, b) for a, b in zip(pieces, whole, strict=True))
 
 
+@pytest.mark.parametrize("normalizer", ["vocab", "trie"])
+@pytest.mark.parametrize("W", [1, 2])
+def test_prompts_at_a_wide_root_are_multiplied_in_pieces(monkeypatch, normalizer, W):
+    trie = ItemTrie.from_sequences(torch.arange(200, device=DEVICE)[:, None])
+    monkeypatch.setattr(beam_step_module, "_MANY_TOKENS", 100)
+    monkeypatch.setattr(beam_step_module, "_MAX_LOGITS", 2 * W * 200)  # two prompts, then one
+    hidden, weight, _ = tensors(3, W, 24, V=200)
+    nodes = torch.zeros(3, W, dtype=torch.int64, device=DEVICE)
+    arguments = (hidden, weight, trie, nodes, -torch.rand(3, W, device=DEVICE), 5)
+    shapes = []
+
+    def counted(*inputs):
+        shapes.append(list((logits := token_logits(*inputs)).shape))
+        return logits
+
+    token_logits = beam_step_module.token_logits
+    monkeypatch.setattr(beam_step_module, "token_logits", counted)
+    compare(beam_step(*arguments, normalizer=normalizer, impl="triton"), *arguments, normalizer=normalizer)
+    assert shapes == [[2 * W, 200], [W, 200]]
+
+
 @pytest.mark.parametrize("name", PATHS)
 def test_two_runs_give_the_same_bits_and_no_gradient(name):
     trie = ItemTrie.from_sequences([[a, b] for a in range(6) for b in range(10)]).to(DEVICE)
@@ -337,10 +358,14 @@ def test_every_beam_and_child_has_a_program_and_no_program_holds_too_much(B, W, 
 
 
 def meta_trie(children: int, tokens: int, V: int) -> ItemTrie:
-    """A trie of 10**7 nodes without memory."""
-    sizes = {"child_offsets": 10**7 + 1, "edge_tokens": 10**7 - 1, "item_offsets": 10**7 + 1, "item_ids": 10**7}
+    """A trie without memory: of 10**7 nodes in three levels, or of one level where the root has all tokens."""
+    levels = (0, 1, children + 1) if children == tokens else (0, 1, children + 1, 10**6, 10**7)
+    nodes = levels[-1]
+    sizes = {"child_offsets": nodes + 1, "edge_tokens": nodes - 1, "item_offsets": nodes + 1, "item_ids": nodes}
     arrays = {name: torch.empty(size, dtype=torch.int32, device="meta") for name, size in sizes.items()}
-    trie = ItemTrie(**arrays, level_offsets=(0, 1), leaf_depths=(1,), max_children=children, max_token=V - 1)
+    trie = ItemTrie(
+        **arrays, level_offsets=levels, leaf_depths=(len(levels) - 2,), max_children=children, max_token=V - 1
+    )
     # What `prepare` would make: it looks at tokens, of which there are none.
     vars(trie)["used_tokens"] = torch.empty(tokens, dtype=torch.int32, device="meta")
     vars(trie)["token_slots"] = torch.empty(V, dtype=torch.int32, device="meta")
@@ -356,6 +381,7 @@ def meta_trie(children: int, tokens: int, V: int) -> ItemTrie:
         (256, 16, 5000, 20_000, "trie", 4),
         (1, 1, 65_536, 70_000, "trie", 5),
         (256, 256, 256, 1024, "trie", 4 * 5),  # four pieces of 64 prompts, each with two merges
+        (256, 256, 256, 1024, "vocab", 1 + 2 + 4 * 5),  # the statistics of the vocabulary once, for all of them
     ],
 )
 def test_a_step_launches_what_its_shapes_say_and_asks_the_device_nothing(B, W, children, tokens, normalizer, launches):
@@ -377,6 +403,24 @@ def test_a_step_launches_what_its_shapes_say_and_asks_the_device_nothing(B, W, c
     for each in recorded:
         logits = each.arguments.get("logits_ptr")
         assert logits is None or logits.nbytes <= 2**26
+
+
+@pytest.mark.parametrize(
+    ("B", "W", "children", "tokens", "gathers"),
+    [
+        (257, 1, 65_536, 65_536, False),
+        (512, 1, 40_000, 40_000, False),
+        (256, 1, 150_000, 150_000, False),
+        (64, 16, 150_000, 150_000, False),  # of one level: all beams stand at the root
+        (4096, 1, 5000, 20_000, False),
+        (256, 16, 5000, 20_000, True),  # below a wide root, a node has ten children
+        (256, 16, 256, 1024, False),
+        (64, 512, 40_000, 40_000, True),  # not even one prompt's logits are allowed
+    ],
+)
+def test_a_wide_root_is_multiplied_and_few_children_of_many_tokens_are_gathered(B, W, children, tokens, gathers):
+    weight = torch.empty(151_936, 896, dtype=torch.bfloat16, device="meta")
+    assert beam_step_module._is_gathered(B, W, meta_trie(children, tokens, 151_936), weight) is gathers
 
 
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="a CUDA graph needs a GPU")
