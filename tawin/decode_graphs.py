@@ -5,9 +5,11 @@ trie, options and autocast state, on memory of its own: the KV cache above all. 
 their addresses, so optimizer steps, which write in place, are seen; what is made of them, a cast or an LM head with its
 LoRA, is made anew within the graph. Parameters that moved, or adapters that were switched, drop a model's graphs.
 
-The first search of a shape runs without a graph: most shapes of an evaluation never come back. What cannot be captured
-runs without a graph for good, after one warning that says why. A graph's memory serves one search at a time: those of
-several threads wait for each other, on the device too.
+The first search of a shape runs without a graph: most shapes of an evaluation never come back. Graphs are kept up to a
+share of the device's memory. Where there is no more, a shape takes the place of graphs that were not used since it was
+last searched: shapes that take turns do not capture each other away. What cannot be captured runs without a graph for
+good, after one warning that says why. A graph's memory serves one search at a time: those of several threads wait for
+each other, on the device too.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ from .packing import put_rows_back, take_rows
 from .tree_attention import Prompt
 
 PROMPT_STEP = 64  # tokens; a prompt is filled up to a multiple of it, with keys that are read and hidden
-MAX_GRAPHS = 4  # of a model; each keeps its KV cache
+GRAPH_SHARE = 1 / 8  # of the device's memory, for the graphs of a model
+# Of a graph, beside its KV cache: logits of a beam step, at most 64 MiB, workspaces of cuBLAS, activations.
+_BYTES_BESIDE_KEYS = 2**27
 _MAX_SEEN = 256
 
 # Rotary embeddings of these kinds are made anew, on the host's decision, when a prompt is longer than the last ones.
@@ -67,10 +71,42 @@ class ModelGraphs:
     modules: _Modules | None = None
     addresses: Hashable = None
     graphs: OrderedDict[Hashable, _Captured] = field(default_factory=OrderedDict)  # least recently used first
-    seen: set[Hashable] = field(default_factory=set)
+    bytes: dict[Hashable, int] = field(default_factory=dict)  # of each graph
+    searches: int = 0
+    seen: dict[Hashable, int] = field(default_factory=dict)  # which search was the last of each shape
     is_refused: bool = False
     has_warned: bool = False
     lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def drop(self) -> None:
+        """Let all graphs go."""
+        self.graphs.clear()
+        self.bytes.clear()
+
+    def see(self, key: Hashable) -> int | None:
+        """Note a search of this shape; returns which was the last before, None: there was none."""
+        self.searches += 1
+        last = self.seen.pop(key, None)
+        if len(self.seen) >= _MAX_SEEN:
+            del self.seen[next(iter(self.seen))]
+        self.seen[key] = self.searches
+        return last
+
+    def make_room(self, needed: int, budget: int, last: int) -> bool:
+        """Let graphs go that were not used since search `last`, until there is room; False, and none goes, if not."""
+        idle = []
+        free = budget - sum(self.bytes.values())
+        for key in self.graphs:  # least recently used first
+            if free >= needed or self.seen.get(key, 0) > last:
+                break
+            idle.append(key)
+            free += self.bytes[key]
+        # One is kept whatever it takes.
+        if free < needed and len(idle) < len(self.graphs):
+            return False
+        for key in idle:
+            del self.graphs[key], self.bytes[key]
+        return True
 
     def warn(self, reason: str) -> None:
         """Say once that, and why, this model is run without graphs."""
@@ -100,32 +136,41 @@ def _replay(own: ModelGraphs, model: Backbone, prompt: Prompt, options: BeamOpti
         return None
     addresses = addresses_of(model, modules)
     if own.addresses != addresses:
-        own.graphs.clear()
+        own.drop()
         own.addresses = addresses
     batch, length = prompt.key_mask.shape
     prompt_keys = -(-length // PROMPT_STEP) * PROMPT_STEP
     key = (batch, prompt_keys, options, prompt.key_mask.device, _numerics())
+    last = own.see(key)
+    needed = _bytes_of(prompt, prompt_keys + options.appended_keys)
     if key in own.graphs:
         own.graphs.move_to_end(key)
-    elif key not in own.seen:
-        if len(own.seen) >= _MAX_SEEN:
-            own.seen.clear()
-        own.seen.add(key)
+    elif last is None or not own.make_room(needed, _budget(prompt.key_mask.device), last):
         return None
     # What is kept must serve every later call, whoever asks first.
     with torch.inference_mode(False), torch.no_grad():
         if key not in own.graphs:
-            while len(own.graphs) >= MAX_GRAPHS:
-                own.graphs.popitem(last=False)
             try:
                 options.trie.prepare()
                 own.graphs[key] = _capture(model, prompt, FixedDecode(prompt_keys, options))
+                own.bytes[key] = needed
             except Exception as error:  # whatever it is: the search is as well run without a graph
-                own.graphs.clear()
+                own.drop()
                 own.is_refused = True
                 own.warn(f"capture failed: {type(error).__name__}: {error}")
                 return None
         return own.graphs[key].search(prompt)
+
+
+def _bytes_of(prompt: Prompt, capacity: int) -> int:
+    """About what a graph takes that holds `capacity` keys of each prompt."""
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in prompt.cache.layers)
+    return held // prompt.key_mask.shape[1] * capacity + _BYTES_BESIDE_KEYS
+
+
+def _budget(device: torch.device) -> int:
+    """Bytes for the graphs of a model."""
+    return int(torch.cuda.get_device_properties(device).total_memory * GRAPH_SHARE)
 
 
 def _capture(model: Backbone, prompt: Prompt, decode: FixedDecode) -> _Captured:

@@ -17,7 +17,7 @@ from torch import nn
 from tawin import decode_graphs
 from tawin.backbone import Backbone, backbone
 from tawin.beam_decode import BeamOptions, Sequences, decode
-from tawin.decode_graphs import MAX_GRAPHS, PROMPT_STEP, ModelGraphs, addresses_of, obstacle, replay
+from tawin.decode_graphs import PROMPT_STEP, ModelGraphs, addresses_of, obstacle, replay
 from tawin.fixed_decode import FixedDecode
 from tawin.rollout import beam_search
 from tawin.tree_attention import Prompt, prefill
@@ -85,7 +85,7 @@ def test_another_scale_or_set_of_adapters_changes_what_a_graph_depends_on() -> N
 def test_the_tree_of_a_model_is_walked_again_only_where_a_module_was_put_elsewhere(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(decode_graphs, "_capture", Rerun)
+    rerun_with_room_for(monkeypatch, 4)
     walks = 0
     walk = decode_graphs._walk
 
@@ -155,11 +155,17 @@ class Rerun:
         return self.decode.run(self.model())
 
 
+def rerun_with_room_for(monkeypatch: pytest.MonkeyPatch, graphs: int) -> None:
+    monkeypatch.setattr(decode_graphs, "_capture", Rerun)
+    monkeypatch.setattr(decode_graphs, "_bytes_of", lambda *_: 10)
+    monkeypatch.setattr(decode_graphs, "_budget", lambda _: 10 * graphs + 5)
+
+
 @torch.no_grad()
 def test_a_shape_is_captured_when_it_comes_back_and_serves_every_length_up_to_the_next_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(decode_graphs, "_capture", Rerun)
+    rerun_with_room_for(monkeypatch, 4)
     parts, options = backbone(tiny_model("qwen2")), BeamOptions(ItemTrie.from_sequences(ITEMS), 3)
     assert replay(parts, prefill(parts, *ragged_prompts(4, 5)), options) is None
     graphs = decode_graphs._models[parts.decoder].graphs
@@ -177,10 +183,10 @@ def test_a_shape_is_captured_when_it_comes_back_and_serves_every_length_up_to_th
 
 
 @torch.no_grad()
-def test_the_least_recently_used_graphs_go_and_all_go_with_a_moved_parameter_or_their_model(
+def test_graphs_that_do_not_come_back_go_for_a_shape_that_does_and_all_go_with_a_moved_parameter_or_their_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(decode_graphs, "_capture", Rerun)
+    rerun_with_room_for(monkeypatch, 4)
     model = tiny_model("qwen2")
     parts, trie = backbone(model), ItemTrie.from_sequences(ITEMS)
     for width in (1, 2, 3, 4, 1, 5):
@@ -198,6 +204,47 @@ def test_the_least_recently_used_graphs_go_and_all_go_with_a_moved_parameter_or_
 
 
 @torch.no_grad()
+def test_more_shapes_than_there_is_room_for_that_take_turns_capture_no_graph_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rerun_with_room_for(monkeypatch, 3)
+    captures = []
+
+    def capture(*inputs: Any) -> Rerun:
+        captures.append(inputs[2])
+        return Rerun(*inputs)
+
+    monkeypatch.setattr(decode_graphs, "_capture", capture)
+    parts, trie = backbone(tiny_model("qwen2")), ItemTrie.from_sequences(ITEMS)
+    replays = 0
+    for _ in range(6):
+        for width in range(1, 6):
+            found = replay(parts, prefill(parts, *ragged_prompts(2, 5)), BeamOptions(trie, width))
+            replays += found is not None
+    assert len(captures) == 3 and replays == 3 * 5
+    for _ in range(3):  # the first three never come back
+        for width in (4, 5):
+            found = replay(parts, prefill(parts, *ragged_prompts(2, 5)), BeamOptions(trie, width))
+    assert found is not None and len(captures) == 5
+
+
+@torch.no_grad()
+def test_a_graph_counts_by_its_keys_and_values_and_one_is_kept_whatever_it_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(decode_graphs, "_capture", Rerun)
+    monkeypatch.setattr(decode_graphs, "_BYTES_BESIDE_KEYS", 0)
+    monkeypatch.setattr(decode_graphs, "_budget", lambda _: 0)
+    parts, options = backbone(tiny_model("qwen2")), BeamOptions(ItemTrie.from_sequences(ITEMS), 3)
+    for _ in range(2):
+        found = replay(parts, prefill(parts, *ragged_prompts(4, 5)), options)
+    own = decode_graphs._models[parts.decoder]
+    (graph,) = own.graphs.values()
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in graph.decode._cache.layers)
+    assert found is not None and list(own.bytes.values()) == [held]
+
+
+@torch.no_grad()
 def test_a_failed_capture_is_warned_of_once_and_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     tries = 0
 
@@ -206,6 +253,7 @@ def test_a_failed_capture_is_warned_of_once_and_not_tried_again(monkeypatch: pyt
         tries += 1
         raise RuntimeError("operation not permitted")
 
+    rerun_with_room_for(monkeypatch, 4)
     monkeypatch.setattr(decode_graphs, "_capture", fail)
     parts, options = backbone(tiny_model("qwen2")), BeamOptions(ItemTrie.from_sequences(ITEMS), 3)
     replay(parts, prefill(parts, *ragged_prompts(4, 5)), options)
@@ -281,11 +329,13 @@ def test_a_replay_follows_autocast_and_an_lm_head_with_lora() -> None:
 
 
 @needs_gpu
-def test_few_graphs_are_kept_and_none_outlives_its_model() -> None:
+def test_few_graphs_are_kept_and_none_outlives_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
     model, trie = tiny_model("qwen2").cuda(), ItemTrie.from_sequences(ITEMS).to("cuda")
-    for batch in range(1, MAX_GRAPHS + 3):
+    monkeypatch.setattr(decode_graphs, "_bytes_of", lambda *_: 10)
+    monkeypatch.setattr(decode_graphs, "_budget", lambda _: 40)
+    for batch in range(1, 7):
         assert_replays_what_is_searched(model, trie, 3, batch=batch)
-    assert captured(model) == MAX_GRAPHS
+    assert captured(model) == 4
     models = len(decode_graphs._models)
     del model
     gc.collect()
