@@ -262,7 +262,7 @@ def beam_step(
     beam_width: how many to return, >= 1; it may exceed W and the number of candidates. Triton takes up to 512, "auto"
         leaves more to the reference op.
     normalizer: "vocab": log p over the whole vocabulary; "trie": renormalised over the children of the beam's node.
-    temperature: logits are divided by it, > 0.
+    temperature: logits are divided by it, at least 1e-30.
     impl: "auto", "triton" or "reference"; an explicit choice that cannot run raises.
     check_values: True: check tensor values on a GPU too, which synchronises it. On the CPU they are always checked.
 

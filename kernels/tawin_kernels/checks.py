@@ -25,6 +25,8 @@ from .arguments import (
 from .records import ImportanceLevel, LossType, Normalizer, TAWin
 from .trie import ItemTrie
 
+MIN_TEMPERATURE = 1e-30  # below it, logits of fp32 divided by it overflow, and so does its own reciprocal
+
 
 def check_beam_step(
     hidden: torch.Tensor,
@@ -289,6 +291,7 @@ def _check_head(
         require_tensor("bias", bias, dims="[V]", sizes=lm_head_weight.shape[:1], dtypes=FLOATING, device_of=like)
         require_same_dtype("bias", bias, "hidden", hidden)
     require_number("temperature", temperature, above=0.0)
+    require_number("temperature", temperature, minimum=MIN_TEMPERATURE)
 
 
 def _check_group_size(name: str, tensor: torch.Tensor) -> None:

@@ -282,7 +282,7 @@ def linear_log_probs(
     hidden: [*N, H] fp32, bf16, fp16 (fp64 too on the CPU), N any leading shape.
     lm_head_weight: [V, H], dtype of hidden. bias: [V], dtype of hidden, or None.
     token_ids: int64 [*N] in [0, V); -100 gives 0 and no gradient, and its hidden state is not read.
-    temperature: logits are divided by it, > 0.
+    temperature: logits are divided by it, at least 1e-30.
     rows: int64 [*N] in [0, R), the deduplicated form: hidden is [R, H] then, and token i is predicted by
         hidden[rows[i]]. Completions that share a prefix share its state, which is computed once.
     normalizer: "vocab": the softmax runs over the vocabulary; "trie": over the children of nodes[i], as in

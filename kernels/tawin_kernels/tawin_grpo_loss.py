@@ -68,7 +68,7 @@ def tawin_grpo_loss(
         the token is -100 nothing is read.
     rewards: [B, G] floating. scores: [B, G] floating, what negatives are ranked by.
     tawin: the window of negatives; None: plain GRPO advantages, and scores may be None.
-    temperature: logits are divided by it, > 0.
+    temperature: logits are divided by it, at least 1e-30.
     normalize_std, eps: as in `group_advantages`; impl="triton" takes groups of at most 512.
     rows: int64 [B, G, L] in [0, R), normalizer, trie, nodes: int64 [B, G, L]: as in `linear_log_probs`.
     all_log_probs: False: with beta 0 and no ref_log_probs, completions without an advantage (in a dead group, all of

@@ -58,9 +58,11 @@ class Places:
     @classmethod
     def find(cls, header: Sequence[str], columns: Columns, wants_rating: bool, path: Path) -> Places:
         """The columns of a header. DataError where one is missing."""
+        is_read = {"user": True, "item": True, "time": columns.has_times, "rating": wants_rating}
         user, item, time, rating = (
-            find_column(header, getattr(columns, name), USUAL[name], name, path)
-            for name in ("user", "item", "time", "rating")
+            find_column(header, wanted, USUAL[name], name, path) if read or wanted is not None else None
+            for name, read in is_read.items()
+            for wanted in (getattr(columns, name),)
         )
         names = ", ".join(name.strip() for name in header)
         for name, place in (("user", user), ("item", item), ("time", time if columns.has_times else 0)):
@@ -73,6 +75,9 @@ class Places:
         if wants_rating and rating is None:
             raise DataError(f"{path}: expected a column for the rating, got {names}; say --rating-column NAME")
         assert user is not None and item is not None
+        if user == item:
+            both = header[user].strip()
+            raise DataError(f"{path}: expected a column for the user and another for the item, got {both!r} for both")
         return cls(user, item, time if columns.has_times else None, rating if wants_rating else None)
 
     @classmethod
@@ -87,17 +92,28 @@ def find_column(header: Sequence[str], wanted: str | None, usual: Sequence[str],
     """The place of a column, by the name that was asked for, else by the first of the usual names that is there.
 
     Capitals, spaces and underscores of usual names make no difference, and RecBole's types (user_id:token) are no part
-    of a name. DataError for one that was asked for in vain.
+    of a name. DataError for one that was asked for in vain, or that two columns have.
     """
     names = [name.strip() for name in header]
     bare = [_RECBOLE.sub("", name) for name in names]
     if wanted is not None:
         for known in (names, bare):
             if wanted in known:
-                return known.index(wanted)
+                return _only(known, wanted, what, path)
         raise DataError(f"{path}: expected a column {wanted!r} for the {what}, got {', '.join(names)}")
     plain = [_plain(name) for name in bare]
-    return next((plain.index(name) for name in map(_plain, usual) if name in plain), None)
+    found = next((name for name in map(_plain, usual) if name in plain), None)
+    return None if found is None else _only(plain, found, what, path)
+
+
+def _only(names: Sequence[str], name: str, what: str, path: Path) -> int:
+    """The place of a name. DataError where two columns have it."""
+    if names.count(name) > 1:
+        raise DataError(
+            f"{path}: expected one column {name!r} for the {what}, got {names.count(name)}; rename one or name another "
+            f"(--{what}-column)"
+        )
+    return names.index(name)
 
 
 def _plain(name: str) -> str:

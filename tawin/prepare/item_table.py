@@ -46,7 +46,7 @@ def _parquet(reading: Reading, path: Path, columns: Columns) -> Iterator[Item]:
             for source_id, text in zip(ids(batch[item], item, path), texts, strict=True):
                 count.lines += 1
                 try:
-                    yield Item(plain_id("item", source_id), text if isinstance(text, str) else None)
+                    yield Item(plain_id("item", source_id), None if text is None or text != text else str(text))
                 except ValueError as error:
                     reading.leave_out(count, count.lines, error)
     reading.finish(count)

@@ -15,6 +15,7 @@ from .amazon import AMAZON_2018, AMAZON_2023
 from .dates import date_text
 from .filter import Duplicates, k_core, not_repeated, order_by_time, renumber
 from .folder import Prepared, numbering_notes, require_new, write_folder
+from .ids import MISSING_TITLES
 from .log import Log, Selection
 from .movielens import MOVIELENS
 from .parquet import PARQUET
@@ -161,7 +162,7 @@ def _described(kept: _Kept, log: Log, source: Source, reading: Reading, *, keeps
             titles.append(None)
             semantic_ids.append(None)
         title = " ".join(_whole(item.title or "").split())
-        titles[place] = titles[place] or title or None
+        titles[place] = titles[place] or (None if title in MISSING_TITLES else title)
         semantic_ids[place] = semantic_ids[place] or item.semantic_id
     if source.items is not None:
         _require_described(described, example, log, source.items, reading)

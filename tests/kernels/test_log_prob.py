@@ -168,6 +168,7 @@ def test_tensors_need_not_be_contiguous():
         ({"temperature": -1.0}, ValueError, "temperature"),
         ({"temperature": math.nan}, ValueError, "temperature"),
         ({"temperature": math.inf}, ValueError, "temperature"),
+        ({"temperature": 1e-38}, ValueError, "temperature: expected a finite number >= 1e-30, got 1e-38"),
         ({"temperature": None}, TypeError, "temperature"),
         ({"bias": torch.zeros(1, V)}, ValueError, "bias: expected shape"),
         ({"bias": torch.zeros(V, dtype=torch.float64)}, TypeError, "bias"),

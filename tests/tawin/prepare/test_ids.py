@@ -30,3 +30,9 @@ def test_a_whole_number_that_pandas_has_made_a_float_is_the_number(number: int, 
 @pytest.mark.parametrize("text", [".0", "-0.0", "1.0.0", "1e5", "1.0e5", "v1.0", "+1.0", "٣.0", "1.", "1.01"])
 def test_what_only_looks_like_such_a_float_stays(text: str) -> None:
     assert plain_id("item", text) == text
+
+
+@pytest.mark.parametrize("text", ["4.00638E+12", "1e+16", "-1.0E+06"])
+def test_a_number_that_a_spreadsheet_has_rounded_is_no_id(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^expected the item with all its digits, got the rounded "):
+        plain_id("item", text)

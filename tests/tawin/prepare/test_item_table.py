@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -102,3 +103,23 @@ def test_an_items_file_without_the_usual_columns_names_the_options(tmp_path: Pat
     items = write(tmp_path / "items.csv", "code,label", "7,Seven")
     with pytest.raises(DataError, match=r"items.csv: .* or --items-item-column\) .* --title-column\), got code, label"):
         made("csv", log, tmp_path / "data", items=items)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "column"),
+    [
+        ("csv", ["nan", "NULL", "1984"]),
+        ("parquet", ["nan", "\\N", "1984"]),
+        ("parquet", [None, None, 1984]),
+        ("parquet", [float("nan"), None, 0.5]),
+    ],
+)
+def test_a_title_that_is_missing_is_none_and_a_number_is_one(tmp_path: Path, suffix: str, column: list[Any]) -> None:
+    log = write_log(tmp_path, "csv", ROWS)
+    items = tmp_path / f"items.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(pa.table({"item_id": [7, 8, 9], "title": column}), items)
+    else:
+        write(items, "item_id,title", *(f"{item},{title}" for item, title in zip((7, 8, 9), column, strict=True)))
+    assert made("csv", log, tmp_path / "data", items=items)["counts"]["titles"] == 1
+    assert titles(tmp_path / "data") == {"7": None, "8": None, "9": str(column[2])}

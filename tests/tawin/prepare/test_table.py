@@ -85,6 +85,12 @@ def test_other_tables_are_read_as_the_options_say(tmp_path: Path, columns: Colum
         ({"min_rating": float("nan")}, [], r"--min-rating: expected a number, got nan"),
         ({"duplicates": "last"}, [], r"--duplicates: expected one of keep, drop, first, got 'last'"),
         ({"columns": Columns(has_times=False), "after": "2018-01-01"}, [], r"--after: expected a source with times"),
+        (
+            {"columns": Columns(user="item")},
+            ["user,item,time"],
+            r"expected a column for the user and another for the item, got 'item' for both",
+        ),
+        ({}, ["user,item,Item,time"], r"expected one column 'item' for the item, got 2; rename one .*--item-column"),
         ({"items": Path("absent.csv")}, [], r"absent.csv: expected a csv of items and titles, found no such file"),
     ],
 )
