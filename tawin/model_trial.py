@@ -108,7 +108,8 @@ def try_tree(causal_lm: Any, parts: Backbone) -> bool:
     `prefill` and `BeamTree.append` do, in the decoder's own way.
 
     False: not known yet, as the decoder keeps no cache now (activation checkpointing in train mode does that, and a
-    prefill says so) or is random.
+    prefill says so), is random, or is broken: a NaN of one token goes into the states of all that share its mask, and
+    is for whoever reads the scores.
     """
     name = type(causal_lm).__name__
     with (
@@ -119,6 +120,8 @@ def try_tree(causal_lm: Any, parts: Backbone) -> bool:
         if found is None:
             return False
         expected = _states_alone(parts)
+    if not expected.isfinite().all():
+        return False
     if not _is_mostly_same(found, expected):
         if is_random(parts):
             return False

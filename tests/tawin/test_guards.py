@@ -218,10 +218,11 @@ def test_a_reference_that_is_not_finite_is_named_with_its_users(tmp_path: Path) 
         log_probs[groups.users == 104] = torch.nan
         return log_probs
 
-    # The gradients are finite: that of a clamp at NaN is 0. Nothing but the loss shows that there is no KL any more.
-    with pytest.raises(NonFiniteError, match=r"grpo: the loss is nan and the KL is nan at step 1; first in ref_log_pr"):
+    expected = "grpo: the loss is nan and the KL is nan and the gradient norm is nan at step 1; first in ref_log_probs"
+    with pytest.raises(NonFiniteError, match=expected):
         grpo_step(stage, small_catalog(), prompts(), config, reference)
-    (found,) = report_of(stage, 1)["found"]
+    found, *others = report_of(stage, 1)["found"]
+    assert all(other["tensor"].startswith("gradient of ") for other in others)
     assert found["tensor"] == "ref_log_probs" and found["users"] == [104]
 
 
