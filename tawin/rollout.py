@@ -217,28 +217,30 @@ def sample_sequences(
     scores = torch.zeros(batch, group_size, device=input_ids.device)
     tokens = nodes.new_full((batch, group_size, trie.max_depth), -100)
     parents = torch.zeros_like(nodes)
-    hidden = prompt.last_hidden[:, None].expand(-1, group_size, -1)  # [B, G, H]
+    hidden = prompt.last_hidden[:, None]  # [B, R, H], R = 1 at the root, where all stand, else G
     for depth in range(trie.max_depth):
         running = ~trie.is_leaf(nodes)
-        children, present = _children(trie, nodes, running)  # edges [B, G, C], bool
+        rows = running[:, : hidden.shape[1]]  # [B, R]
+        children, present = _children(trie, nodes[:, : hidden.shape[1]], rows)  # edges [B, R, C], bool
         child_tokens = trie.edge_tokens[children].long()
-        logits = hidden.float() @ weight.float().T  # [B, G, V]
+        logits = hidden.float() @ weight.float().T  # [B, R, V]
         if bias is not None:
             logits = logits + bias.float()
-        log_probs = logits.log_softmax(-1).gather(2, child_tokens)  # [B, G, C]
+        log_probs = logits.log_softmax(-1).gather(2, child_tokens)  # [B, R, C]
         weights = log_probs.masked_fill(~present, -torch.inf).softmax(-1)
         # A finished row has no children: any draw will do, it is masked out below.
-        weights = torch.where(running[..., None], weights, torch.ones_like(weights))
+        weights = torch.where(rows[..., None], weights, torch.ones_like(weights))
         # Sums of integers are exact in any order: on a GPU those of floats are not the same every time.
-        sums = (weights.double() * 2**40).long().cumsum(-1)
-        passed = (sums <= uniforms[..., depth, None] * sums[..., -1:]).sum(-1, keepdim=True)  # [B, G, 1]
+        sums = (weights.double() * 2**40).long().cumsum(-1).double()
+        wanted = uniforms[..., depth].reshape(batch, hidden.shape[1], -1) * sums[..., -1:]  # [B, R, G / R]
+        passed = torch.searchsorted(sums, wanted, right=True)
         drawn = torch.minimum(passed, present.sum(-1, keepdim=True).sub(1).clamp_min(0))
         if normalizer == "trie":
             log_probs = weights.log()
-        token = torch.where(running, child_tokens.gather(2, drawn)[..., 0], -100)
+        token = torch.where(running, child_tokens.gather(2, drawn).flatten(1), -100)
         tokens[..., depth] = token
-        scores = scores + torch.where(running, log_probs.gather(2, drawn)[..., 0], torch.zeros_like(scores))
-        nodes = torch.where(running, children.gather(2, drawn)[..., 0] + 1, nodes)
+        scores = scores + torch.where(running, log_probs.gather(2, drawn).flatten(1), torch.zeros_like(scores))
+        nodes = torch.where(running, children.gather(2, drawn).flatten(1) + 1, nodes)
         if depth + 1 == trie.max_depth or bool(trie.is_leaf(nodes).all()):
             break
         hidden = tree.append(token.clamp_min(0), parents)
