@@ -160,6 +160,14 @@ def test_a_kernel_of_the_package_in_no_case_is_a_failure(tmp_path: Path) -> None
     assert "gfx942: forgotten_kernel: no case launches it" in result.stdout
 
 
+def test_a_float_that_comes_as_fp64_compiles_in_every_kernel() -> None:
+    result = in_a_process("-m", "tests.bench.fp64_scalars")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert len(found) > 8 and {"vocabulary_kernel", "group_loss_kernel"} <= found.keys()
+    assert not {kernel: problem for kernel, problem in found.items() if problem}
+
+
 def test_nothing_is_compiled_for_the_interpreter() -> None:
     result = report(interpret=True)
     assert result.returncode == 2

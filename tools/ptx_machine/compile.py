@@ -58,7 +58,7 @@ def compiled(kernel: JITFunction[Any], target: GPUTarget, given: dict[str, Any])
     key = kernel, target, f"{specialization} {options}"
     if key not in _compiled:
         source = ASTSource(kernel, signature, values, attributes)
-        with _without_the_assembler():
+        with without_the_assembler():
             binary = triton.compile(source, target=target, options=options.__dict__)
         metadata = binary.metadata
         scratch = getattr(metadata, "global_scratch_size", 0) or 0
@@ -79,7 +79,7 @@ def _binder(kernel: JITFunction[Any], target: GPUTarget) -> Any:
 
 
 @contextmanager
-def _without_the_assembler() -> Iterator[None]:
+def without_the_assembler() -> Iterator[None]:
     def hook(*stages: Any) -> tuple[str, str] | None:
         """Without arguments: what this adds to the key of the cache. With them: changes the compiler's stages."""
         if not stages:
