@@ -22,7 +22,7 @@ from tawin.tracking import flat, numbers
 
 from .event_files import read_events, scalars_of
 
-_SECONDS = re.compile(r"(?<=<td>)sft [\d.,]+, [^<]+(?=</td>)")  # of the stages, in the table of runs
+_SECONDS = re.compile(r"(?<=<td>)(?:baselines|sft) [\d.,]+, [^<]+(?=</td>)")  # of the parts, in the table of runs
 
 
 def differences(run: Path, whole: Path) -> list[str]:

@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from tawin import cli
@@ -144,17 +143,14 @@ def test_a_csv_gives_recommendations_with_three_commands(
     train.main(["--data", "DATA", "--out", "RUN", *SMALL])
     capsys.readouterr()
     cli.main(["recommend", "RUN", "--history", "sku-3,sku-17,sku-5", "--source-ids", "DATA", "--top", "4"])
-    items = pq.read_table("DATA/items.parquet").to_pydict()
-    number_of = dict(zip(items["source_id"], items["item_id"], strict=True))
     by_name = recommended(capsys.readouterr().out)
-    assert len(by_name) == 4
-    history = ",".join(str(number_of[f"sku-{item}"]) for item in (3, 17, 5))
-    cli.main(["recommend", "RUN", "--history", history, "--top", "4"])
-    assert recommended(capsys.readouterr().out) == [str(number_of[name]) for name in by_name]
+    assert len(by_name) == 4 and all(name.startswith("sku-") for name in by_name)
+    cli.main(["recommend", "RUN", "--history", "sku-3,sku-17,sku-5", "--top", "4"])  # the run knows them itself
+    assert recommended(capsys.readouterr().out) == by_name
     with pytest.raises(SystemExit, match=r"--history: expected ids of the log, like sku-\d+, .*, got 'sku-99'"):
         cli.main(["recommend", "RUN", "--history", "sku-99", "--source-ids", "DATA"])
-    with pytest.raises(SystemExit, match=r"expected item ids like 12,55,83, got 'sku-3'; --source-ids DATA takes"):
-        cli.main(["recommend", "RUN", "--history", "sku-3"])
+    with pytest.raises(SystemExit, match=r"--history: expected ids of the log, like sku-\d+, .*, got '3'"):
+        cli.main(["recommend", "RUN", "--history", "3"])  # a number that the folder gave is no id
 
 
 def recommended(said: str) -> list[str]:

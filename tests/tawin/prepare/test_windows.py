@@ -57,6 +57,12 @@ def write_release(folder: Path, *, cap: int, parts: dict[str, range], rere: bool
     return folder
 
 
+NUMBERED = (
+    "user ids are not all whole numbers without leading zeros, so the folder numbers them in the order in which they "
+    "are first seen; users.parquet has the log's own as source_id"
+)
+
+
 def window(user: str, items: list[int], start: int, place: int, rere: bool) -> list[object]:
     history, target = items[start:place], items[place]
     history_titles, title = [TITLES[item] for item in history], TITLES[target]
@@ -81,7 +87,7 @@ def test_windows_of_all_parts_give_the_sequences_back(tmp_path: Path, cap: int, 
     assert sequences(tmp_path / "data") == {user: [str(item) for item in items] for user, items in SEQUENCES.items()}
     expected = {str(item): title.replace("\t", " ") for item, title in TITLES.items()}
     assert titles(tmp_path / "data") == expected  # item 6, which nobody has, too
-    assert report["notes"] == []
+    assert report["notes"] == [NUMBERED]
     items = pq.read_table(tmp_path / "data" / "items.parquet").to_pydict()
     if rere:
         assert times(tmp_path / "data")[0] == [1_500_000_000_000 + 1000 * place for place in range(6)]
@@ -99,6 +105,7 @@ def test_what_a_missing_part_leaves_out_is_said(tmp_path: Path) -> None:
     assert sequences(tmp_path / "data") == {"A994": ["0", "0", "1", "0", "5"]}
     assert report["notes"] == [
         "no train file: what users did before the histories of the others is missing",
+        NUMBERED,
     ]
 
 
