@@ -1,6 +1,6 @@
 """The main job from a checkout: `python train.py ...` is `tawin train ...`, and torchrun takes it as its script.
 
-What it does, to read from top to bottom: `tawin/commands/train.py`, which opens a run, and `tawin/pipeline.py`, which
+What it does, to read from top to bottom: `tawin/cli/train.py`, which opens a run, and `tawin/train/pipeline.py`, which
 trains.
 """
 

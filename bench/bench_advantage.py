@@ -17,7 +17,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from tawin_kernels import TAWin, group_advantages
 from torch import Tensor
 
-from bench.floors import floor_seconds
+from bench.cases.floors import floor_seconds
 from bench.measure import machine_facts, seconds_of, synchronised_clock, time_warm
 from bench.peers import torch_group_advantages
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.beam_cases import draw_items
-from bench.cases import QWEN2_5_HALF_BILLION, Case, beam_search_case
+from bench.cases.beam import draw_items
+from bench.cases.ratios import QWEN2_5_HALF_BILLION, Case, beam_search_case
 from bench.measure import machine_facts, synchronised_clock
 
 ON_GPU = torch.cuda.is_available()

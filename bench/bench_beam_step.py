@@ -2,12 +2,12 @@
 
 Run: pytest bench/bench_beam_step.py [-k "base and ours"] [--benchmark-json FILE]
 (a file that is named is collected, though its name has no test_). On the CPU, where "auto" is the reference op, two
-small shapes; on CUDA the shapes of `beam_cases.GPU_SHAPES`, each axis swept from one base point.
+small shapes; on CUDA the shapes of `cases.beam.GPU_SHAPES`, each axis swept from one base point.
 
 What is timed is a rotation: the step on one set of inputs after another, the LM head included, until more than twice
 the L2 cache has been read, so that no step finds its inputs in the cache. The clock waits for the device at both ends
 of a round of one or more rotations. The benchmark's table has the time of a rotation, the same number of steps for all
-ways of a shape; extra_info has microseconds a step, beside the floor that `beam_cases.work_of` states for an H200.
+ways of a shape; extra_info has microseconds a step, beside the floor that `cases.beam.work_of` states for an H200.
 Every way's first step is compared with ours before it is timed. Peers are compiled in torch.compile's default mode.
 """
 
@@ -25,7 +25,7 @@ import triton
 from pytest_benchmark.fixture import BenchmarkFixture
 from tawin_kernels import BeamStep, ItemTrie, beam_step
 
-from bench.beam_cases import (
+from bench.cases.beam import (
     CPU_SHAPES,
     GPU_SHAPES,
     StepInputs,

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-from tawin.decode_attention import DecodeAttention, DecodeShape, SharedPrompt, decode_attention, split_attention
+from tawin.model.attention.decode import DecodeAttention, DecodeShape, SharedPrompt, decode_attention, split_attention
 
 REPEATS = 20
 # heads, kv_heads, head_dim

@@ -2,14 +2,14 @@
 
 Run: pytest bench/bench_grpo_loss.py [-k "step and liger"] [--benchmark-json FILE]
 (a file that is named is collected, though its name has no test_). On the CPU, where "auto" is the reference op, small
-shapes; on CUDA those of `loss_cases.GPU_SHAPES`, the axes swept from two points. A peer that is not installed or has no
+shapes; on CUDA those of `cases.loss.GPU_SHAPES`, the axes swept from two points. A peer that is not installed or has no
 kernel for the device is skipped and says what it needs.
 
 Ours computes ranks, weights and advantages within what is timed; peers are given the advantages. Where prefixes are
 shared ours takes a row for each distinct one (`rows=`), the peers a row for each token. No KL: ours leaves dead groups
 out of the LM head, the peers do not. Every way's loss and gradients are compared with ours before it is timed.
 extra_info has the memory that a call takes beyond inputs and gradients, for ours the distance of the live log-probs
-from fp64 (`bench_log_prob.py` has the peers'), and the floor that `loss_cases.work_of` states for an H200.
+from fp64 (`bench_log_prob.py` has the peers'), and the floor that `cases.loss.work_of` states for an H200.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from tawin_kernels import GRPOLoss, tawin_grpo_loss
 from torch import Tensor
 
-from bench.loss_cases import (
+from bench.cases.loss import (
     CPU_SHAPES,
     GPU_SHAPES,
     Answer,

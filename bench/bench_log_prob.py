@@ -2,14 +2,14 @@
 
 Run: pytest bench/bench_log_prob.py [-k "step and trl"] [--benchmark-json FILE]
 (a file that is named is collected, though its name has no test_). On the CPU, where "auto" is the reference op, small
-shapes; on CUDA those of `loss_cases.GPU_SHAPES`, the axes swept from two points. A peer that is not installed or has no
+shapes; on CUDA those of `cases.loss.GPU_SHAPES`, the axes swept from two points. A peer that is not installed or has no
 kernel for the device is skipped and says what it needs.
 
 The gradient that comes from above is that of a GRPO step: 0 for every token of a dead group. Where prefixes are shared
 ours takes a row for each distinct one (`rows=`), the peers a row for each token, as they know no other form. All
 log-probs are computed, so here dead groups save the backward pass alone; `bench_grpo_loss.py` has them left out whole.
 Every way's log-probs and gradients are compared with ours before it is timed. extra_info has the distance of the
-log-probs from fp64, the memory that a call takes beyond inputs and gradients, and the floor that `loss_cases.work_of`
+log-probs from fp64, the memory that a call takes beyond inputs and gradients, and the floor that `cases.loss.work_of`
 states for an H200.
 """
 
@@ -24,7 +24,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from tawin_kernels import linear_log_probs
 from torch import Tensor
 
-from bench.loss_cases import (
+from bench.cases.loss import (
     CPU_SHAPES,
     GPU_SHAPES,
     LENGTH,

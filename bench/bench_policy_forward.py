@@ -10,7 +10,7 @@ from __future__ import annotations
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.cases import Case, policy_forward_case
+from bench.cases.ratios import Case, policy_forward_case
 
 
 @pytest.fixture(scope="module", params=["short", "long"])

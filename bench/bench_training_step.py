@@ -4,8 +4,8 @@ Run: python -m bench.bench_training_step [--case NAME ...] [--way NAME ...] [--r
          [--device cpu|cuda] [--out [FOLDER]] [--trace FOLDER [--trace-peers]] [--no-memory]
  or: pytest bench/bench_training_step.py [-k "instruction and ours"] [--benchmark-json FILE]
 
-The ways, same weights, prompts, targets, advantages, loss and optimizer settings (`step_cases`, `step_ways`):
-* ours: `tawin.grpo.grpo_backward` and `Stage.update`;
+The ways, same weights, prompts, targets, advantages, loss and optimizer settings (`step.cases`, `step.ways`):
+* ours: `tawin.train.grpo.grpo_backward` and `Stage.update`;
 * shared_prefix: rollout by `generate`, forwards with each prompt once and TRL 1.16's chunked log-prob head;
   shared_prefix_plain: the same with a full log-softmax, where TRL is not installed or slower;
 * rere: rollout by `generate`, forwards with the prompt repeated before each completion and full logits.
@@ -34,7 +34,6 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch.profiler import ProfilerActivity, profile
 
-from bench import gpu
 from bench.foundation import OURS_PER_ROUND
 from bench.measure import (
     MOST_ROUNDS,
@@ -49,11 +48,12 @@ from bench.measure import (
 )
 from bench.peers import MissingPeer
 from bench.skips import skipped_where_it_cannot_run
-from bench.step_cases import StepCase, StepSetting, make_case, settings_for
-from bench.step_memory import NotMeasured, memory_in_own_process
-from bench.step_report import CaseFigures, WayFigures, as_json, flops_of, needed_of, step_shape, table
-from bench.step_ways import PEER_WAYS, WAYS, StepWay, compare_steps, counted_tokens, rolled_out, way_of
-from tawin.phases import phase_seconds
+from bench.step.cases import StepCase, StepSetting, make_case, settings_for
+from bench.step.memory import NotMeasured, memory_in_own_process
+from bench.step.report import CaseFigures, WayFigures, as_json, flops_of, needed_of, step_shape, table
+from bench.step.ways import PEER_WAYS, WAYS, StepWay, compare_steps, counted_tokens, rolled_out, way_of
+from tawin.run.phases import phase_seconds
+from tools.gpu import run as gpu
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from .cases import Case, foundation_cases
+from .cases.ratios import Case, foundation_cases
 from .measure import RESULTS, machine_facts, seconds_of, write_device_results
 
 OURS_PER_ROUND = 3

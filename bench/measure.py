@@ -1,6 +1,6 @@
 """What benchmarks share: a clock that waits for the device, peak memory, rounds, the machine, files of results.
 
-It imports torch and nothing of the trainer's: `bench.gpu` begins with it where no more than the kernels is installed.
+It imports torch and nothing of the trainer's: `tools.gpu.run` begins with it where only the kernels are installed.
 """
 
 from __future__ import annotations

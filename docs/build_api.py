@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import griffe
 
 from tawin.config import Config
-from tawin.presets import PRESETS
+from tawin.config.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "api"

@@ -10,8 +10,8 @@ from tawin_kernels import ItemTrie, TAWin
 from transformers import Qwen2Config, Qwen2ForCausalLM, set_seed
 from trl import GRPOConfig
 
+from tawin.catalog.tokenizer import make_semantic_tokenizer
 from tawin.integrations.trl import TAWinGRPOTrainer, beam_rollout, item_reward
-from tawin.tokenizer import make_semantic_tokenizer
 
 CODES = 8
 # A synthetic catalogue: item 8 a + b is spelled <a_a><b_b>; who took it takes item 8 (a + 1) + b + 3 next (mod 8 each).

@@ -2,7 +2,7 @@
 
 An entry of `Table.figures` says what to draw; a field it does not know is refused. Each data set is a panel of its own,
 drawn where it has records. Lines and dots are means over seeds; bands are the standard error of the mean, bars the
-sample standard deviation. House style is `tawin.figures`'. Knows nothing of markdown; theory's figures are elsewhere.
+sample standard deviation. House style is `tawin.report.figures`'. Theory's figures are elsewhere.
 
     {kind: sweep, option: grpo.tawin.anchor, metrics: [recall@1, recall@3], reference: [SFT], log: false,
      also: {TAWin: 2.0}}        also: rows that no sweep made, and where they stand; log: logarithmic x axis
@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from tawin.figures import LIGHT, Theme
+from tawin.report.figures import LIGHT, Theme
 
 from .markdown import metric_title, ordered_rows
 from .plan import Table

@@ -15,7 +15,16 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .plan import Row, Table
-from .statistics import Comparison, Spread, compare_rows, is_per_user, part_of, records_by_seed, spread, values_by_seed
+from .statistics import (
+    Comparison,
+    Spread,
+    compare_rows,
+    is_per_user,
+    part_of,
+    records_by_seed,
+    spread,
+    values_by_seed,
+)
 from .store import Record
 
 NOT_RUN = "not run"

@@ -27,17 +27,17 @@ from torch import nn
 
 from bench.measure import cpu_model
 from tawin import metrics
-from tawin.catalog import Catalog
+from tawin.catalog.catalog import Catalog
 from tawin.config import Config
-from tawin.data import Examples, Split, training_sequences
-from tawin.enumerate import exact_metrics
-from tawin.evaluate import decided, evaluate, recommend, sampled, target_ranks
-from tawin.grpo import train_grpo
-from tawin.pipeline import policy_and_reference, trainable
-from tawin.policy import load_model
-from tawin.ragged import Ragged
-from tawin.run_folder import RunFolder
-from tawin.transitions import count_transitions
+from tawin.data.dataset import Examples, Split, training_sequences
+from tawin.data.ragged import Ragged
+from tawin.data.transitions import count_transitions
+from tawin.evaluate.exact import exact_metrics
+from tawin.evaluate.ranking import decided, evaluate, recommend, sampled, target_ranks
+from tawin.model.policy import load_model
+from tawin.run.folder import RunFolder
+from tawin.train.grpo import train_grpo
+from tawin.train.pipeline import policy_and_reference, trainable
 
 from .baselines import SequenceModelOptions, fit, ranks
 from .plan import TRAINED, Cell

@@ -19,8 +19,8 @@ from typing import Any
 
 import matplotlib
 
-from tawin.durable import write_atomically
-from tawin.figures import LIGHT
+from tawin.report.figures import LIGHT
+from tawin.run.atomic import write_atomically
 
 from . import figures, markdown
 from .plan import Table

@@ -9,7 +9,7 @@ which is the cross-entropy of a softmax over beta r of all M + 1 items with Y+ a
 sums over an item's tokens, over the whole vocabulary. Negatives are drawn anew each step, uniformly over the other
 token sequences of the catalogue. Of several targets of a user the first is the positive. Runs on one process.
 
-Data order, evaluation, the record of the best model and resuming are the trainer's (`tawin.training_loop`, `Stage`).
+Data order, evaluation, the record of the best model and resuming are the trainer's (`tawin.train.loop`, `Stage`).
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
-from tawin.backbone import backbone
-from tawin.catalog import Catalog
-from tawin.checkpoint import Progress
+from tawin.catalog.catalog import Catalog
 from tawin.config import Config, OptimizerConfig
-from tawin.data import Examples, Split
-from tawin.grpo import prompt_rows
-from tawin.optimization import Stage
-from tawin.phases import phase
-from tawin.rollout import random_sequences, score_sequences
-from tawin.run_folder import RunFolder
-from tawin.token_tree import completion_states
-from tawin.training_loop import train_steps
+from tawin.data.dataset import Examples, Split
+from tawin.model.backbone import backbone
+from tawin.model.token_tree import completion_states
+from tawin.run.checkpoint import Progress
+from tawin.run.folder import RunFolder
+from tawin.run.phases import phase
+from tawin.search.completions import random_sequences, score_sequences
+from tawin.train.engine import Stage
+from tawin.train.grpo import prompt_rows
+from tawin.train.loop import train_steps
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tawin.durable import write_atomically
+from tawin.run.atomic import write_atomically
 
 PARTS = ("valid", "test")
 SCHEMA = pa.schema(

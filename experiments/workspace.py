@@ -24,19 +24,19 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
-from tawin.catalog import Catalog
-from tawin.checkpoint import find_state
+from tawin.catalog.catalog import Catalog
 from tawin.config import Config, GRPOConfig
-from tawin.config_files import with_options
-from tawin.data import Dataset, Split
-from tawin.distributed import make_accelerator
-from tawin.durable import replace_folder
-from tawin.job import prepare, save_catalog
-from tawin.load import load_data
-from tawin.pipeline import trainable
-from tawin.policy import load_tokenizer
-from tawin.run_folder import RunFolder
-from tawin.sft import train_sft
+from tawin.config.files import with_options
+from tawin.data.dataset import Dataset, Split
+from tawin.model.policy import load_tokenizer
+from tawin.run.atomic import replace_folder
+from tawin.run.checkpoint import find_state
+from tawin.run.folder import RunFolder
+from tawin.run.processes import make_accelerator
+from tawin.serve.load import load_data
+from tawin.train.job import prepare, save_catalog
+from tawin.train.pipeline import trainable
+from tawin.train.sft import train_sft
 
 from .plan import TRAINED, Cell
 

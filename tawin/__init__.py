@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import metrics
-    from .catalog import Catalog, load_catalog
-    from .enumerate import exact_metrics, exact_ranks, score_catalog
-    from .rollout import BeamOutput, beam_search
+    from .catalog.catalog import Catalog, load_catalog
+    from .evaluate.exact import exact_metrics, exact_ranks, score_catalog
+    from .search.completions import BeamOutput, beam_search
 
 __all__ = [
     "BeamOutput",
@@ -28,14 +28,14 @@ __all__ = [
 __version__ = "0.1.0"
 
 _MODULES = {
-    "BeamOutput": "rollout",
-    "Catalog": "catalog",
-    "beam_search": "rollout",
-    "exact_metrics": "enumerate",
-    "exact_ranks": "enumerate",
-    "load_catalog": "catalog",
+    "BeamOutput": "search.completions",
+    "Catalog": "catalog.catalog",
+    "beam_search": "search.completions",
+    "exact_metrics": "evaluate.exact",
+    "exact_ranks": "evaluate.exact",
+    "load_catalog": "catalog.catalog",
     "metrics": "metrics",
-    "score_catalog": "enumerate",
+    "score_catalog": "evaluate.exact",
 }
 
 

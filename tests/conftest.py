@@ -37,7 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def make_interpreted_kernels() -> None:
     os.environ["TRITON_INTERPRET"] = "1"
-    from tawin_kernels.linear_logsumexp import live_rows
+    from tawin_kernels.ops.log_prob.logsumexp import live_rows
 
     try:
         live_rows(torch.ones(1, dtype=torch.bool))  # the first launch imports more of Triton, which looks again
@@ -63,7 +63,7 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="module")
 def no_report() -> Iterator[None]:
     """Training draws no report: that takes three quarters of the time of runs as small as those of tests."""
-    from tawin import pipeline
+    from tawin.train import pipeline
 
     with pytest.MonkeyPatch.context() as without:
         without.setattr(pipeline, "write_report", lambda _, out: out / "report.html")

@@ -21,24 +21,24 @@ from accelerate import Accelerator, DistributedType
 from safetensors.torch import save_file
 from torch.distributed.fsdp import FSDPModule
 
-from tawin import grpo, pipeline
-from tawin.balance import balanced
-from tawin.commands import train
+from tawin.catalog.tokenizer import make_semantic_tokenizer
+from tawin.cli import train
 from tawin.config import Config, EvaluationConfig, GRPOConfig, PolicyConfig, SFTConfig
-from tawin.data import Examples
-from tawin.distributed import Processes, make_accelerator, whole
-from tawin.evaluate import recommend
-from tawin.grpo import grpo_backward
-from tawin.objective import Groups
-from tawin.optimization import Stage
-from tawin.ragged import Ragged
-from tawin.rollout import beam_sequences
-from tawin.run_folder import RunFolder
-from tawin.sft import _backward as sft_backward
-from tawin.tokenizer import make_semantic_tokenizer
+from tawin.data.dataset import Examples
+from tawin.data.ragged import Ragged
+from tawin.evaluate.ranking import recommend
+from tawin.rl.objective import Groups
+from tawin.rl.rebalance import balanced
+from tawin.run.folder import RunFolder
+from tawin.run.processes import Processes, make_accelerator, whole
+from tawin.search.completions import beam_sequences
+from tawin.train import grpo, pipeline
+from tawin.train.engine import Stage
+from tawin.train.grpo import grpo_backward
+from tawin.train.sft import _backward as sft_backward
 
 from .tawin.models import tiny_model
-from .tawin.test_objective import small_catalog
+from .tawin.rl.test_objective import small_catalog
 from .test_train import SMALL
 
 # Several forwards a step; evaluations that do not part evenly, neither in batches nor in users.

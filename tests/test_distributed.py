@@ -22,11 +22,11 @@ from accelerate import Accelerator, DistributedType
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tawin import pipeline
-from tawin.commands import train
-from tawin.distributed import Processes
-from tawin.report import write_report
-from tawin.states import states
+from tawin.cli import train
+from tawin.report.page import write_report
+from tawin.run.processes import Processes
+from tawin.run.states import states
+from tawin.train import pipeline
 
 from .distributed_worker import ENGINE_OPTIONS, OPTIONS, recommendations, run_until, steps
 from .test_train import SMALL, metrics

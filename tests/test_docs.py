@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from tawin_kernels.records import LossType
+from tawin_kernels.types import LossType
 
-from tawin.export import export
+from tawin.serve.export import export
 
 from .docs_pages import PAGES, ROOT, STORIES, Snippet, snippets
 from .tawin.runs import make_run

@@ -26,11 +26,12 @@ from torch.distributed.run import get_args_parser
 import experiments.run
 from experiments.plan import table_names
 from tawin import cli
-from tawin.commands import COMMANDS, train
+from tawin.cli import train
+from tawin.cli.commands import COMMANDS
+from tawin.cli.options import parse_training
 from tawin.config import SyntheticConfig
-from tawin.data import save_dataset
-from tawin.synthetic import make_synthetic
-from tawin.training_options import parse_training
+from tawin.data.dataset import save_dataset
+from tawin.data.synthetic import make_synthetic
 
 from .docs_pages import PAGES, ROOT, STORIES, Command, code, commands, commands_of
 from .tawin.text_models import save_pretrained_model
@@ -44,7 +45,7 @@ NOT_RUN = {
     r"python examples/": "tests/test_examples.py runs them",
     r"examples/\S+\.sh": "trains on GPUs; tests/tawin/integrations checks its options",
     r"(python train\.py|tawin train) .*flash_attention_2": "needs a GPU; test_causal_attention.py has a stand-in",
-    r"python -m bench\.": "benchmarks take minutes; tests/bench has tests of each",
+    r"python -m (bench|tools)\.": "benchmarks and tools take minutes; tests/bench and tests/tools have tests of each",
     r"tawin prepare (?!csv log2?\.csv DATA)": "takes public data sets; tests/tawin/prepare reads small ones",
     r"python -m sglang\.|curl ": "another project's server, on a GPU",
     r"python -m experiments\.run (?!list)": "tables take hours; tests/experiments runs small ones",

@@ -42,7 +42,7 @@ def metadata(built: Path) -> Message:
 
 
 def test_the_wheel_has_both_packages_typed_and_nothing_else(names: set[str]) -> None:
-    assert {"tawin/py.typed", "tawin_kernels/py.typed", "tawin/commands/train.py"} <= names
+    assert {"tawin/py.typed", "tawin_kernels/py.typed", "tawin/cli/train.py"} <= names
     assert {name.split("/")[0] for name in names} == {"tawin", "tawin_kernels", f"tawin-{tawin.__version__}.dist-info"}
     assert not [name for name in names if name.endswith("ruff.toml")]
 

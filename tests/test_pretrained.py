@@ -16,15 +16,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tawin import cli
-from tawin.catalog import Catalog
-from tawin.commands import train
+from tawin.catalog.catalog import Catalog
+from tawin.catalog.prompt import STYLES, template_of
+from tawin.cli import train
 from tawin.config import SyntheticConfig
-from tawin.config_files import load_yaml
-from tawin.data import Dataset, Items, load_dataset, save_dataset
-from tawin.presets import PRESETS
-from tawin.prompt import STYLES, template_of
-from tawin.run_folder import RunFolder
-from tawin.synthetic import make_synthetic
+from tawin.config.files import load_yaml
+from tawin.config.presets import PRESETS
+from tawin.data.dataset import Dataset, Items, load_dataset, save_dataset
+from tawin.data.synthetic import make_synthetic
+from tawin.run.folder import RunFolder
 
 from .docs_pages import blocks
 from .tawin.text_models import save_pretrained_model

@@ -19,13 +19,13 @@ import torch
 import yaml
 
 from tawin.config import Config
-from tawin.config_files import load_yaml
-from tawin.data import load_dataset, save_dataset
-from tawin.policy import load_model, load_tokenizer
-from tawin.report import write_report
-from tawin.synthetic import make_synthetic
+from tawin.config.files import load_yaml
+from tawin.data.dataset import load_dataset, save_dataset
+from tawin.data.synthetic import make_synthetic
+from tawin.model.policy import load_model, load_tokenizer
+from tawin.report.page import write_report
 from tests.tawin.models import tiny_model
-from tests.tawin.test_report import Page, make_run
+from tests.tawin.report.test_page import Page, make_run
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("tawin", "kernels", "experiments", "bench", "examples")

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tawin import cli
-from tawin.commands import train
+from tawin.cli import train
 
 OPTIONS = [
     "--catalog.codes=8",

@@ -21,15 +21,15 @@ import numpy as np
 import pytest
 import torch
 
-from bench.event_files import scalars
-from tawin import evaluate as evaluation
-from tawin import pipeline
-from tawin.checkpoint import read_progress
-from tawin.commands import train
-from tawin.durable import WriteError
-from tawin.optimization import Stage
-from tawin.run_lock import lock_run
-from tawin.states import states
+from tawin.cli import train
+from tawin.evaluate import ranking as evaluation
+from tawin.run.atomic import WriteError
+from tawin.run.checkpoint import read_progress
+from tawin.run.lock import lock_run
+from tawin.run.states import states
+from tawin.train import pipeline
+from tawin.train.engine import Stage
+from tools.faults.event_files import scalars
 
 from .test_train import SMALL, assert_same_run, metrics
 

@@ -17,20 +17,21 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bench.event_files import scalars
-from tawin import cli, pipeline
-from tawin.catalog import Catalog
-from tawin.commands import train
+from tawin import cli
+from tawin.catalog.catalog import Catalog
+from tawin.catalog.item_vectors import cooccurrence_vectors
+from tawin.cli import train
 from tawin.config import SyntheticConfig
-from tawin.data import split_leave_one_out
-from tawin.evaluate import decided, evaluate, sampled
-from tawin.item_vectors import cooccurrence_vectors
-from tawin.optimization import Stage
-from tawin.policy import load_model
-from tawin.report import write_report
-from tawin.run_folder import RunFolder
-from tawin.states import states
-from tawin.synthetic import make_synthetic
+from tawin.data.dataset import split_leave_one_out
+from tawin.data.synthetic import make_synthetic
+from tawin.evaluate.ranking import decided, evaluate, sampled
+from tawin.model.policy import load_model
+from tawin.report.page import write_report
+from tawin.run.folder import RunFolder
+from tawin.run.states import states
+from tawin.train import pipeline
+from tawin.train.engine import Stage
+from tools.faults.event_files import scalars
 
 SMALL = [
     "--synthetic.num-users=60",
@@ -412,7 +413,7 @@ def test_an_optimizer_that_this_machine_has_not_is_refused_before_anything_is_wr
     optimizer: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = None if optimizer == "adamw_8bit" else "found"
-    monkeypatch.setattr("tawin.optimization.importlib.util.find_spec", lambda _name: spec)
+    monkeypatch.setattr("tawin.train.engine.importlib.util.find_spec", lambda _name: spec)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(SystemExit, match=f"grpo.optimizer.*{message}"):
         run(tmp_path / "run", f"--grpo.optimizer={optimizer}")
@@ -426,9 +427,9 @@ def crash(*_: object, **__: object) -> None:
 @pytest.mark.parametrize(
     "where",
     [
-        "tawin.catalog.pq.write_table",
+        "tawin.catalog.catalog.pq.write_table",
         "transformers.PreTrainedTokenizerBase.save_pretrained",
-        "tawin.pipeline._evaluate_stage",
+        "tawin.train.pipeline._evaluate_stage",
     ],
 )
 def test_a_crash_at_any_point_of_the_job_can_be_resumed(
@@ -448,7 +449,7 @@ def test_a_crash_at_any_point_of_the_job_can_be_resumed(
 def test_a_resume_knows_its_items_in_another_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = write_data(tmp_path / "data", random_sequences(40, 30), 30)
     with monkeypatch.context() as broken:
-        broken.setattr("tawin.pipeline._evaluate_stage", crash)
+        broken.setattr("tawin.train.pipeline._evaluate_stage", crash)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "run", "--data", str(data))
     items = pq.read_table(data / "items.parquet")

@@ -1,4 +1,4 @@
-"""The peers' ways of doing the same work; tests/bench/test_*peers.py hold them to our answers.
+"""The peers' ways of doing the same work; tests/bench/peers hold them to our answers.
 
 They are written anew, but for LM heads and losses that have a package of their own, which is called.
 """

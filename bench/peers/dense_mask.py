@@ -82,7 +82,7 @@ def dense_mask_step(
     depth: int,
     normalizer: str = "vocab",
 ) -> BeamStep:
-    """The step of `tawin_kernels.beam_step` for beams whose nodes have the given depth, less than the trie's."""
+    """The step of `tawin_kernels.ops.beam_step` for beams whose nodes have the given depth, less than the trie's."""
     level = index.levels[depth]
     begin, end = level.first_token, level.first_token + level.span
     first, count = children_of(index.child_offsets, nodes, scores)  # [B, W]

@@ -32,7 +32,7 @@ def full_softmax_step(
     max_children: int,
     normalizer: str = "vocab",
 ) -> BeamStep:
-    """The step of `tawin_kernels.beam_step` on the arrays of an `ItemTrie`; live beams may stand at any depth.
+    """The step of `tawin_kernels.ops.beam_step` on the arrays of an `ItemTrie`; live beams may stand at any depth.
 
     max_children: of any node in `nodes`; a search knows it before the step runs, as it knows the depth.
     normalizer: "trie" masks the logits instead, so that the softmax runs over the node's children alone.

@@ -57,7 +57,7 @@ def loss_around(head: LogProbHead, options: LossOptions) -> GroupLoss:
 def clipped_surrogate(
     log_probs: Tensor, mask: Tensor, advantages: Tensor, old_log_probs: Tensor | None, options: LossOptions
 ) -> Tensor:
-    """The loss of `tawin_kernels.grpo_loss` with beta 0 where every completion is valid, in plain PyTorch."""
+    """The loss of `tawin_kernels.ops.loss.grpo` with beta 0 where every completion is valid, in plain PyTorch."""
     old = log_probs.detach() if old_log_probs is None else old_log_probs
     ratio = (log_probs - old).masked_fill(~mask, 0.0).exp()  # [B, G, L]
     clipped = ratio.clamp(1 - options.epsilon_low, 1 + options.epsilon_high)

@@ -19,8 +19,8 @@ from tawin_kernels import group_advantages
 from torch import Tensor, nn
 
 from tawin.config import GRPOConfig
-from tawin.phases import phase
-from tawin.policy import evaluating
+from tawin.model.policy import evaluating
+from tawin.run.phases import phase
 
 from .generate import PeerSequences, PrefixTable, generate_sequences
 

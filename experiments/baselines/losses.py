@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tawin.sampled_softmax import sampled_log_probs
+from tawin.model.sampled_softmax import sampled_log_probs
 
 from .sequence_model import SequenceModel
 

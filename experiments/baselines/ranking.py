@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tawin.data import Examples
-from tawin.policy import evaluating
-from tawin.ragged import Ragged
+from tawin.data.dataset import Examples
+from tawin.data.ragged import Ragged
+from tawin.model.policy import evaluating
 
 from .sequence_model import SequenceModel
 

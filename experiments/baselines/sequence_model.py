@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tawin.ragged import Ragged, count_within
+from tawin.data.ragged import Ragged, count_within
 
 from .options import SequenceModelOptions
 

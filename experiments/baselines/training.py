@@ -13,9 +13,9 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from tawin.data import Examples, training_windows
+from tawin.data.dataset import Examples, training_windows
+from tawin.data.ragged import Ragged
 from tawin.metrics import ranking_metrics
-from tawin.ragged import Ragged
 
 from .gru4rec import GRU4Rec
 from .losses import binary_loss, cross_entropy
@@ -56,8 +56,8 @@ def fit(
     """Trains a model of `kind` from scratch and gives it back with the weights of its best epoch on valid.
 
     Args:
-        sequences: training items of each user as dense indexes, oldest first; `tawin.data.training_sequences` gives
-            them. Those of one item teach nothing and are passed over.
+        sequences: training items of each user as dense indexes, oldest first; `data.dataset.training_sequences`
+            gives them. Those of one item teach nothing and are passed over.
         num_items: size of the catalogue, that is, of what is ranked.
         seed: of weights, order, dropout and negatives. The same seed, machine and number of threads give the same bits
             on a CPU; the caller's random state stays as it is.

@@ -33,10 +33,10 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from tawin_kernels.records import Normalizer
+from tawin_kernels.types import Normalizer
 
 from tawin.metrics import opauc
-from tawin.rollout import beam_search
+from tawin.search.completions import beam_search
 
 from .options import read, require
 from .setting import Setting, make_setting

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from experiments.store import Record
-from tawin.figures import LIGHT, Theme
+from tawin.report.figures import LIGHT, Theme
 
 # The same name and colour in every figure.
 METRICS = {

@@ -12,18 +12,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from tawin_kernels import linear_log_probs
-from tawin_kernels.records import Normalizer
+from tawin_kernels.types import Normalizer
 from torch import Tensor, nn
 
-from tawin.backbone import backbone
-from tawin.catalog import Catalog, build_catalog, make_tokenizer
+from tawin.catalog.catalog import Catalog, build_catalog, make_tokenizer
+from tawin.catalog.semantic_ids import build_semantic_ids, separate_shared_ids
 from tawin.config import CatalogConfig, PolicyConfig, SyntheticConfig
-from tawin.data import Examples, split_leave_one_out, training_windows
-from tawin.policy import build_model
-from tawin.rollout import prefix_nodes
-from tawin.semantic_ids import build_semantic_ids, separate_shared_ids
-from tawin.synthetic import make_synthetic
-from tawin.token_tree import completion_states
+from tawin.data.dataset import Examples, split_leave_one_out, training_windows
+from tawin.data.synthetic import make_synthetic
+from tawin.model.backbone import backbone
+from tawin.model.policy import build_model
+from tawin.model.token_tree import completion_states
+from tawin.search.completions import prefix_nodes
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,14 +4,14 @@ Each op checks its arguments and picks an implementation by device; `reference` 
 """
 
 from . import reference
-from .advantage import group_advantages, tawin_weights
-from .beam_step import beam_step
-from .grpo_loss import grpo_loss
-from .log_prob import linear_log_probs
-from .records import BeamStep, GRPOLoss, TAWin
-from .tawin_grpo_loss import tawin_grpo_loss
+from .ops.advantage import group_advantages, tawin_weights
+from .ops.beam_step import beam_step
+from .ops.log_prob import linear_log_probs
+from .ops.loss.grpo import grpo_loss
+from .ops.loss.tawin_grpo import tawin_grpo_loss
 from .tested_versions import warn_outside_tested
 from .trie import ItemTrie
+from .types import BeamStep, GRPOLoss, TAWin
 
 __all__ = [
     "BeamStep",

@@ -22,8 +22,8 @@ from .arguments import (
     require_values,
     values_are_checked,
 )
-from .records import ImportanceLevel, LossType, Normalizer, TAWin
 from .trie import ItemTrie
+from .types import ImportanceLevel, LossType, Normalizer, TAWin
 
 MIN_TEMPERATURE = 1e-30  # below it, logits of fp32 divided by it overflow, and so does its own reciprocal
 

@@ -21,11 +21,17 @@ from .checks import (
     check_tawin_grpo_loss,
     check_tawin_weights,
 )
-from .lm_head import accumulation_dtype, child_log_probs, shared_child_log_probs, token_entropies, token_log_probs
-from .records import BeamStep, GRPOLoss, ImportanceLevel, LossType, Normalizer, TAWin
+from .ops.advantage.window import relative_advantages, window_weights
+from .ops.log_prob.lm_head import (
+    accumulation_dtype,
+    child_log_probs,
+    shared_child_log_probs,
+    token_entropies,
+    token_log_probs,
+)
 from .top_k import top_k_stable
 from .trie import ItemTrie
-from .windowed_advantage import relative_advantages, window_weights
+from .types import BeamStep, GRPOLoss, ImportanceLevel, LossType, Normalizer, TAWin
 
 # exp overflows fp32 from 88 on, and infinity times an advantage or a gradient of 0 is NaN. A larger log-ratio counts as
 # this one, without a gradient: a positive advantage is clipped there anyway, and a step of e^80 is of no use to anyone.
@@ -47,7 +53,7 @@ def beam_step(
     impl: Impl = "auto",
     check_values: bool | None = None,
 ) -> BeamStep:
-    """The best beam_width of all children of all live beams; see `tawin_kernels.beam_step`."""
+    """The best beam_width of all children of all live beams; see `tawin_kernels.ops.beam_step`."""
     require_reference("beam_step", impl)
     check_beam_step(
         hidden, lm_head_weight, trie, nodes, scores, beam_width, normalizer, temperature, bias, check_values
@@ -219,7 +225,7 @@ def grpo_loss(
     impl: Impl = "auto",
     check_values: bool | None = None,
 ) -> GRPOLoss:
-    """The clipped surrogate of a batch of groups, with its KL; see `tawin_kernels.grpo_loss`."""
+    """The clipped surrogate of a batch of groups, with its KL; see `tawin_kernels.ops.loss.grpo`."""
     require_reference("grpo_loss", impl)
     check_grpo_loss(
         log_probs,
@@ -282,7 +288,7 @@ def tawin_grpo_loss(
     impl: Impl = "auto",
     check_values: bool | None = None,
 ) -> GRPOLoss:
-    """From hidden states and rewards to the loss; see `tawin_kernels.tawin_grpo_loss`."""
+    """From hidden states and rewards to the loss; see `tawin_kernels.ops.loss.tawin_grpo`."""
     require_reference("tawin_grpo_loss", impl)
     check_tawin_grpo_loss(
         hidden,

@@ -1,7 +1,7 @@
 """Every option of the main job, as frozen dataclasses: the field names are the command line and the YAML.
 
-A run's config is the preset (`tawin.presets`), then the YAML file (`tawin.config_files`), then the command line; the
-later one wins. Nothing here knows of data or models: it is only checked that values make sense by themselves.
+A run's config is the preset (`presets`), then the YAML file (`files`), then the command line; the later one wins.
+Nothing here knows of data or models: it is only checked that values make sense by themselves.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class EvaluationConfig:
     data says that hardly anybody takes an item twice, as published figures do for such data. Baselines follow it."""
     counts_weight: float | None = None
     """w of the share (1 - w) p + w c that ranks an item: p the model's, c that of what stands near the history's last
-    items in the training data, counted (`tawin.transitions`). Every item is scored then, without a search. None: 0.5
+    items in the training data, counted (`data.transitions`). Every item is scored then, without a search. None: 0.5
     where each item is one token, else 0. RL trains the model alone."""
     select: Literal["recall@1", "recall@3", "recall@5", "recall@10", "ndcg@3", "ndcg@5", "ndcg@10"] = "recall@3"
     """The valid metric by which checkpoints are chosen."""
@@ -52,13 +52,13 @@ class EvaluationConfig:
     def excludes_history(self) -> bool:
         """Whether items that the user has seen are left out; ValueError for an "auto" that nobody has decided."""
         decided = self.exclude_history != "auto"
-        require(decided, "evaluation.exclude_history", "yes or no (tawin.evaluate.decided)", self.exclude_history)
+        require(decided, "evaluation.exclude_history", "yes or no (ranking.decided)", self.exclude_history)
         return self.exclude_history == "yes"
 
 
 @dataclass(frozen=True)
 class GuardConfig:
-    """What is done where a loss, reward, score or gradient is not finite (`tawin.guards`)."""
+    """What is done where a loss, reward, score or gradient is not finite (`tawin.run.guards`)."""
 
     nonfinite: Literal["stop", "skip"] = "stop"
     """stop: the run ends with a report. skip: nothing more is updated in that step (of several
@@ -75,7 +75,7 @@ class GuardConfig:
 
 @dataclass(frozen=True)
 class WatchdogConfig:
-    """When RL is taken to have gone wrong: hits that collapse, a KL that explodes (`tawin.watchdog`)."""
+    """When RL is taken to have gone wrong: hits that collapse, a KL that explodes (`tawin.train.watchdog`)."""
 
     action: Literal["warn", "stop", "off"] = "warn"
     """warn: a message and a line in metrics.jsonl, once until it is over. stop: these, and the run ends."""

@@ -1,7 +1,7 @@
 """Public data sets and users' own logs, made into the data folder that the trainer reads: `tawin prepare`.
 
-A module a format; `reading` streams files and counts what is malformed, `log` gathers interactions, `filter` chooses
-and orders them, `folder` writes. Nothing here knows of tokens or models.
+`formats` has a module per format, `readers` streams files and counts what is malformed, `log` gathers interactions,
+`clean` chooses and orders them, `write` writes. Nothing here knows of tokens or models.
 """
 
 from .job import FORMATS, prepare

@@ -1,4 +1,4 @@
-"""`prepare`: a source in one of the formats becomes a data folder that `tawin.data.load_dataset` reads."""
+"""`prepare`: a source in one of the formats becomes a data folder that `tawin.data.dataset.load_dataset` reads."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 
 import numpy as np
 
-from ..columns import DataError
-from ..interactions import MIN_ITEMS
-from .amazon import AMAZON_2018, AMAZON_2023
+from ..data.columns import DataError
+from ..data.interactions import MIN_ITEMS
+from .clean import Duplicates, k_core, not_repeated, order_by_time, renumber
 from .dates import date_text
-from .filter import Duplicates, k_core, not_repeated, order_by_time, renumber
-from .folder import Prepared, numbering_notes, require_new, write_folder
+from .formats.amazon import AMAZON_2018, AMAZON_2023
+from .formats.csv import CSV
+from .formats.minionerec import MINIONEREC, RERE
+from .formats.movielens import MOVIELENS
+from .formats.parquet import PARQUET
+from .formats.s3rec import S3REC
+from .formats.yelp import YELP
 from .ids import MISSING_TITLES
 from .log import Log, Selection
-from .movielens import MOVIELENS
-from .parquet import PARQUET
-from .reading import Reading
-from .s3rec import S3REC
+from .readers.lines import Reading
 from .source import Format, Options, Source, date_option
-from .table import CSV
-from .windows import MINIONEREC, RERE
-from .yelp import YELP
+from .write import Prepared, numbering_notes, require_new, write_folder
 
 _1990 = 631_152_000_000  # milliseconds since 1970
 

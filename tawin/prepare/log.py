@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..columns import DataError
+from ..data.columns import DataError
 from .ids import plain_id
 from .times import TimeReader, Value, shown
 

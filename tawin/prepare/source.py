@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, get_args
 
-from ..columns import DataError
+from ..data.columns import DataError
+from .clean import Duplicates
 from .dates import read_date
-from .filter import Duplicates
 from .log import Log
-from .reading import Reading
+from .readers.lines import Reading
 from .times import Unit, require_format
 
 

@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from ..columns import DataError
+from ..data.columns import DataError
 from .dates import EXCEL_DAYS, calendar_number, excel_day, missing_time, numeric_date, read_date, strptime
 
 Unit = Literal["auto", "s", "ms", "us", "ns"]

@@ -17,15 +17,15 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM
 
 from experiments.sdpo import Preferences, SDPOOptions, draw_preferences, log_ratios, sdpo_losses, train_sdpo
-from tawin.catalog import Catalog
-from tawin.checkpoint import Progress
+from tawin.catalog.catalog import Catalog
+from tawin.catalog.tokenizer import make_semantic_tokenizer
 from tawin.config import Config, EvaluationConfig
-from tawin.data import Examples, Split
-from tawin.run_folder import RunFolder
-from tawin.states import states
-from tawin.tokenizer import make_semantic_tokenizer
+from tawin.data.dataset import Examples, Split
+from tawin.run.checkpoint import Progress
+from tawin.run.folder import RunFolder
+from tawin.run.states import states
 from tests.tawin.models import FAMILIES, tiny_model
-from tests.tawin.test_objective import small_catalog
+from tests.tawin.rl.test_objective import small_catalog
 
 HISTORIES = [np.array([item]) for item in range(7)]
 # Item i is followed by item i + 1.

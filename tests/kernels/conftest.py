@@ -3,7 +3,7 @@
 Every tensor of `torch.empty` and `torch.empty_like` is a piece out of the middle of a longer one. All of it is filled
 with NaN, or for integers with a row, edge or key that does not exist: an element that no kernel writes is wrong in the
 result. After each test the two ends must be as they were: a kernel that wrote there wrote past its output.
-TAWIN_GUARDED_MEMORY=0 switches it off: initcheck (`python -m bench.sanitize`) wants memory that nobody has written.
+TAWIN_GUARDED_MEMORY=0 switches it off: initcheck (`python -m tools.gpu.sanitize`) wants memory that nobody has written.
 """
 
 from __future__ import annotations

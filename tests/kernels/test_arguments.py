@@ -64,12 +64,13 @@ def test_an_explicit_choice_that_cannot_run_raises_and_does_not_fall_back(op):
 @pytest.mark.parametrize("interpret", [False, True])
 def test_the_cpu_runs_kernels_through_the_interpreter_only_where_the_environment_asks_for_it(interpret):
     code = """
-        import torch, tawin_kernels.log_prob
+        import torch, tawin_kernels.ops.log_prob
         from tawin_kernels import linear_log_probs
 
         launches = []
-        run = tawin_kernels.log_prob.launch
-        tawin_kernels.log_prob.launch = lambda *arguments, **options: (launches.append(1), run(*arguments, **options))
+        op = tawin_kernels.ops.log_prob
+        run = op.launch
+        op.launch = lambda *arguments, **options: (launches.append(1), run(*arguments, **options))
         call = (torch.randn(2, 3), torch.randn(5, 3), torch.tensor([4, 0]))
         print(linear_log_probs(*call).shape[0], len(launches))
         print(linear_log_probs(call[0].double(), call[1].double(), call[2]).dtype, len(launches))

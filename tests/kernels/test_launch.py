@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tawin_kernels.launch import Launch, Target, launch, multiprocessors, recorded_launches, target_of
-from tawin_kernels.linear_logsumexp import live_rows, live_rows_kernel
+from tawin_kernels.ops.log_prob.logsumexp import live_rows, live_rows_kernel
 
 from .devices import DEVICE
 

@@ -25,7 +25,7 @@ def test_a_torch_that_is_tested_gives_no_warning(version: str) -> None:
 @pytest.mark.parametrize("version", ["2.11.0", "2.15.0", "3.0.0"])
 def test_another_torch_is_named_once_in_one_line(version: str) -> None:
     code = f"torch.__version__ = {version!r}; triton.__version__ = '3.6.0'"
-    (line,) = stderr_of(f"{code}; import tawin, tawin_kernels; tawin.beam_search; import tawin.rollout")
+    (line,) = stderr_of(f"{code}; import tawin, tawin_kernels; tawin.beam_search; import tawin.search.completions")
     assert line == (
         f"tawin_kernels:1: RuntimeWarning: not tested with torch {version} (tested: 2.13 to 2.14); run its tests "
         "before you rely on results"

@@ -19,8 +19,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from tawin.backbone import Backbone
-from tawin.token_tree import completion_states
+from tawin.model.backbone import Backbone
+from tawin.model.token_tree import completion_states
 
 MLA = {
     "q_lora_rank": 16,

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import torch
 
-from tawin.catalog import build_catalog, make_tokenizer
-from tawin.checkpoint import save_model
+from tawin.catalog.catalog import build_catalog, make_tokenizer
+from tawin.catalog.semantic_ids import build_semantic_ids
 from tawin.config import CatalogConfig, Config, EvaluationConfig, PolicyConfig, SplitConfig, SyntheticConfig
-from tawin.data import training_sequences
-from tawin.data_digest import Origin, digest_of
-from tawin.load import load_data
-from tawin.policy import build_model
-from tawin.run_folder import RunFolder
-from tawin.semantic_ids import build_semantic_ids
+from tawin.data.dataset import training_sequences
+from tawin.data.digest import Origin, digest_of
+from tawin.model.policy import build_model
+from tawin.run.checkpoint import save_model
+from tawin.run.folder import RunFolder
+from tawin.serve.load import load_data
 
 SMALL = Config(
     split=SplitConfig(max_history=4),

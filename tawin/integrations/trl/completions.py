@@ -15,11 +15,11 @@ import torch
 from tawin_kernels import ItemTrie
 from torch import Tensor
 
-from ...backbone import backbone
-from ...catalog import Catalog
-from ...policy import evaluating, is_training
-from ...rollout import beam_sequences, sequence_log_probs
-from ...tree_attention import prefill
+from ...catalog.catalog import Catalog
+from ...model.backbone import backbone
+from ...model.policy import evaluating, is_training
+from ...model.tree_attention import prefill
+from ...search.completions import beam_sequences, sequence_log_probs
 from .policy_head import check_model
 
 

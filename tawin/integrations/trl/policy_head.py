@@ -14,7 +14,7 @@ import torch
 from tawin_kernels import linear_log_probs
 from torch import Tensor, nn
 
-from ...backbone import backbone
+from ...model.backbone import backbone
 
 
 def check_model(trainer: Any) -> None:

@@ -7,8 +7,8 @@ import torch
 from experiments.baselines import SequenceModelOptions, ranks
 from experiments.baselines.sasrec import SASRec
 from experiments.baselines.sequence_model import SequenceModel
-from tawin.data import Examples
-from tawin.ragged import Ragged
+from tawin.data.dataset import Examples
+from tawin.data.ragged import Ragged
 
 NUM_ITEMS = 17
 

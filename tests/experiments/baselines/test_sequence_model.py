@@ -7,7 +7,7 @@ import torch
 from experiments.baselines import SequenceModelOptions
 from experiments.baselines.sequence_model import padded
 from experiments.baselines.training import MODELS
-from tawin.ragged import Ragged
+from tawin.data.ragged import Ragged
 
 NUM_ITEMS = 30
 OPTIONS = SequenceModelOptions(hidden_size=16, layers=2, heads=2, max_history=9)

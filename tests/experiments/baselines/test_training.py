@@ -6,9 +6,9 @@ import torch
 
 from experiments.baselines import SequenceModelOptions, fit, ranks
 from experiments.baselines.training import MODELS, _batches
-from tawin.data import Examples
+from tawin.data.dataset import Examples
+from tawin.data.ragged import Ragged
 from tawin.metrics import recall_at_k
-from tawin.ragged import Ragged
 
 NUM_ITEMS = 12
 SMALL = SequenceModelOptions(

@@ -14,7 +14,7 @@ from experiments.plan import load_table
 from experiments.store import Record
 from experiments.theory import auc_gradient, beam_density, correlation, recall_bounds
 from experiments.theory.figures import FIGURES, draw, draw_correlation
-from tawin.figures import DARK, LIGHT
+from tawin.report.figures import DARK, LIGHT
 
 from . import test_auc_gradient, test_beam_density, test_correlation, test_recall_bounds
 

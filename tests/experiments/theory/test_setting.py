@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tawin_kernels.records import Normalizer
+from tawin_kernels.types import Normalizer
 
 from experiments.theory.setting import Setting, make_setting
-from tawin.rollout import beam_search
+from tawin.search.completions import beam_search
 
 
 def small_setting(*, steps: int = 0, mixed_lengths: bool = False, prompts: int = 6) -> Setting:

@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench.fuzz_prepare import by_source, columns_of
 from tawin.prepare import Options, prepare
 from tawin.prepare.dates import date_text
+from tools.fuzz.prepare import by_source, columns_of
 
 
 def write(path: Path, *lines: str | bytes, end: bytes = b"\n") -> Path:

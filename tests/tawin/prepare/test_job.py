@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bench.fuzz_prepare import by_loop
-from tawin.columns import DataError
-from tawin.data import load_dataset
+from tawin.data.columns import DataError
+from tawin.data.dataset import load_dataset
 from tawin.prepare import FORMATS, Columns, Options, prepare
+from tools.fuzz.prepare import by_loop
 
 from .folders import Row, made, sequences, times, write, write_log
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tawin.columns import DataError
+from tawin.data.columns import DataError
 from tawin.prepare.log import Log, Selection
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tawin.columns import DataError
+from tawin.data.columns import DataError
 from tawin.prepare.dates import date_text
 from tawin.prepare.times import NAMES, Kind, TimeReader, Unit, choose_reader, require_format
 

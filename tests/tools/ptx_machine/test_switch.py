@@ -28,7 +28,7 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_tests_of_kernels_run_as_compiled_and_others_are_left_out():
-    files = ["tests/kernels/test_gradient_sums.py", "tests/kernels/test_records.py"]
+    files = ["tests/kernels/ops/log_prob/test_gradient_sums.py", "tests/kernels/test_types.py"]
     result = run(
         "pytest", *files, "--compiled", "sm_90", "-p", "no:cacheprovider", "-v", "--hypothesis-show-statistics"
     )
@@ -50,7 +50,9 @@ def test_bf16_is_among_the_dtypes():
 
 
 def test_a_target_that_is_not_known_is_refused():
-    result = run("pytest", "tests/kernels/test_gradient_sums.py", "--compiled", "sm_70", "-p", "no:cacheprovider")
+    result = run(
+        "pytest", "tests/kernels/ops/log_prob/test_gradient_sums.py", "--compiled", "sm_70", "-p", "no:cacheprovider"
+    )
     assert result.returncode != 0
     assert "target: expected one of sm_80, sm_90, sm_100, got 'sm_70'" in result.stdout + result.stderr
 

@@ -13,8 +13,8 @@ from tawin_kernels import ItemTrie
 from trl import GRPOConfig
 
 from tawin import beam_search
+from tawin.catalog.tokenizer import make_semantic_tokenizer
 from tawin.integrations.trl import beam_rollout, item_reward
-from tawin.tokenizer import make_semantic_tokenizer
 
 from ...models import tiny_model
 

@@ -1,0 +1,1 @@
+"""What benchmarks measure: shapes, inputs, and the least time of the work."""

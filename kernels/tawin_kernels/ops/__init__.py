@@ -1,0 +1,1 @@
+"""The ops, a folder each: the public function in its `__init__`, its kernels beside it."""

@@ -1,0 +1,1 @@
+"""The group losses: from log-probs (`grpo`), and from hidden states and rewards (`tawin_grpo`)."""

@@ -1,0 +1,1 @@
+"""Which attention a forward runs, and who sees whom."""

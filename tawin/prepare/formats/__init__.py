@@ -1,0 +1,1 @@
+"""The formats that `tawin prepare` reads, one a module."""

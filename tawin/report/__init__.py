@@ -1,0 +1,1 @@
+"""The report of runs: a page and its figures."""

@@ -1,0 +1,1 @@
+"""Groups of completions, their rewards and their loss."""

@@ -1,0 +1,1 @@
+"""What a training step costs by arithmetic: the tables of docs/PERFORMANCE.md."""

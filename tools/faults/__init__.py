@@ -1,0 +1,1 @@
+"""Real trainings, killed and resumed: `python -m tools.faults.run`."""

@@ -1,0 +1,1 @@
+"""Random and hostile input: `python -m tools.fuzz.run`."""
