@@ -56,9 +56,11 @@ class Launch:
     def options(self, *, on_nvidia: bool) -> dict[str, int]:
         """What the compiler is told beside the arguments.
 
-        A product and a sum are one instruction: Triton's default up to 3.9, no longer that of 3.10.
+        A product and a sum are two instructions, each rounded, as Triton has it from 3.10 on. Where the compiler
+        contracts them, a sum over lanes is fma(a, b, c) in one thread and fma(c, d, a) in another: copies of one sum
+        differ in their last bits, and which of them is stored is the hardware's choice. A kernel may say tl.fma.
         """
-        options = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": False}
         if on_nvidia and self.max_registers is not None:
             options["maxnreg"] = self.max_registers
         return options

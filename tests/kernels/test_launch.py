@@ -56,8 +56,8 @@ def test_a_bound_on_registers_is_for_nvidia_alone():
     assert asked.options(on_nvidia=True) == {
         "num_warps": 2,
         "num_stages": 3,
-        "enable_fp_fusion": True,
+        "enable_fp_fusion": False,
         "maxnreg": 128,
     }
-    assert asked.options(on_nvidia=False) == {"num_warps": 2, "num_stages": 3, "enable_fp_fusion": True}
+    assert asked.options(on_nvidia=False) == {"num_warps": 2, "num_stages": 3, "enable_fp_fusion": False}
     assert "maxnreg" not in Launch(live_rows_kernel, (1,), {}, 2, 3).options(on_nvidia=True)

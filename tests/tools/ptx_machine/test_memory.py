@@ -51,6 +51,15 @@ def test_vectors_and_small_types_are_loaded_and_stored_whole():
         ("cp.async.ca.shared.global [global_smem], [%rd1 + 1000], 4, 4;", "out of bounds"),
         ("st.global.b32 [%rd_x], %tid;", "two threads store different values to one address of x"),
         ("st.shared.b32 [global_smem], %tid;", "two threads write different values to one shared address"),
+        # 1.0 and numbers a few last bits above it: copies of one sum that were not added in one order.
+        (
+            "add.u32 %r1, %tid, 0x3f800000; st.shared.b32 [global_smem], %r1;",
+            "two threads write different values to one shared address",
+        ),
+        (
+            "add.u32 %r1, %tid, 0x3f800000; st.global.b32 [%rd_x], %r1;",
+            "two threads store different values to one address of x",
+        ),
     ],
 )
 def test_strays_and_clashes_are_refused(line, message):
