@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from tawin_kernels.types import LossType
+from tawin_kernels.ops.loss.types import LossType
 
 from tawin.serve.export import export
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tawin.rl.objective import may_share_prompts
+from tawin.rl.rollout import may_share_prompts
 from tawin.run.phases import PHASES
 from tools.cost.model import TRAINING, ModelShape, StepShape, needed_flops, step_flops
 

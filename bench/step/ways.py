@@ -1,6 +1,6 @@
 """The ways to do one and the same training step: ours, as the trainer runs it, and the peers. And whether they agree.
 
-A step begins with the histories of a batch and ends with new weights. Ours is `tawin.train.grpo.grpo_backward` and
+A step begins with the histories of a batch and ends with new weights. Ours is `tawin.rl.step.grpo_backward` and
 `Stage.update`; the peers are `peers.grpo_step` around their forwards. Nothing here reads a clock.
 """
 
@@ -15,8 +15,10 @@ import torch
 from tawin_kernels import ItemTrie
 from torch import Tensor, nn
 
-from tawin.rl.objective import Groups, completion_log_probs, roll_out
-from tawin.train.grpo import grpo_backward
+from tawin.rl.groups import Groups
+from tawin.rl.loss import completion_log_probs
+from tawin.rl.rollout import roll_out
+from tawin.rl.step import grpo_backward
 
 from ..cases.ratios import SCORE_TOLERANCE, compare_beams
 from ..peers import log_prob_head

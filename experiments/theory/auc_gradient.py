@@ -6,7 +6,7 @@ sees log p(Y). A group of G has n+ hits and n- others. At rho = 1, no KL, gradie
     A_i = (r_i - n+/G) / D,   D = 1, or std + eps       so A = n-/(G D) for hits and -n+/(G D) for the others, hence
     sum_i A_i s_i = c (mean of s over the hits - mean of s over the others),   c = n+ n- / (G D)
 
-Exact for every group, checked on `tawin_grpo_loss` through `objective.group_loss` against autograd of the margin.
+Exact for every group, checked on `tawin_grpo_loss` through `rl.loss.group_loss` against autograd of the margin.
 What it needs, and what is lost without it:
 * the negatives uniform over the catalogue. Then the mean over groups tends to E[s(Y+) - s(Y-)] over all pairs as
   1 / sqrt(groups), which is measured. With completions drawn from the policy it tends to the margin against
@@ -24,11 +24,13 @@ from typing import Any
 
 import torch
 from tawin_kernels import group_advantages
-from tawin_kernels.types import LossType
+from tawin_kernels.ops.loss.types import LossType
 from torch import Tensor
 
 from tawin.config import GRPOConfig, TAWinConfig
-from tawin.rl.objective import Groups, group_loss, loss_denominator, roll_out
+from tawin.rl.groups import Groups
+from tawin.rl.loss import group_loss, loss_denominator
+from tawin.rl.rollout import roll_out
 from tawin.search.completions import draw_uniforms, random_sequences
 
 from .options import read, require

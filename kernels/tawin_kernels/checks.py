@@ -22,8 +22,9 @@ from .arguments import (
     require_values,
     values_are_checked,
 )
+from .ops.loss.types import LOSS_KINDS, ImportanceLevel
 from .trie import ItemTrie
-from .types import ImportanceLevel, LossType, Normalizer, TAWin
+from .types import Normalizer, TAWin
 
 MIN_TEMPERATURE = 1e-30  # below it, logits of fp32 divided by it overflow, and so does its own reciprocal
 
@@ -154,7 +155,7 @@ def check_tawin_grpo_loss(
     lm_head_weight: torch.Tensor,
     token_ids: torch.Tensor,
     mask: torch.Tensor,
-    rewards: torch.Tensor,
+    rewards: torch.Tensor | None,
     scores: torch.Tensor | None,
     tawin: TAWin | None,
     old_log_probs: torch.Tensor | None,
@@ -175,6 +176,7 @@ def check_tawin_grpo_loss(
     nodes: torch.Tensor | None,
     all_log_probs: bool,
     importance_level: str,
+    advantages: torch.Tensor | None,
     check_values: bool | None,
 ) -> None:
     like = ("hidden", hidden)
@@ -191,8 +193,13 @@ def check_tawin_grpo_loss(
     if not isinstance(all_log_probs, bool):
         raise TypeError(f"all_log_probs: expected True or False, got {all_log_probs!r}")
     require_tensor("mask", mask, dims="[B, G, L]", sizes=sizes, dtypes=BOOL, device_of=like)
-    require_tensor("rewards", rewards, dims="[B, G]", sizes=sizes[:2], dtypes=FLOATING, device_of=like)
-    _check_advantage_options(rewards, scores, tawin, normalize_std, eps)
+    if advantages is not None:
+        require_tensor("advantages", advantages, dims="[B, G]", sizes=sizes[:2], dtypes=FLOATING, device_of=like)
+        _check_group_size("advantages", advantages)
+    else:
+        require_tensor("rewards", rewards, dims="[B, G]", sizes=sizes[:2], dtypes=FLOATING, device_of=like)
+        assert rewards is not None
+        _check_advantage_options(rewards, scores, tawin, normalize_std, eps)
     _check_loss_options(
         ("mask", mask),
         old_log_probs,
@@ -211,7 +218,10 @@ def check_tawin_grpo_loss(
         read_ids = token_ids.masked_fill(~(exists & valid[..., None]), IGNORED_TOKEN)
         _check_token_values(read_ids, lm_head_weight)
         check_row_and_node_values(read_ids, hidden, rows, trie, nodes)
-        _check_reward_values(rewards, scores, valid)
+        if advantages is not None:
+            require_values("advantages", advantages.isfinite() | ~valid, advantages, "finite advantages")
+        elif rewards is not None:
+            _check_reward_values(rewards, scores, valid)
         _check_denominator_value(denominator)
 
 
@@ -337,14 +347,14 @@ def _check_loss_options(
     for name, tensor in (("old_log_probs", old_log_probs), ("ref_log_probs", ref_log_probs)):
         if tensor is not None:
             require_tensor(name, tensor, dims="[B, G, L]", sizes=sizes, dtypes=FLOATING, device_of=like)
-    require_choice("loss_type", loss_type, get_args(LossType))
+    require_choice("loss_type", loss_type, tuple(LOSS_KINDS))
     require_choice("importance_level", importance_level, get_args(ImportanceLevel))
     require_number("epsilon_low", epsilon_low, minimum=0.0)
     require_number("epsilon_high", epsilon_high, minimum=0.0)
-    if loss_type == "cispo" and epsilon_high < 1:
+    if LOSS_KINDS[loss_type].caps_ratio and epsilon_high < 1:
         raise ValueError(
-            "epsilon_high: expected a number >= 1 with loss_type 'cispo', whose largest ratio it is (5 is customary), "
-            f"got {epsilon_high!r}"
+            f"epsilon_high: expected a number >= 1 with loss_type {loss_type!r}, whose largest ratio it is (5 is "
+            f"customary), got {epsilon_high!r}"
         )
     require_number("beta", beta, minimum=0.0)
     if beta > 0 and ref_log_probs is None:

@@ -21,7 +21,7 @@ from .checks import (
     check_tawin_grpo_loss,
     check_tawin_weights,
 )
-from .ops.advantage.window import relative_advantages, window_weights
+from .ops.advantage.weights import relative_advantages, window_weights
 from .ops.log_prob.lm_head import (
     accumulation_dtype,
     child_log_probs,
@@ -29,9 +29,10 @@ from .ops.log_prob.lm_head import (
     token_entropies,
     token_log_probs,
 )
+from .ops.loss.types import LOSS_KINDS, ImportanceLevel, LossType
 from .top_k import top_k_stable
 from .trie import ItemTrie
-from .types import BeamStep, GRPOLoss, ImportanceLevel, LossType, Normalizer, TAWin
+from .types import BeamStep, GRPOLoss, Normalizer, TAWin
 
 # exp overflows fp32 from 88 on, and infinity times an advantage or a gradient of 0 is NaN. A larger log-ratio counts as
 # this one, without a gradient: a positive advantage is clipped there anyway, and a step of e^80 is of no use to anyone.
@@ -263,8 +264,8 @@ def tawin_grpo_loss(
     lm_head_weight: torch.Tensor,
     token_ids: torch.Tensor,
     mask: torch.Tensor,
-    rewards: torch.Tensor,
-    scores: torch.Tensor | None,
+    rewards: torch.Tensor | None = None,
+    scores: torch.Tensor | None = None,
     *,
     tawin: TAWin | None = TAWin(),  # noqa: B008 (frozen)
     old_log_probs: torch.Tensor | None = None,
@@ -285,6 +286,7 @@ def tawin_grpo_loss(
     nodes: torch.Tensor | None = None,
     all_log_probs: bool = True,
     importance_level: ImportanceLevel = "token",
+    advantages: torch.Tensor | None = None,
     impl: Impl = "auto",
     check_values: bool | None = None,
 ) -> GRPOLoss:
@@ -316,6 +318,7 @@ def tawin_grpo_loss(
         nodes,
         all_log_probs,
         importance_level,
+        advantages,
         check_values,
     )
     mask = mask & (token_ids != IGNORED_TOKEN)
@@ -323,8 +326,10 @@ def tawin_grpo_loss(
         valid = mask.any(-1)
     mask = mask & valid[..., None]  # [B, G, L]
     with torch.no_grad():
-        reward_dtype = torch.promote_types(accumulation_dtype(rewards), accumulation_dtype(hidden))
-        advantages = relative_advantages(rewards.to(reward_dtype), scores, valid, tawin, normalize_std, eps)
+        if advantages is None:
+            assert rewards is not None  # checked
+            dtype = torch.promote_types(accumulation_dtype(rewards), accumulation_dtype(hidden))
+            advantages = relative_advantages(rewards.to(dtype), scores, valid, tawin, normalize_std, eps)
 
     def log_probs_of(wanted: torch.Tensor) -> torch.Tensor:
         ids = token_ids.masked_fill(~wanted, IGNORED_TOKEN)
@@ -371,7 +376,7 @@ def _group_loss(
     importance_level: ImportanceLevel,
 ) -> GRPOLoss:
     """`grpo_loss` of arguments that have been checked."""
-    dtype = accumulation_dtype(log_probs)
+    kind, dtype = LOSS_KINDS[loss_type], accumulation_dtype(log_probs)
     mask = mask & valid[..., None]  # [B, G, L]
     lengths = mask.sum(-1)  # [B, G]
     num_tokens = lengths.sum().clamp(min=1)
@@ -380,11 +385,11 @@ def _group_loss(
     advantages = advantages.detach().to(dtype).masked_fill(~valid, 0.0)  # [B, G]
 
     log_ratio = log_probs - old_log_probs
-    if loss_type == "gspo" or importance_level == "sequence":
+    if kind.sequence_level or importance_level == "sequence":
         log_ratio = (log_ratio.sum(-1) / lengths.clamp(min=1))[..., None].expand_as(log_ratio)
     ratio = _at_most(log_ratio, _MAX_LOG_RATIO).exp()  # rho, [B, G, L]
     advantage = advantages[..., None]
-    if loss_type == "cispo":  # the ratio is a constant weight of the policy gradient, capped but never switched off
+    if kind.caps_ratio:  # the ratio is a constant weight of the policy gradient, capped but never switched off
         token_losses = -ratio.detach().clamp(max=epsilon_high) * advantage * log_probs
         is_clipped = (ratio > epsilon_high) & (advantage > 0)
     else:
@@ -404,17 +409,11 @@ def _group_loss(
             token_losses = token_losses + beta * token_kl
 
     token_losses = token_losses.masked_fill(~mask, 0.0)
-    if loss_type in ("grpo", "gspo"):
+    total = token_losses.sum()
+    if kind.mean_over_tokens:
         total = (token_losses.sum(-1) / lengths.clamp(min=1)).sum()
-        counted = valid.sum()
-    elif loss_type == "dr_grpo":
-        total = token_losses.sum()
-        counted = valid.sum() * mask.shape[-1]
-    else:
-        total = token_losses.sum()
-        counted = num_tokens
     if denominator is None:
-        denominator = counted.clamp(min=1)
+        denominator = kind.denominator(valid.sum(), num_tokens, mask.shape[-1]).clamp(min=1)
     elif isinstance(denominator, torch.Tensor):
         denominator = denominator.detach()
     return GRPOLoss(

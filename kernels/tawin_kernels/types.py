@@ -12,8 +12,6 @@ import torch
 
 from .arguments import require_choice, require_int, require_number
 
-LossType = Literal["grpo", "dapo", "dr_grpo", "gspo", "bnpo", "cispo"]
-ImportanceLevel = Literal["token", "sequence"]
 Normalizer = Literal["vocab", "trie"]
 RankTransform = Literal["identity", "log2", "fraction"]
 

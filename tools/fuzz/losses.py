@@ -13,7 +13,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from tawin_kernels import TAWin, group_advantages, grpo_loss, reference, tawin_grpo_loss, tawin_weights
-from tawin_kernels.types import LossType
+from tawin_kernels.ops.loss.types import LossType
 from torch import Tensor
 
 from .ops import Array, Case, Where, close, draw_head, log_softmax, logits_of

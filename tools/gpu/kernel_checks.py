@@ -31,7 +31,8 @@ from tawin_kernels import (
     tawin_weights,
 )
 from tawin_kernels.launch import INTERPRETED
-from tawin_kernels.types import LossType, RankTransform
+from tawin_kernels.ops.loss.types import LossType
+from tawin_kernels.types import RankTransform
 from torch import Tensor
 
 from bench.cases.beam import StepShape, catalogue, compare_steps, make_inputs

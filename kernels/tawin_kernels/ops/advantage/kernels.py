@@ -29,7 +29,7 @@ import triton.language as tl
 from ...launch import REGISTERS, launch
 from ...types import TAWin
 from ..log_prob.lm_head import accumulation_dtype
-from .window import relative_advantages, window_weights
+from .weights import relative_advantages, window_weights
 
 MAX_GROUP = 512
 _RANKS_AT_ONCE = 8

@@ -8,8 +8,9 @@ from ... import reference
 from ...arguments import Impl, runs_triton
 from ...autograd import uncompiled
 from ...checks import check_grpo_loss
-from ...types import GRPOLoss, ImportanceLevel, LossType
+from ...types import GRPOLoss
 from .kernels import LossOptions, triton_grpo_loss
+from .types import ImportanceLevel, LossType
 
 
 @uncompiled

@@ -31,8 +31,9 @@ import triton.language as tl
 
 from ...autograd import apply, differentiable_once
 from ...launch import REGISTERS, launch
-from ...types import GRPOLoss, ImportanceLevel, LossType
+from ...types import GRPOLoss
 from ..advantage.kernels import GroupRewards, relative_advantages_of
+from .types import LOSS_KINDS, ImportanceLevel, LossKind, LossType
 
 _TILE = 512  # tokens of completions side by side, four a thread: 16 bytes at once of what is fp32
 _LONGEST_ROW = 128  # a warp a row: its sums stay within the warp
@@ -88,7 +89,7 @@ def group_loss_kernel(
     BLOCK_J: tl.constexpr,
     MEAN_OF_TOKENS: tl.constexpr,
     SEQUENCE_LEVEL: tl.constexpr,
-    CISPO: tl.constexpr,
+    CAPS_RATIO: tl.constexpr,
     ADD_KL: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_L: tl.constexpr,
@@ -163,7 +164,7 @@ def group_loss_kernel(
         if SEQUENCE_LEVEL and old_log_probs_ptr is not None:
             log_ratio = tl.zeros([BLOCK_N, BLOCK_L], dtype=tl.float32) + mean_log_ratio
         ratio = _exp_up_to_80(log_ratio)
-        if CISPO:
+        if CAPS_RATIO:
             is_clipped = (ratio > highest) & (advantages > 0)
             slope = -tl.where(ratio > highest, highest, ratio) * advantages
             loss = slope * log_probs
@@ -250,6 +251,15 @@ class LossOptions(NamedTuple):
     epsilon_high: float
     beta: float
 
+    @property
+    def kind(self) -> LossKind:
+        return LOSS_KINDS[self.loss_type]
+
+    @property
+    def sequence_level(self) -> bool:
+        """One ratio per completion."""
+        return self.kind.sequence_level or self.importance_level == "sequence"
+
 
 def _forward(
     log_probs: torch.Tensor,
@@ -266,7 +276,7 @@ def _forward(
     """The loss, fp32 [B, G, L] dloss / dlog_probs times the denominator if wanted, and 1 / denominator."""
     B, G, L = log_probs.shape
     device = log_probs.device
-    loss_type = options.loss_type
+    kind = options.kind
     BLOCK_L = min(_LONGEST_ROW, triton.next_power_of_2(max(L, 1)))
     source: dict[str, Any]
     if isinstance(advantages, GroupRewards):
@@ -301,18 +311,17 @@ def _forward(
         N=B * G,
         L=L,
         lowest=1.0 - float(options.epsilon_low),
-        highest=float(options.epsilon_high) + (0.0 if loss_type == "cispo" else 1.0),
+        highest=float(options.epsilon_high) + (0.0 if kind.caps_ratio else 1.0),
         beta=float(options.beta),
-        MEAN_OF_TOKENS=loss_type in ("grpo", "gspo"),
-        SEQUENCE_LEVEL=loss_type == "gspo" or options.importance_level == "sequence",
-        CISPO=loss_type == "cispo",
+        MEAN_OF_TOKENS=kind.mean_over_tokens,
+        SEQUENCE_LEVEL=options.sequence_level,
+        CAPS_RATIO=kind.caps_ratio,
         ADD_KL=options.beta > 0,
         BLOCK_N=BLOCK_N,
         BLOCK_L=BLOCK_L,
         **source,
     )
     loss, kl, clip_fraction, scale = (torch.empty((), dtype=torch.float32, device=device) for _ in range(4))
-    counted = {"grpo": "sequences", "gspo": "sequences", "dr_grpo": "positions"}.get(loss_type, "tokens")
     is_tensor = isinstance(denominator, torch.Tensor)
     launch(
         finish_group_loss_kernel,
@@ -328,7 +337,7 @@ def _forward(
         P=programs,
         L=L,
         denominator=0.0 if denominator is None or is_tensor else float(denominator),
-        COUNTED=counted if denominator is None else "given",
+        COUNTED=kind.counts if denominator is None else "given",
         BLOCK_P=_PARTIALS_AT_ONCE,
     )
     return GRPOLoss(loss, kept_log_probs, kept_advantages, kl, clip_fraction), coefficients, scale

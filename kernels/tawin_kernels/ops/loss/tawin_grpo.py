@@ -20,12 +20,13 @@ from ...arguments import IGNORED_TOKEN, Impl, runs_triton
 from ...autograd import is_transformed, uncompiled
 from ...checks import check_tawin_grpo_loss
 from ...trie import ItemTrie
-from ...types import GRPOLoss, ImportanceLevel, LossType, Normalizer, TAWin
+from ...types import GRPOLoss, Normalizer, TAWin
 from ..advantage import require_small_groups
 from ..advantage.kernels import MAX_GROUP, GroupRewards, triton_group_advantages
 from ..log_prob import triton_log_probs
 from ..log_prob.one_pass import triton_one_pass, with_known_gradient
 from .kernels import LossOptions, triton_grpo_loss
+from .types import ImportanceLevel, LossType
 
 
 @uncompiled
@@ -34,8 +35,8 @@ def tawin_grpo_loss(
     lm_head_weight: torch.Tensor,
     token_ids: torch.Tensor,
     mask: torch.Tensor,
-    rewards: torch.Tensor,
-    scores: torch.Tensor | None,
+    rewards: torch.Tensor | None = None,
+    scores: torch.Tensor | None = None,
     *,
     tawin: TAWin | None = TAWin(),  # noqa: B008 (frozen)
     old_log_probs: torch.Tensor | None = None,
@@ -56,6 +57,7 @@ def tawin_grpo_loss(
     nodes: torch.Tensor | None = None,
     all_log_probs: bool = True,
     importance_level: ImportanceLevel = "token",
+    advantages: torch.Tensor | None = None,
     impl: Impl = "auto",
     check_values: bool | None = None,
 ) -> GRPOLoss:
@@ -68,6 +70,8 @@ def tawin_grpo_loss(
         the token is -100 nothing is read.
     rewards: [B, G] floating. scores: [B, G] floating, what negatives are ranked by.
     tawin: the window of negatives; None: plain GRPO advantages, and scores may be None.
+    advantages: [B, G] floating, one's own in place of what rewards, scores, tawin, normalize_std and eps would make;
+        rewards and scores may be None then and are not read. 0 where a completion is not valid, whatever stands there.
     temperature: logits are divided by it, at least 1e-30.
     normalize_std, eps: as in `group_advantages`; impl="triton" takes groups of at most 512.
     rows: int64 [B, G, L] in [0, R), normalizer, trie, nodes: int64 [B, G, L]: as in `linear_log_probs`.
@@ -107,6 +111,7 @@ def tawin_grpo_loss(
             nodes=nodes,
             all_log_probs=all_log_probs,
             importance_level=importance_level,
+            advantages=advantages,
             check_values=check_values,
         )
     check_tawin_grpo_loss(
@@ -135,25 +140,31 @@ def tawin_grpo_loss(
         nodes,
         all_log_probs,
         importance_level,
+        advantages,
         check_values,
     )
-    require_small_groups("rewards", rewards, impl)
+    if rewards is not None:
+        require_small_groups("rewards", rewards, impl)
     mask = mask & (token_ids != IGNORED_TOKEN)
     valid = mask.any(-1) if valid is None else valid
     wanted = mask & valid[..., None]  # [B, G, L]
-    groups = GroupRewards(rewards, scores, tawin, normalize_std, eps)
-    known: torch.Tensor | None = None  # the advantages, fp32 [B, G], where they are wanted before the loss
-    leaves_out = beta == 0 and ref_log_probs is None and not all_log_probs
-    if leaves_out or rewards.shape[1] > MAX_GROUP:
-        with torch.no_grad():
-            known = triton_group_advantages(groups, valid)
-        if leaves_out:
-            wanted &= (known != 0)[..., None]
     options = LossOptions(loss_type, importance_level, epsilon_low, epsilon_high, beta)
-    source = groups if known is None else known
+    leaves_out = beta == 0 and ref_log_probs is None and not all_log_probs
+    source: torch.Tensor | GroupRewards  # fp32 [B, G] where the advantages are known, or wanted before the loss
+    if advantages is not None:
+        source = advantages.detach().float().masked_fill(~valid, 0.0)
+    else:
+        assert rewards is not None  # checked
+        source = GroupRewards(rewards, scores, tawin, normalize_std, eps)
+        if leaves_out or rewards.shape[1] > MAX_GROUP:
+            with torch.no_grad():
+                source = triton_group_advantages(source, valid)
+    if leaves_out:
+        assert isinstance(source, torch.Tensor)
+        wanted &= (source != 0)[..., None]
     tokens = token_ids.masked_fill(~wanted, IGNORED_TOKEN)
     is_frozen = not lm_head_weight.requires_grad and (bias is None or not bias.requires_grad)
-    has_own_ratios = old_log_probs is None and importance_level == "token" and loss_type != "gspo"
+    has_own_ratios = old_log_probs is None and not options.sequence_level
     needs_hidden = hidden.requires_grad and torch.is_grad_enabled() and not is_transformed(hidden)
     if leaves_out and has_own_ratios and is_frozen and needs_hidden and normalizer == "vocab":
         # d loss / d log p does not depend on the log-probs, so they and the gradient are made together.

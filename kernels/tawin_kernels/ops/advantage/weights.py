@@ -1,15 +1,25 @@
 """Group-relative advantages and the TAWin window over a group's negatives, in plain PyTorch.
 
-Nothing is checked here: arguments come in as the public ops let them in.
+Nothing is checked here: arguments come in as the public ops let them in. A weighting of another kind needs no change
+here: `tawin_grpo_loss(..., advantages=)` takes the advantages that it makes.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
 from ...types import TAWin
+
+RANK_TRANSFORMS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "identity": lambda ranks, sizes: ranks,
+    "log2": lambda ranks, sizes: (1.0 + ranks.clamp(min=0.0)).log2(),
+    "fraction": lambda ranks, sizes: ranks / sizes.clamp(min=1.0),
+}
+"""phi, by `TAWin.rank_transform`: of ranks, fp64 [B, G] or [B, 1], and of |N|, fp64 [B, 1]. The kernels have a branch
+each in `_closeness`."""
 
 
 def relative_advantages(
@@ -56,9 +66,8 @@ def window_weights(scores: torch.Tensor, negatives: torch.Tensor, tawin: TAWin) 
     ranks_in_order = (negatives.gather(-1, order).long().cumsum(-1) - 1).double()
     ranks = torch.empty_like(ranks_in_order).scatter(-1, order, ranks_in_order)  # sigma
     sizes = negatives.sum(-1, keepdim=True).double()  # |N|, [B, 1]
-    distances = -(
-        _transform(ranks, sizes, tawin) - _transform(torch.full_like(sizes, tawin.anchor), sizes, tawin)
-    ).abs()
+    phi = RANK_TRANSFORMS[tawin.rank_transform]
+    distances = -(phi(ranks, sizes) - phi(torch.full_like(sizes, tawin.anchor), sizes)).abs()
     distances = distances.masked_fill(~negatives, -math.inf)  # x
 
     # T_i = min(1, exp((x_i - lambda) / tau)) with sum k. If the m largest saturate at 1, the others share k - m as a
@@ -82,12 +91,3 @@ def window_weights(scores: torch.Tensor, negatives: torch.Tensor, tawin: TAWin) 
     weights = raw * sizes / raw.masked_fill(~negatives, 0.0).sum(-1, keepdim=True)
     is_weighted = negatives & (sizes > tawin.window)
     return torch.where(is_weighted, weights, 1.0)
-
-
-def _transform(ranks: torch.Tensor, sizes: torch.Tensor, tawin: TAWin) -> torch.Tensor:
-    """phi. ranks fp64 [B, G] or [B, 1]; sizes fp64 [B, 1], the number of negatives."""
-    if tawin.rank_transform == "log2":
-        return (1.0 + ranks.clamp(min=0.0)).log2()
-    if tawin.rank_transform == "fraction":
-        return ranks / sizes.clamp(min=1.0)
-    return ranks
