@@ -5,7 +5,7 @@ Run: python -m bench.bench_training_step [--case NAME ...] [--way NAME ...] [--r
  or: pytest bench/bench_training_step.py [-k "instruction and ours"] [--benchmark-json FILE]
 
 The ways, same weights, prompts, targets, advantages, loss and optimizer settings (`step.cases`, `step.ways`):
-* ours: `tawin.train.grpo.grpo_backward` and `Stage.update`;
+* ours: `tawin.rl.step.grpo_backward` and `Stage.update`;
 * shared_prefix: rollout by `generate`, forwards with each prompt once and TRL 1.16's chunked log-prob head;
   shared_prefix_plain: the same with a full log-softmax, where TRL is not installed or slower;
 * rere: rollout by `generate`, forwards with the prompt repeated before each completion and full logits.

@@ -14,7 +14,6 @@ Data order, evaluation, the record of the best model and resuming are the traine
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,13 +29,13 @@ from tawin.config import Config, OptimizerConfig
 from tawin.data.dataset import Examples, Split
 from tawin.model.backbone import backbone
 from tawin.model.token_tree import completion_states
-from tawin.run.checkpoint import Progress
+from tawin.rl.step import prompt_rows
 from tawin.run.folder import RunFolder
 from tawin.run.phases import phase
 from tawin.search.completions import random_sequences, score_sequences
+from tawin.train.checkpoint import Progress
 from tawin.train.engine import Stage
-from tawin.train.grpo import prompt_rows
-from tawin.train.loop import train_steps
+from tawin.train.loop import Loop
 
 
 @dataclass(frozen=True)
@@ -109,16 +108,11 @@ def train_sdpo(
     _require_sequences(catalog, options.negatives)
     stage = Stage.start("sdpo", accelerator, model, tokenizer, options, options.steps, run)
     frozen = reference.to(accelerator.device).eval().requires_grad_(False)
-    return train_steps(
-        stage,
-        catalog,
-        split.valid,
-        config,
-        lambda: sdpo_step(stage, frozen, catalog, split.rl, config.seed, options),
-        options.steps,
-        options.evaluate_every,
-        shown=("loss", "margin"),
-    )
+    shown = ("loss", "margin")
+    with Loop(stage, catalog, split.valid, config, options.steps, options.evaluate_every, shown=shown) as loop:
+        while loop.goes_on():
+            loop.took(sdpo_step(stage, frozen, catalog, split.rl, config.seed, options))
+    return stage.progress
 
 
 def sdpo_step(
@@ -139,8 +133,8 @@ def sdpo_step(
     totals = torch.zeros(3, dtype=torch.float64, device=stage.processes.device)
     for index, part in enumerate(parts):
         preferences = draw_preferences(catalog, prompts.take(part), options.negatives, generator)
-        work = _loss_of(preferences, reference, options.beta, len(rows))
-        totals += torch.stack(stage.backward(work, is_last=index == len(parts) - 1)).double()
+        arguments = (preferences, reference, options.beta, len(rows))
+        totals += torch.stack(stage.backward(preference_loss, *arguments, is_last=index == len(parts) - 1)).double()
     loss, margin, wins = totals.tolist()
     rate = stage.scheduler.get_last_lr()[0]
     return {"loss": loss, "margin": margin, "wins": wins, "grad_norm": stage.update(), "learning_rate": rate}
@@ -184,19 +178,15 @@ def sdpo_losses(ratios: Tensor, beta: float) -> Tensor:
     return cross_entropy(beta * ratios, ratios.new_zeros(len(ratios), dtype=torch.int64), reduction="none")
 
 
-def _loss_of(
-    preferences: Preferences, reference: nn.Module, beta: float, prompts: int
-) -> Callable[[nn.Module], tuple[Tensor, Tensor, Tensor]]:
-    """Of a model: the sums over these prompts, divided by all `prompts` of the step, of loss, margin and wins."""
-
-    def loss(model: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
-        ratios = log_ratios(model, reference, preferences)
-        positive, negatives = ratios[:, 0], ratios[:, 1:]
-        margins = positive - negatives.mean(1)
-        wins = (positive > negatives.amax(1)).to(ratios.dtype)
-        return sdpo_losses(ratios, beta).sum() / prompts, margins.sum() / prompts, wins.sum() / prompts
-
-    return loss
+def preference_loss(
+    model: nn.Module, preferences: Preferences, reference: nn.Module, beta: float, prompts: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sums over these prompts, divided by all `prompts` of the step, of loss, margin and wins."""
+    ratios = log_ratios(model, reference, preferences)
+    positive, negatives = ratios[:, 0], ratios[:, 1:]
+    margins = positive - negatives.mean(1)
+    wins = (positive > negatives.amax(1)).to(ratios.dtype)
+    return sdpo_losses(ratios, beta).sum() / prompts, margins.sum() / prompts, wins.sum() / prompts
 
 
 def _require_sequences(catalog: Catalog, negatives: int) -> None:

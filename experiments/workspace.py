@@ -25,15 +25,15 @@ from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
 from tawin.catalog.catalog import Catalog
+from tawin.catalog.tokenizer import load_tokenizer
 from tawin.config import Config, GRPOConfig
 from tawin.config.files import with_options
 from tawin.data.dataset import Dataset, Split
-from tawin.model.policy import load_tokenizer
 from tawin.run.atomic import replace_folder
-from tawin.run.checkpoint import find_state
 from tawin.run.folder import RunFolder
 from tawin.run.processes import make_accelerator
 from tawin.serve.load import load_data
+from tawin.train.checkpoint import find_state
 from tawin.train.job import prepare, save_catalog
 from tawin.train.pipeline import trainable
 from tawin.train.sft import train_sft

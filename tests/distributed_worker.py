@@ -27,18 +27,19 @@ from tawin.config import Config, EvaluationConfig, GRPOConfig, PolicyConfig, SFT
 from tawin.data.dataset import Examples
 from tawin.data.ragged import Ragged
 from tawin.evaluate.ranking import recommend
-from tawin.rl.objective import Groups
+from tawin.rl import step as grpo
+from tawin.rl.groups import Groups
 from tawin.rl.rebalance import balanced
+from tawin.rl.step import grpo_backward
 from tawin.run.folder import RunFolder
 from tawin.run.processes import Processes, make_accelerator, whole
 from tawin.search.completions import beam_sequences
-from tawin.train import grpo, pipeline
+from tawin.train import pipeline
 from tawin.train.engine import Stage
-from tawin.train.grpo import grpo_backward
 from tawin.train.sft import _backward as sft_backward
 
 from .tawin.models import tiny_model
-from .tawin.rl.test_objective import small_catalog
+from .tawin.small_groups import small_catalog
 from .test_train import SMALL
 
 # Several forwards a step; evaluations that do not part evenly, neither in batches nor in users.

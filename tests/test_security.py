@@ -18,11 +18,12 @@ import pytest
 import torch
 import yaml
 
+from tawin.catalog.tokenizer import load_tokenizer
 from tawin.config import Config
 from tawin.config.files import load_yaml
 from tawin.data.dataset import load_dataset, save_dataset
 from tawin.data.synthetic import make_synthetic
-from tawin.model.policy import load_model, load_tokenizer
+from tawin.model.policy import load_model
 from tawin.report.page import write_report
 from tests.tawin.models import tiny_model
 from tests.tawin.report.test_page import Page, make_run

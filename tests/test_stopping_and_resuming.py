@@ -24,10 +24,10 @@ import torch
 from tawin.cli import train
 from tawin.evaluate import ranking as evaluation
 from tawin.run.atomic import WriteError
-from tawin.run.checkpoint import read_progress
 from tawin.run.lock import lock_run
 from tawin.run.states import states
 from tawin.train import pipeline
+from tawin.train.checkpoint import read_progress
 from tawin.train.engine import Stage
 from tools.faults.event_files import scalars
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,7 @@ import torch
 from tawin_kernels import ItemTrie
 
 from ..config import CatalogConfig, PromptConfig
-from ..config.data import VectorSource
+from ..config.data import ItemTokens, VectorSource
 from ..data.columns import (
     DataError,
     optional_array,
@@ -366,7 +366,7 @@ def load_catalog(
     folder: str | Path,
     tokenizer: Any = None,
     *,
-    item_tokens: Literal["item", "semantic_id", "title"] = "semantic_id",
+    item_tokens: ItemTokens = "semantic_id",
     separate_shared_ids: bool = True,
     rebuild_ids: bool = False,
     levels: int = 3,

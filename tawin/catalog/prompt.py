@@ -55,6 +55,7 @@ STYLES: dict[str, Template] = {
 _OPENS = tuple(" \t\n\r\"'`([{<«“„‘")  # noqa: RUF001
 
 TitleForm = Literal["spaced", "bare", "ended"]
+Completion = Literal["spaced", "bare"]
 """How a title is written: " title", "title", or " title" and the end token."""
 _LEADS = {"spaced": " ", "bare": "", "ended": " "}
 
@@ -72,7 +73,7 @@ class PromptTokens:
     """The whole prompt of a history without items."""
     title: TitleForm
     """Of the titles within a history."""
-    completion: Literal["spaced", "bare"]
+    completion: Completion
     """Of the title that completes a prompt; the end token follows it."""
 
     def spell(self, titles: Sequence[str], tokenizer: Any) -> tuple[list[list[int]], list[list[int]] | None]:
@@ -121,7 +122,7 @@ def prompt_tokens(tokenizer: Any, config: PromptConfig, instruction: str = "", *
     if titles and writes_items and all(text.endswith(" ") for text in texts[:2]):
         form = "spaced"
         texts[:2] = (text[:-1] for text in texts[:2])
-    completion: Literal["spaced", "bare"] = "bare" if texts[2].endswith(_OPENS) else "spaced"
+    completion: Completion = "bare" if texts[2].endswith(_OPENS) else "spaced"
     if titles and texts[2].endswith(" "):
         completion = "spaced"
         texts[2] = texts[2][:-1]

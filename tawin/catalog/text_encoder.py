@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModel
 
 from ..data.dataset import DataError, Dataset
-from ..model.policy import load_tokenizer
+from .tokenizer import load_tokenizer
 
 BATCH = 64  # titles of a forward
 LONGEST = 512  # tokens of a title that are read, or fewer where the encoder knows no more positions

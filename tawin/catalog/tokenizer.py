@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import Qwen2Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Tokenizer
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")
 MAX_LEVELS = 26  # a letter a level
@@ -191,3 +191,8 @@ def _wrap(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Qwen2Tok
         eos_token=eos,
         padding_side="left",
     )
+
+
+def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
+    """A tokenizer as transformers loads it; code that a folder brings is never run."""
+    return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)

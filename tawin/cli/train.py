@@ -27,7 +27,6 @@ from ..config import Config, OptimizerConfig
 from ..dry_run import print_plan
 from ..model.attention.causal import require_attention
 from ..run.atomic import WriteError, replace_folder
-from ..run.checkpoint import find_state
 from ..run.folder import RunFolder, RunFolderError
 from ..run.guards import TrainingStoppedError
 from ..run.lock import lock_run
@@ -35,6 +34,7 @@ from ..run.processes import Processes, is_lost_process, make_accelerator
 from ..run.signals import Stopped, stop_on_signals
 from ..run.states import states
 from ..run.tracking import require_tracker
+from ..train.checkpoint import find_state
 from ..train.engine import require_optimizer
 from ..train.job import Job, prepare, save_catalog, summary
 from ..train.pipeline import train, trainable

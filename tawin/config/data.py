@@ -8,6 +8,8 @@ from typing import Literal, get_args
 from .checks import require, require_choices, require_type
 
 VectorSource = Literal["cooccurrence", "text", "file"]
+ItemTokens = Literal["item", "semantic_id", "title"]
+RLPrompts = Literal["last", "all"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class SplitConfig:
     """Of these targets, the first ones that SFT is trained on all the same. 0: RL's prompts ask for what the model has
     not seen; as many as `rl_targets`: SFT is trained on everything, and RL asks for it again."""
 
-    rl_prompts: Literal["last", "all"] = "last"
+    rl_prompts: RLPrompts = "last"
     """Prompts of each of these users. last: one, before the targets that are kept. all: one before each training item
     but the first, as MiniOneRec and ReRe have them; SFT may have seen all of them but the kept ones."""
 
@@ -82,7 +84,7 @@ class SyntheticConfig:
 class CatalogConfig:
     """How an item becomes tokens."""
 
-    item_tokens: Literal["item", "semantic_id", "title"] = "semantic_id"
+    item_tokens: ItemTokens = "semantic_id"
     """item: a new token for every item, the strongest where there is data on most items. semantic_id: new tokens, one
     range a level, which close items share. title: the tokenizer's own tokens of the title and an end token."""
     initialize: bool = True

@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from tawin_kernels.types import Normalizer
+
 from .checks import require, require_choices, require_type
 
 KS = (1, 3, 5, 10)  # the cut-offs that every evaluation reports
@@ -24,7 +26,7 @@ class EvaluationConfig:
     """Users that are evaluated on valid while training (sampled once); None: all."""
     test_users: int | None = None
     """Users of the final evaluations of valid and test; None: all. results.json says how many."""
-    normalizer: Literal["vocab", "trie"] = "vocab"
+    normalizer: Normalizer = "vocab"
     """What the search's log p is a softmax over, as in grpo.normalizer."""
     exclude_history: Literal["auto", "yes", "no"] = "auto"
     """Never recommend an item that the user has seen, in the prompt's history or before it. auto: where the training

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tawin_kernels import TAWin
+from tawin_kernels.ops.loss.types import LOSS_KINDS, ImportanceLevel, LossType
+from tawin_kernels.types import Normalizer, RankTransform
 
 from .checks import require, require_choices
 
@@ -131,7 +133,7 @@ class TAWinConfig:
     """How many negatives the weights are worth together; from the number of negatives on, all weights are 1."""
     temperature: float = 1.0
     """How softly the weights fall off with the distance to the anchor, in units of the transformed rank."""
-    rank_transform: Literal["identity", "log2", "fraction"] = "identity"
+    rank_transform: RankTransform = "identity"
     """What distances are measured in: the rank, log2(1 + rank), or rank / number of negatives."""
     anchor_start: float | None = None
     """The anchor of the first step, from which it goes to `anchor` in equal steps; None: `anchor` from the start."""
@@ -194,12 +196,13 @@ class GRPOConfig(OptimizerConfig):
     ensure_positive: bool = False
     """Put the target into the group, in place of the last completion, where it is missing. Of several targets: the
     first one that is missing, unless the last completion is a target itself."""
-    reward: Literal["binary", "ranking"] = "binary"
-    """What a completion gets that is no target. binary: 0. ranking, as ReRe has it: a penalty that falls with its rank,
-    -1 / log2(rank + 2), divided by the sum of that over the group; 0 in a group without a target."""
-    loss_type: Literal["grpo", "dapo", "dr_grpo", "gspo", "bnpo", "cispo"] = "grpo"
+    reward: str = "binary"
+    """What a completion gets that is no target; a name in `rl.rewards.REWARDS`. binary: 0. ranking, as ReRe has it: a
+    penalty that falls with its rank, -1 / log2(rank + 2), divided by the sum of that over the group; 0 in a group
+    without a target."""
+    loss_type: LossType = "grpo"
     """As in TRL; cispo takes epsilon_high as the largest ratio itself (5 is customary)."""
-    importance_level: Literal["token", "sequence"] = "token"
+    importance_level: ImportanceLevel = "token"
     """A ratio a token, or one a completion."""
     epsilon_low: float = 0.2
     """Clip range of the ratio. With one update a rollout the ratio is 1: nothing is clipped, and gspo is grpo."""
@@ -238,9 +241,9 @@ class GRPOConfig(OptimizerConfig):
             self.ensure_positive,
         )
         require(
-            self.loss_type != "cispo" or self.epsilon_high >= 1,
+            not LOSS_KINDS[self.loss_type].caps_ratio or self.epsilon_high >= 1,
             "grpo.epsilon_high",
-            "at least 1 with grpo.loss_type 'cispo' (it is the largest ratio itself)",
+            f"at least 1 with grpo.loss_type {self.loss_type!r} (it is the largest ratio itself)",
             self.epsilon_high,
         )
         require(
@@ -270,7 +273,7 @@ class GRPOConfig(OptimizerConfig):
         return dataclasses.replace(self, tawin=self.tawin.at_step(step, self.steps))
 
     @property
-    def softmax_over(self) -> Literal["vocab", "trie"]:
+    def softmax_over(self) -> Normalizer:
         """The normalizer, decided."""
         if self.normalizer != "auto":
             return self.normalizer

@@ -13,12 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..config.data import RLPrompts
 from ..run.atomic import writing
 from .columns import (
     DataError,
@@ -235,7 +236,7 @@ def split_leave_one_out(
     rl_share: float = 1.0,
     rl_targets: int = 1,
     rl_seen: int = 0,
-    rl_prompts: Literal["last", "all"] = "last",
+    rl_prompts: RLPrompts = "last",
     seed: int = 0,
 ) -> Split:
     """Splits each user's sequence: last item test, the one before valid, the rest training.

@@ -7,10 +7,9 @@ nothing in a period, or nothing before it, are no example of it.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 
+from ..config.data import RLPrompts
 from .dataset import Dataset, Examples, Split, training_parts
 from .ragged import Ragged
 
@@ -26,7 +25,7 @@ def split_by_time(
     rl_share: float = 1.0,
     rl_targets: int = 1,
     rl_seen: int = 0,
-    rl_prompts: Literal["last", "all"] = "last",
+    rl_prompts: RLPrompts = "last",
     seed: int = 0,
 ) -> Split:
     """Splits at the times after which a share of all interactions lies: test_share, and both shares together.

@@ -14,10 +14,15 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from scipy import sparse
 
-from ..evaluate.baselines import COUNTS_DECAY, LAST, damped_counts
 from ..run.atomic import replacing_file
 from .columns import DataError
 from .ragged import Ragged, count_within
+
+NEAR = 5  # places within which two items of a sequence are a pair
+BACKWARD = 0.5  # weight of a pair read from its later item to its earlier one
+DAMPING = 0.3  # power of the popularity by which a candidate's count is divided
+LAST = 5  # items of the history that counts look at
+COUNTS_DECAY = 0.5  # weight of an item of the history against the one after it
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,3 +65,22 @@ class Transitions:
 def count_transitions(training: Ragged, num_items: int) -> Transitions:
     """training: every user's training items as dense indexes, oldest first."""
     return Transitions(damped_counts(training, num_items))
+
+
+def damped_counts(training: Ragged, num_items: int) -> sparse.csr_matrix:
+    """[items, items] fp32: `near_counts`, each divided by powers of the popularity of both items."""
+    taken = np.bincount(training.flat(), minlength=num_items)
+    popular = np.maximum(taken, 1).astype(np.float32)
+    return (sparse.diags(popular**-0.5) @ near_counts(training, num_items) @ sparse.diags(popular**-DAMPING)).tocsr()
+
+
+def near_counts(training: Ragged, num_items: int) -> sparse.csr_matrix:
+    """[items, items] fp32: 1 / distance for each pair within NEAR places; a pair read backwards weighs BACKWARD."""
+    flat, owners = training.flat(), np.repeat(np.arange(len(training)), training.lengths)
+    ahead = sparse.csr_matrix((num_items, num_items), dtype=np.float32)
+    for distance in range(1, NEAR + 1):
+        same = owners[:-distance] == owners[distance:]
+        pairs = (flat[:-distance][same], flat[distance:][same])
+        weights = np.full(int(same.sum()), 1.0 / distance, dtype=np.float32)
+        ahead = ahead + sparse.csr_matrix((weights, pairs), shape=ahead.shape)
+    return (ahead + BACKWARD * ahead.T).tocsr()

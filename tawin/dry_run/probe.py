@@ -23,9 +23,10 @@ from ..catalog.catalog import Catalog
 from ..config import Config
 from ..data.dataset import Split
 from ..evaluate.ranking import decided, recommend, sampled
+from ..rl.step import grpo_step
 from ..run.folder import RunFolder
 from ..train.engine import Stage
-from ..train.grpo import grpo_step, reference_log_probs
+from ..train.grpo import reference_log_probs
 from ..train.sft import epoch_batches, sft_step, sft_windows
 
 WARM_UP = 1

@@ -18,6 +18,7 @@ from scipy import sparse
 
 from ..data.dataset import Examples
 from ..data.ragged import Ragged, count_within
+from ..data.transitions import COUNTS_DECAY, LAST, damped_counts
 
 Scores = Callable[[Ragged], np.ndarray]
 """Of histories of dense item indexes, oldest first: fp32 [histories, items], higher is better."""
@@ -31,11 +32,6 @@ LABELS = {
     NEAREST_VECTOR: "nearest vector",
 }
 
-NEAR = 5  # places within which two items of a sequence are a pair
-BACKWARD = 0.5  # weight of a pair read from its later item to its earlier one
-DAMPING = 0.3  # power of the popularity by which a candidate's count is divided
-LAST = 5  # items of the history that counts look at
-COUNTS_DECAY = 0.5  # weight of an item of the history against the one after it
 KNN_LAST, KNN_DECAY = 10, 0.8
 KNN_ITEMS = 100  # a user's last training items that item-kNN pairs with each other: its work grows with their square
 CELLS = 2**23  # scores of a chunk of users, 32 MiB
@@ -89,25 +85,6 @@ def build_baselines(training: Ragged, num_items: int, vectors: np.ndarray | None
     if vectors is not None:
         scores[NEAREST_VECTOR] = _nearest(vectors)
     return Baselines(scores, place)
-
-
-def damped_counts(training: Ragged, num_items: int) -> sparse.csr_matrix:
-    """[items, items] fp32: `near_counts`, each divided by powers of the popularity of both items."""
-    taken = np.bincount(training.flat(), minlength=num_items)
-    popular = np.maximum(taken, 1).astype(np.float32)
-    return (sparse.diags(popular**-0.5) @ near_counts(training, num_items) @ sparse.diags(popular**-DAMPING)).tocsr()
-
-
-def near_counts(training: Ragged, num_items: int) -> sparse.csr_matrix:
-    """[items, items] fp32: 1 / distance for each pair within NEAR places; a pair read backwards weighs BACKWARD."""
-    flat, owners = training.flat(), np.repeat(np.arange(len(training)), training.lengths)
-    ahead = sparse.csr_matrix((num_items, num_items), dtype=np.float32)
-    for distance in range(1, NEAR + 1):
-        same = owners[:-distance] == owners[distance:]
-        pairs = (flat[:-distance][same], flat[distance:][same])
-        weights = np.full(int(same.sum()), 1.0 / distance, dtype=np.float32)
-        ahead = ahead + sparse.csr_matrix((weights, pairs), shape=ahead.shape)
-    return (ahead + BACKWARD * ahead.T).tocsr()
 
 
 def item_cosines(training: Ragged, num_items: int) -> sparse.csr_matrix:

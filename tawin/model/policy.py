@@ -16,7 +16,6 @@ import torch
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     LlamaConfig,
@@ -30,12 +29,6 @@ from transformers import (
 
 from ..config import PolicyConfig
 from .backbone import backbone
-
-
-def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
-    """A tokenizer as transformers loads it; code that a folder brings is never run."""
-    return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
-
 
 FAMILIES: dict[str, tuple[Any, Any]] = {
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),

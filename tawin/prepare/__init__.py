@@ -4,7 +4,8 @@
 `clean` chooses and orders them, `write` writes. Nothing here knows of tokens or models.
 """
 
-from .job import FORMATS, prepare
+from .formats import FORMATS
+from .job import prepare
 from .source import Columns, Options
 
 __all__ = ["FORMATS", "Columns", "Options", "prepare"]

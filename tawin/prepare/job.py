@@ -13,24 +13,14 @@ from ..data.columns import DataError
 from ..data.interactions import MIN_ITEMS
 from .clean import Duplicates, k_core, not_repeated, order_by_time, renumber
 from .dates import date_text
-from .formats.amazon import AMAZON_2018, AMAZON_2023
-from .formats.csv import CSV
-from .formats.minionerec import MINIONEREC, RERE
-from .formats.movielens import MOVIELENS
-from .formats.parquet import PARQUET
-from .formats.s3rec import S3REC
-from .formats.yelp import YELP
+from .formats import FORMATS
 from .ids import MISSING_TITLES
 from .log import Log, Selection
 from .readers.lines import Reading
-from .source import Format, Options, Source, date_option
+from .source import Options, Source, date_option
 from .write import Prepared, numbering_notes, require_new, write_folder
 
 _1990 = 631_152_000_000  # milliseconds since 1970
-
-FORMATS: dict[str, Format] = {
-    each.name: each for each in (CSV, PARQUET, AMAZON_2018, AMAZON_2023, YELP, MOVIELENS, MINIONEREC, RERE, S3REC)
-}
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..run.processes import Processes
-from .objective import Groups
+from .groups import Groups
 
 _TENSORS = tuple(field.name for field in fields(Groups) if field.name not in ("trie", "prompt"))
 

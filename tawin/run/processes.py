@@ -16,10 +16,10 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -91,6 +91,14 @@ def _fsdp_plugin() -> FullyShardedDataParallelPlugin | None:
     return plugin
 
 
+class Sum(NamedTuple):
+    """A figure of a step as one process sees it: its total, and how many things that is of."""
+
+    total: float | Tensor
+    things: float | Tensor | None = None
+    """None: the total itself is the figure."""
+
+
 @dataclass(frozen=True)
 class Processes:
     """The processes of a run, as one of them sees them."""
@@ -122,6 +130,15 @@ class Processes:
         """The sum of each number over the processes: one collective, in fp64."""
         numbers = [torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in values]
         return self.sum(torch.stack(numbers)).tolist()
+
+    def figures(self, sums: Mapping[str, Sum]) -> dict[str, float]:
+        """Each figure over all processes, by its name: total / things, 0 where there are none. One collective."""
+        numbers = self.sums(*(0.0 if one is None else one for pair in sums.values() for one in pair))
+        found = {}
+        for place, (name, pair) in enumerate(sums.items()):
+            total, count = numbers[2 * place : 2 * place + 2]
+            found[name] = total if pair.things is None else total / count if count else 0.0
+        return found
 
     def gather(self, value: T) -> list[T]:
         """Every process's value, in the order of their ranks. Tensors in it lie on the CPU."""
@@ -184,9 +201,9 @@ class EngineModule(nn.Module):
         # accelerate looks here for the layers that FSDP2 shards one by one.
         self._no_split_modules = sorted(getattr(model, "_no_split_modules", None) or ())
 
-    def forward(self, work: Callable[[nn.Module], T]) -> T:
-        """work(model). Where gradients are wanted, it returns a tuple of tensors: hooks look for tensors in it."""
-        return work(self.model)
+    def forward(self, work: Callable[..., T], *arguments: Any) -> T:
+        """work(model, ...). Where gradients are wanted, it returns a tuple of tensors: hooks look for tensors in it."""
+        return work(self.model, *arguments)
 
 
 def is_sharded(engine: nn.Module) -> bool:

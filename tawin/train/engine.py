@@ -24,13 +24,13 @@ from transformers import PreTrainedTokenizerBase, get_scheduler
 from ..config import CheckpointConfig, GuardConfig, OptimizerConfig
 from ..model.backbone import backbone
 from ..model.packing import packs
-from ..run.checkpoint import Progress, find_state, load_state, save_model, save_state
 from ..run.folder import RunFolder
 from ..run.guards import Look, NonFiniteError, describe, gathered, nonfinite, require_finite_weights, write_report
 from ..run.phases import phase
 from ..run.processes import EngineModule, Processes, is_sharded, on_whole_weights
 from ..run.signals import Stopped, stop_if_asked
 from ..run.states import keep_newest, state_folder
+from .checkpoint import Progress, find_state, load_state, save_model, save_state
 
 T = TypeVar("T")
 
@@ -125,14 +125,14 @@ class Stage:
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
     @torch.no_grad()
-    def infer(self, work: Callable[[nn.Module], T]) -> T:
-        """work(model) without gradient; all processes call it, each with as many forwards as it needs."""
+    def infer(self, work: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        """work(model, ...) without gradient; all processes call it, each with as many forwards as it needs."""
         if is_sharded(self.engine):
-            return on_whole_weights(self.engine, work, self.accelerator)
-        return work(self.model)
+            return on_whole_weights(self.engine, lambda model: work(model, *arguments, **options), self.accelerator)
+        return work(self.model, *arguments, **options)
 
-    def backward(self, work: Callable[[nn.Module], tuple[Tensor, ...]], *, is_last: bool) -> tuple[Tensor, ...]:
-        """Run `work` on the model and add the gradients of the loss that it returns first; gives back all, detached.
+    def backward(self, work: Callable[..., tuple[Tensor, ...]], *arguments: Any, is_last: bool) -> tuple[Tensor, ...]:
+        """Add the gradients of the loss that `work(model, ...)` returns first; gives all of it back, detached.
 
         work: its loss is this process's part of a sum over all of them. All processes call this equally often a step.
         is_last: no other call comes before `update`; until then DDP need not sum the gradients.
@@ -140,7 +140,7 @@ class Stage:
         waits = isinstance(self.engine, DistributedDataParallel) and not is_last
         with self.engine.no_sync() if waits else nullcontext():  # type: ignore[operator]
             with self.accelerator.autocast():
-                found = self.engine(work)
+                found = self.engine(work, *arguments)
             with phase("backward"):
                 # Engines take the mean of the processes' gradients; the sum is wanted.
                 self.accelerator.backward(found[0] * self.processes.count)

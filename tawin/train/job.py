@@ -1,6 +1,6 @@
 """What a run trains, made and checked before anything is written: data, split, tokenizer, catalogue, model.
 
-Called by `commands.train`, and by the experiments, whose tables begin with the same jobs.
+Called by `cli.train`, and by the experiments, whose tables begin with the same jobs.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from ..catalog.item_vectors import MAX_DIMENSIONS, item_vectors, load_vectors
 from ..catalog.semantic_ids import build_semantic_ids, given_ids
 from ..catalog.text_encoder import title_vectors
 from ..catalog.token_vectors import begin_at_vectors
+from ..catalog.tokenizer import load_tokenizer
 from ..config import Config
 from ..data.dataset import Dataset, Split
 from ..data.digest import Origin, digest_of, read_origin, require_same_data
 from ..data.ragged import Ragged
 from ..data.transitions import count_transitions
 from ..model.attention.causal import require_model_takes
-from ..model.policy import build_model, load_model, load_tokenizer
+from ..model.policy import build_model, load_model
+from ..rl.rewards import require_reward
 from ..run.folder import RunFolder
 from ..run.states import states
 from ..serve.load import catalog_of_model, load_data
@@ -49,6 +51,7 @@ class Job:
 
 def prepare(config: Config, run: RunFolder | None) -> Job:
     """Load or make the data, the catalogue and the model; a resumed run takes its own catalogue."""
+    require_reward(config.grpo.reward)
     goes_on = run is not None and run.catalog.exists()
     start = Catalog.load(run.catalog) if run is not None and goes_on else catalog_of_start(config)
     where = f"--data {config.data}" + ("" if goes_on else f" with --model {config.model}")

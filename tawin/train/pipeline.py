@@ -27,9 +27,9 @@ from ..model.dropout import add_dropout
 from ..model.packing import checkpoint_activations
 from ..model.policy import add_lora, load_model
 from ..report.page import write_report
-from ..run.checkpoint import find_state
 from ..run.folder import RunFolder
 from ..run.processes import Processes
+from .checkpoint import find_state
 from .grpo import train_grpo
 from .job import Job, describe
 from .sft import train_sft

@@ -21,11 +21,11 @@ from tawin.catalog.catalog import Catalog
 from tawin.catalog.tokenizer import make_semantic_tokenizer
 from tawin.config import Config, EvaluationConfig
 from tawin.data.dataset import Examples, Split
-from tawin.run.checkpoint import Progress
 from tawin.run.folder import RunFolder
 from tawin.run.states import states
+from tawin.train.checkpoint import Progress
 from tests.tawin.models import FAMILIES, tiny_model
-from tests.tawin.rl.test_objective import small_catalog
+from tests.tawin.small_groups import small_catalog
 
 HISTORIES = [np.array([item]) for item in range(7)]
 # Item i is followed by item i + 1.

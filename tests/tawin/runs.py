@@ -13,9 +13,9 @@ from tawin.config import CatalogConfig, Config, EvaluationConfig, PolicyConfig, 
 from tawin.data.dataset import training_sequences
 from tawin.data.digest import Origin, digest_of
 from tawin.model.policy import build_model
-from tawin.run.checkpoint import save_model
 from tawin.run.folder import RunFolder
 from tawin.serve.load import load_data
+from tawin.train.checkpoint import save_model
 
 SMALL = Config(
     split=SplitConfig(max_history=4),

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from tawin_kernels import TAWin, grpo_loss, tawin_weights
+from tawin_kernels.ops.loss.types import LOSS_KINDS
 from torch import Tensor
 
 from .completions import BeamRollout
@@ -23,7 +24,7 @@ except ImportError as error:
     raise ImportError(f"tawin.integrations.trl needs TRL ({error}): pip install 'tawin[trl]'") from error
 
 _KNOWN_OPTIONS: dict[str, tuple[Any, ...]] = {
-    "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "cispo"),
+    "loss_type": tuple(name for name, kind in LOSS_KINDS.items() if not kind.sequence_level),
     "importance_sampling_level": ("token", "sequence"),
     "cast_lm_head_to_fp32": (False,),
     "delta": (None,),
@@ -241,7 +242,7 @@ class TAWinGRPOTrainer(GRPOTrainer):
             log_ratio = _of_sequences(log_ratio, mask)
             mask = torch.ones_like(log_ratio, dtype=torch.bool)
         ratio, advantages = log_ratio.exp(), advantages[:, None]
-        if self.loss_type == "cispo":
+        if LOSS_KINDS[self.loss_type].caps_ratio:
             clipped = (ratio > self.epsilon_high) & (advantages > 0)
             metrics["cispo_clip_ratio"].append(self._mean_of_tokens(clipped, mask))
             return

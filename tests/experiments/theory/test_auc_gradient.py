@@ -20,7 +20,7 @@ from experiments.theory.auc_gradient import (
     relative_error,
 )
 from tawin.config import GRPOConfig, TAWinConfig
-from tawin.rl.objective import group_loss
+from tawin.rl.loss import group_loss
 
 from .test_setting import small_setting
 

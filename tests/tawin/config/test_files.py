@@ -47,7 +47,7 @@ def test_a_partial_yaml_changes_only_what_it_names(tmp_path: Path) -> None:
             "grpo.normalizer: expected 'trie' or 'auto'",
         ),
         ("grpo:\n  normalizer: items", "grpo.normalizer: expected one of ('auto', 'vocab', 'trie'), got 'items'"),
-        ("grpo:\n  reward: dense", "grpo.reward: expected one of ('binary', 'ranking'), got 'dense'"),
+        ("grpo:\n  negatives: dense", "grpo.negatives: expected one of ('beam', 'random', 'sample'), got 'dense'"),
         ("attention: eager", "attention: expected one of ('sdpa', 'flash_attention_2'), got 'eager'"),
         ("prompt: {style: d3}", "prompt.style: expected one of ('plain', 'rere', 'minionerec'), got 'd3'"),
         ("prompt: {template: 3}", "prompt.template: expected str | None, got 3"),

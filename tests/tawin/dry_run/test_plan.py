@@ -12,10 +12,11 @@ import torch
 from accelerate import Accelerator
 
 from tawin.catalog.catalog import Catalog
+from tawin.catalog.tokenizer import load_tokenizer
 from tawin.config import CatalogConfig, Config, GRPOConfig, SFTConfig
 from tawin.dry_run import plan as plan_module
 from tawin.dry_run.plan import Plan, make_plan, memory
-from tawin.model.policy import add_lora, load_model, load_tokenizer
+from tawin.model.policy import add_lora, load_model
 from tawin.run.folder import RunFolder
 from tawin.run.records import read_metrics
 from tawin.serve.load import load_data

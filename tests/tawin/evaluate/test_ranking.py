@@ -16,7 +16,7 @@ from tawin.evaluate.ranking import Recommendations, decided, evaluate, recommend
 from tawin.search.completions import beam_search
 
 from ..models import tiny_model
-from ..rl.test_objective import small_catalog
+from ..small_groups import small_catalog
 
 CONFIG = EvaluationConfig(beam_width=10, batch_size=2, exclude_history="no")
 HISTORIES = [np.array(h) for h in ([0], [1, 2, 3], [5, 6], [4], [2, 0, 1, 3])]

@@ -12,7 +12,7 @@ from tawin.config import GRPOConfig, PolicyConfig
 from tawin.model.backbone import backbone
 from tawin.model.dropout import add_dropout
 from tawin.model.policy import add_lora
-from tawin.rl.objective import may_share_prompts
+from tawin.rl.rollout import may_share_prompts
 from tawin.search.graphs import obstacle
 
 from ..models import FAMILIES, tiny_model

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tawin.catalog.tokenizer import make_semantic_tokenizer
+from tawin.catalog.tokenizer import load_tokenizer, make_semantic_tokenizer
 from tawin.config import PolicyConfig
 from tawin.model.backbone import backbone
 from tawin.model.policy import FAMILIES as BUILT
-from tawin.model.policy import add_lora, build_model, load_model, load_tokenizer, merged
+from tawin.model.policy import add_lora, build_model, load_model, merged
 
 from ..models import FAMILIES, tiny_model
 

@@ -73,8 +73,8 @@ def test_a_sequence_has_estimated_log_probs_at_its_labels_alone() -> None:
 def test_a_large_catalogue_of_a_small_decoder_is_sampled_from(items: int, options: dict, expected: int) -> None:
     from types import SimpleNamespace
 
-    from tawin.train.sft import sft_negatives
+    from tawin.model.cross_entropy import sampled_negatives
 
     config = Config(catalog=CatalogConfig(item_tokens="item"), **options)
     catalog = SimpleNamespace(trie=SimpleNamespace(used_tokens=range(items)))
-    assert sft_negatives(catalog, config) == expected  # type: ignore[arg-type]
+    assert sampled_negatives(catalog, config) == expected  # type: ignore[arg-type]

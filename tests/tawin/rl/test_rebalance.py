@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tawin.rl.objective import Groups
+from tawin.rl.groups import Groups
 from tawin.rl.rebalance import balanced
 from tawin.run.processes import Processes
 

@@ -18,18 +18,18 @@ from tawin.cli import train
 from tawin.config import Config, GRPOConfig, GuardConfig, SFTConfig
 from tawin.data.dataset import Examples, Split
 from tawin.data.ragged import Ragged
-from tawin.run.checkpoint import read_progress
+from tawin.rl import step as grpo
+from tawin.rl.step import grpo_step, prompt_rows
 from tawin.run.folder import RunFolder
 from tawin.run.guards import Finding, NonFiniteError, merged, nonfinite
 from tawin.run.states import states
-from tawin.train import grpo
+from tawin.train.checkpoint import read_progress
 from tawin.train.engine import Stage
-from tawin.train.grpo import grpo_step, prompt_rows
 from tawin.train.sft import train_sft
 
 from ...test_train import SMALL
 from ..models import tiny_model
-from ..rl.test_objective import small_catalog
+from ..small_groups import small_catalog
 
 SKIP = GuardConfig(nonfinite="skip", max_skips=2)
 

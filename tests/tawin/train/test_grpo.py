@@ -19,16 +19,18 @@ from tawin.data.dataset import Examples, Split
 from tawin.data.ragged import Ragged
 from tawin.model.dropout import add_dropout
 from tawin.model.policy import add_lora
-from tawin.rl.objective import Groups, completion_log_probs
-from tawin.run.checkpoint import Progress
+from tawin.rl.groups import Groups
+from tawin.rl.loss import completion_log_probs
+from tawin.rl.step import grpo_backward, grpo_step, prompt_rows, roll_out_own
 from tawin.run.folder import RunFolder
 from tawin.run.phases import phase_seconds
 from tawin.run.processes import Processes
+from tawin.train.checkpoint import Progress
 from tawin.train.engine import Stage
-from tawin.train.grpo import _roll_out, grpo_backward, grpo_step, prompt_rows, reference_log_probs, train_grpo
+from tawin.train.grpo import reference_log_probs, train_grpo
 
 from ..models import tiny_model
-from ..rl.test_objective import rolled_out, small_catalog
+from ..small_groups import rolled_out, small_catalog
 
 
 def test_prompts_come_in_shuffled_epochs_without_a_gap() -> None:
@@ -177,7 +179,8 @@ def test_processes_roll_out_groups_of_several_targets_as_one_does() -> None:
     config = GRPOConfig(group_size=6, reward="ranking")  # all six sequences of the catalogue
 
     def groups(processes: Processes) -> Groups:
-        return _roll_out(model, catalog, examples, config, torch.Generator().manual_seed(0), processes, False)
+        generator = torch.Generator().manual_seed(0)
+        return roll_out_own(model, catalog, [examples], config, generator, processes, False)[0]
 
     parts = [groups(Processes(rank, 2, torch.device("cpu"))) for rank in range(2)]
     whole = groups(Processes(0, 1, torch.device("cpu")))

@@ -19,7 +19,7 @@ from tawin.train.grpo import train_grpo
 from tawin.train.watchdog import Watchdog, WatchdogError
 
 from ..models import tiny_model
-from ..rl.test_objective import small_catalog
+from ..small_groups import small_catalog
 
 CONFIG = WatchdogConfig(window=4, patience=3)
 

@@ -19,9 +19,9 @@ from tawin.catalog.tokenizer import make_semantic_tokenizer
 from tawin.cli import train
 from tawin.config import PolicyConfig
 from tawin.model.attention.causal import causal_log_probs, require_attention, require_model_takes
+from tawin.model.cross_entropy import window_loss
 from tawin.model.packing import checkpoint_activations
 from tawin.model.policy import build_model
-from tawin.train.sft import window_loss
 
 from ...models import tiny_model
 
@@ -58,7 +58,7 @@ def batch(rows: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def loss_and_gradients(model: nn.Module, attention: str) -> tuple[Tensor, list[Tensor]]:
     model.zero_grad()
-    (loss,) = window_loss(batch(3), 10.0, torch.device("cpu"), attention)(model)
+    (loss,) = window_loss(model, batch(3), 10.0, attention)
     loss.backward()
     return loss.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
 

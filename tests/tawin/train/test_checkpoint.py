@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
 from tawin.catalog.tokenizer import make_semantic_tokenizer
 from tawin.config import PolicyConfig
 from tawin.model.policy import add_lora, load_model
-from tawin.run.checkpoint import Progress, find_state, load_state, read_progress, save_model, save_state
 from tawin.run.processes import Processes
 from tawin.run.states import state_folder
+from tawin.train.checkpoint import Progress, find_state, load_state, read_progress, save_model, save_state
 
 from ..models import tiny_model
 

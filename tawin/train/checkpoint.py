@@ -29,9 +29,9 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase
 
 from ..model.policy import merged
-from .atomic import replace_folder
-from .processes import ALONE, Processes, like, whole
-from .states import newest_whole, write_manifest
+from ..run.atomic import replace_folder
+from ..run.processes import ALONE, Processes, like, whole
+from ..run.states import newest_whole, write_manifest
 
 
 @dataclass(frozen=True)
