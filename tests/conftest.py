@@ -10,11 +10,22 @@ import os
 import resource
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import hypothesis
 import numpy
 import pytest
 import torch
+
+SLOW = (
+    "bench",
+    "tools/faults",
+    "tools/fuzz",
+    "tools/gpu",
+    "tools/test_family_sweep.py",
+    "tools/test_confident_tokens.py",
+)
+"""Tests of benchmarks and tools of their own; what they are tools for has tests of its own."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,6 +33,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--compiled",
         metavar="TARGET",
         help="run the tests of kernels as compiled for sm_80, sm_90 or sm_100, on the CPU (tools.ptx_machine)",
+    )
+    parser.addoption(
+        "--thorough", action="store_true", help="tests of kernels with all their random examples, as .ci/nightly has it"
     )
 
 
@@ -33,6 +47,15 @@ def pytest_configure(config: pytest.Config) -> None:
         switch_on(target)
     elif not torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ:
         make_interpreted_kernels()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole folders of long suites are slow: `-m slow` runs them, as .ci/nightly does."""
+    here = Path(__file__).parent
+    folders = [here / folder for folder in SLOW]
+    for item in items:
+        if any(item.path.is_relative_to(folder) for folder in folders):
+            item.add_marker("slow")
 
 
 def make_interpreted_kernels() -> None:

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 FEW_EXAMPLES = 3  # of hypothesis, where kernels run as compiled
+SOME_EXAMPLES = 8  # where they run through the interpreter, which takes up to a second for one
 MARGIN = 64  # elements at either end: a multiple of what any pointer is aligned to
 _MOST_KEPT = 2000
 
@@ -26,25 +27,36 @@ _guarded: list[torch.Tensor] = []
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With --compiled: the tests that launch kernels, with few examples each and the same ones in every run."""
-    if not config.getoption("--compiled"):
-        return
+    """With --compiled: the tests that launch kernels, with few examples each and the same ones in every run.
+
+    Interpreted they have a share of their examples, and all of them with --thorough.
+    """
     here = Path(__file__).parent
-    others = [item for item in items if here in item.path.parents and not hasattr(_module(item), "DEVICE")]
-    config.hook.pytest_deselected(items=others)
-    items[:] = [item for item in items if item not in others]
-    for item in items:
-        test = getattr(item, "obj", None)
-        if (chosen := getattr(test, "_hypothesis_internal_use_settings", None)) is not None:
-            few = hypothesis.settings(
-                chosen,
-                max_examples=min(chosen.max_examples, FEW_EXAMPLES),
-                phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
-                derandomize=True,
-                database=None,
-                suppress_health_check=list(hypothesis.HealthCheck),
-            )
-            vars(test)["_hypothesis_internal_use_settings"] = few
+    ours = [item for item in items if here in item.path.parents]
+    launching = [item for item in ours if hasattr(_module(item), "DEVICE")]
+    if config.getoption("--compiled"):
+        others = [item for item in ours if item not in launching]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
+        for item in launching:
+            _take_examples(item, FEW_EXAMPLES, derandomize=True, database=None)
+    elif not config.getoption("--thorough"):
+        for item in launching:
+            _take_examples(item, SOME_EXAMPLES)
+
+
+def _take_examples(item: pytest.Item, most: int, **options: Any) -> None:
+    """At most so many random examples, which are not shrunk where they fail with so few."""
+    test = getattr(item, "obj", None)
+    if (chosen := getattr(test, "_hypothesis_internal_use_settings", None)) is not None:
+        few = hypothesis.settings(
+            chosen,
+            max_examples=min(chosen.max_examples, most),
+            phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+            suppress_health_check=list(hypothesis.HealthCheck),
+            **options,
+        )
+        vars(test)["_hypothesis_internal_use_settings"] = few
 
 
 def _module(item: pytest.Item) -> object:
