@@ -37,6 +37,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--thorough", action="store_true", help="tests of kernels with all their random examples, as .ci/nightly has it"
     )
+    parser.addoption(
+        "--few-examples", action="store_true", help="of the tests of kernels those that launch some, few examples each"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

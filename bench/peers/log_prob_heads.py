@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
+TRL_WORDS_AT_ONCE = 32_768  # what its trainers pass
+
 LogProbHead = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
@@ -91,9 +93,9 @@ def _trl_head(device: torch.device) -> LogProbHead:
 
     Its GRPOTrainer asks for the entropy too; here the log-probs alone, which is less work.
     """
-    trl = imported("trl.trainer.utils", "trl>=1.16")
-    return lambda hidden, weight, token_ids, temperature: trl._ChunkedLogProbFunction.apply(
-        hidden, weight, None, token_ids, temperature, trl._CHUNKED_LOGPROB_CHUNK_SIZE, None, 1.0, ()
+    trl = imported("trl.kernels", "trl>=1.16")
+    return lambda hidden, weight, token_ids, temperature: trl.ChunkedLogProbFunction.apply(
+        hidden, weight, None, token_ids, temperature, TRL_WORDS_AT_ONCE, None, 1.0, ()
     )[0]
 
 
@@ -110,6 +112,29 @@ def _liger_head(device: torch.device) -> LogProbHead:
     liger = imported("liger_kernel.ops.fused_linear_scaled_cross_entropy", "liger-kernel>=0.8.5")
     cross_entropy = liger.LigerFusedLinearScaledCrossEntropyFunction
     return lambda hidden, weight, token_ids, temperature: -cross_entropy.apply(hidden, weight, token_ids, temperature)
+
+
+def _quack_head(device: torch.device) -> LogProbHead:
+    """quack's cross-entropy (CuTe) on the logits of all tokens, whose gradient it writes over them.
+
+    Its chunked head (`chunked_linear_cross_entropy`), which keeps no logits, returns their sum or mean alone: a policy
+    gradient has a coefficient per token. It takes no temperature, so the states are divided by it.
+    """
+    if device.type != "cuda":
+        raise MissingPeer("quack runs on CUDA only")
+    if torch.cuda.get_device_capability(device)[0] not in (9, 10, 12):
+        raise MissingPeer("quack has kernels for compute capabilities 9, 10 and 12 only")
+    quack = imported("quack.linear_cross_entropy", "quack-kernels>=0.6")
+    return lambda hidden, weight, token_ids, temperature: (
+        -quack.linear_cross_entropy_func(
+            hidden if temperature == 1.0 else hidden / temperature,
+            weight,
+            None,
+            token_ids,
+            reduction="none",
+            inplace_backward=True,
+        )
+    )
 
 
 def _cut_cross_entropy_head(device: torch.device) -> LogProbHead:
@@ -133,5 +158,6 @@ LOG_PROB_HEADS: dict[str, Callable[[torch.device], LogProbHead]] = {
     "torch": _torch_head,
     "trl": _trl_head,
     "liger": _liger_head,
+    "quack": _quack_head,
     "cut_cross_entropy": _cut_cross_entropy_head,
 }

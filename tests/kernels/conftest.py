@@ -18,7 +18,7 @@ import hypothesis
 import pytest
 import torch
 
-FEW_EXAMPLES = 3  # of hypothesis, where kernels run as compiled
+FEW_EXAMPLES = 3  # of hypothesis, where kernels run as compiled or minutes are few
 SOME_EXAMPLES = 8  # where they run through the interpreter, which takes up to a second for one
 MARGIN = 64  # elements at either end: a multiple of what any pointer is aligned to
 _MOST_KEPT = 2000
@@ -27,14 +27,14 @@ _guarded: list[torch.Tensor] = []
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With --compiled: the tests that launch kernels, with few examples each and the same ones in every run.
+    """With --compiled or --few-examples: tests that launch kernels, few examples each, the same ones in every run.
 
     Interpreted they have a share of their examples, and all of them with --thorough.
     """
     here = Path(__file__).parent
     ours = [item for item in items if here in item.path.parents]
     launching = [item for item in ours if hasattr(_module(item), "DEVICE")]
-    if config.getoption("--compiled"):
+    if config.getoption("--compiled") or config.getoption("--few-examples"):
         others = [item for item in ours if item not in launching]
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if item not in others]

@@ -52,6 +52,24 @@ def compile_cases() -> Iterator[Case]:
     yield from _beam_cases()
 
 
+def gpu_cases() -> Iterator[Case]:
+    """What checks and benchmarks on a GPU launch beside: each dtype at every size, a step's rows."""
+    for dtype in _LOG_PROB_SHAPES:
+        for rows in (64, 1024, 4096):
+            shape = f"{_name(dtype)}, {rows:,} rows, H 896"
+            yield Case(f"log-probs, {shape}", partial(_log_probs, rows, 896, VOCABULARY, dtype))
+            for shared in (False, True):
+                gradient = partial(_log_probs_gradient, rows, 896, VOCABULARY, dtype, bias=shared, shared=shared)
+                yield Case(f"log-probs' gradient, {shape}, {'shared' if shared else 'own'} rows", gradient)
+            yield Case(f"log-probs and gradient in one pass, {shape}", partial(_one_pass, rows, 896, VOCABULARY, dtype))
+        yield Case(f"log-probs, {_name(dtype)}, rows, entropy", partial(_log_probs_of_shared_rows, dtype))
+        for normalizer in ("vocab", "trie"):
+            for prompts in (64, 256):
+                for beams in (1, 16):
+                    step = _Beams(prompts, beams, 16, normalizer, dtype=dtype)
+                    yield Case(f"beam step, {step}", partial(_beam_step, step))
+
+
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 

@@ -20,6 +20,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
+from .copies import unequal_copies
+
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 _MATRIX_INSTRUCTION = re.compile(r"\b(HMMA|HGMMA|UTC[A-Z]*MMA)\b|\b(v_s?mfma_\w+)")
 # Those that round fp32 operands. NVIDIA's tensor cores have no other; AMD's v_mfma_f32_*_f32 is full fp32.
@@ -73,6 +75,8 @@ class Code:
     dots: tuple[Dot, ...]
     matrix_instructions: dict[str, int]
     """How many of each kind stand in the code."""
+    unequal_copies: tuple[str, ...] = ()
+    """NVIDIA: instructions after which the lanes of a warp have different bits of one sum (see `copies`)."""
     failures: tuple[str, ...] = ()
 
 
@@ -104,6 +108,7 @@ def compiled(job: Job) -> Code:
         shared_memory=binary.metadata.shared,
         tensor_memory=getattr(binary.metadata, "tmem_size", None) or 0,
         dots=tuple(_dots(binary.asm["ttir"])),
+        unequal_copies=tuple(unequal_copies(binary.asm["ptx"])) if "ptx" in binary.asm else (),
     )
     return replace(code, failures=tuple(failures_of(code, job.target)))
 
@@ -168,6 +173,9 @@ def failures_of(code: Code, target: Target) -> Iterator[str]:
         yield f"{code.shared_memory} bytes of shared memory, the target has {target.shared_memory}"
     if code.tensor_memory > _TENSOR_MEMORY_COLUMNS:
         yield f"{code.tensor_memory} columns of tensor memory, there are {_TENSOR_MEMORY_COLUMNS}"
+
+    if code.unequal_copies:
+        yield f"lanes have different bits of one sum ({len(code.unequal_copies)} times): {code.unequal_copies[0]}"
 
     found = ", ".join(code.matrix_instructions) or "none"
     rows_of_16_bits = [dot.rows for dot in code.dots if dot.dtype in ("bf16", "f16")]

@@ -8,6 +8,7 @@ takes. The exit status is 1, with the reasons listed, where a kernel
   failure);
 * takes more shared memory, or on Blackwell more tensor memory, than there is;
 * multiplies bf16 or fp16 matrices without the target's tensor-core instruction, or fp32 ones by one that rounds them;
+* leaves the lanes of a warp with different bits of one sum (`copies`; NVIDIA);
 * does not compile, or occurs in no case.
 Nothing runs and nothing is timed: whether the code is fast is for a GPU to say. What Triton has in its cache is not
 compiled again.

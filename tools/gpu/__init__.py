@@ -1,1 +1,1 @@
-"""One call on a machine with a GPU: `python -m tools.gpu.run`."""
+"""One call on a machine with a GPU: `python -m tools.gpu`."""

@@ -1,11 +1,11 @@
 """Every op's kernels against the reference op in fp64 on the same inputs, and twice: the same bits both times.
 
-Run: python -m tools.gpu.kernel_checks [--device cuda|cpu] [--size large|tiny] [--seed N]
+Run: python -m tools.gpu.kernel_checks [--device cuda|cpu] [--size large|tiny] [--seed N] [--compiled sm_90]
 
 Prints a line of JSON a check: its name, what was compared with the error found and the error allowed, and whether all
 is well. Exit status 1 if any check failed. Tests look at edge cases on tiny shapes; this looks at shapes of real work,
 where accumulation, tiling and addressing go wrong. On the CPU (tiny shapes) it runs through Triton's interpreter and
-needs TRITON_INTERPRET=1.
+needs TRITON_INTERPRET=1, or as compiled for a GPU, with --compiled. A line more for each kernel that is compiled.
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ from tawin_kernels.types import RankTransform
 from torch import Tensor
 
 from bench.cases.beam import StepShape, catalogue, compare_steps, make_inputs
+
+from ..ptx_machine.compile import TARGETS
+from ..ptx_machine.switch import switch_on
+from .session import tell_compilations
 
 # Log-probs are sums in fp32 of exact products: about sqrt(H) roundings of logits below 16, plus those of tensor cores,
 # which cut off where they should round.
@@ -311,14 +315,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", type=torch.device, default=torch.device("cuda"), help="cuda or cpu")
     parser.add_argument("--size", choices=SIZES, default="large")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compiled", choices=TARGETS, help="on the CPU, as compiled for this GPU (tools.ptx_machine)")
     options = parser.parse_args(arguments)
     if options.device.type == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: there is no CUDA device")
-    if options.device.type == "cpu" and not INTERPRETED:
-        parser.error("--device cpu: set TRITON_INTERPRET=1, kernels run through the interpreter there")
+    if options.compiled:
+        switch_on(options.compiled)
+    elif options.device.type == "cpu" and not INTERPRETED:
+        parser.error("--device cpu: set TRITON_INTERPRET=1, kernels run through the interpreter there, or --compiled")
     # The interpreter's tl.dot multiplies the bits of bf16 operands as if they were integers.
-    on_gpu = options.device.type == "cuda"
-    dtypes = (torch.bfloat16, torch.float16, torch.float32) if on_gpu else (torch.float16, torch.float32)
+    as_compiled = options.device.type == "cuda" or options.compiled
+    dtypes = (torch.bfloat16, torch.float16, torch.float32) if as_compiled else (torch.float16, torch.float32)
+    tell_compilations(None)
     all_passed = True
     for name, check in checks(SIZES[options.size], options.device, dtypes, options.seed):
         result = outcome(name, check)

@@ -48,10 +48,12 @@ def compiler_caches() -> dict[str, str]:
     return {"TRITON_CACHE_DIR": str(Path(tempfile.gettempdir()) / f"triton-{os.getuid()}")}
 
 
-def run_process(command: Sequence[str], limit: float, *, keep_all: bool = False, **variables: str) -> dict[str, Any]:
+def run_process(
+    command: Sequence[str], limit: float, *, keep_all: bool = False, log: Path | None = None, **variables: str
+) -> dict[str, Any]:
     """A process in the repository's root; out of time it is interrupted, and killed if that does not help.
 
-    keep_all: its whole output, not just the end.
+    keep_all: its whole output, not just the end. log: a file that its output is appended to as it comes.
     variables: of its environment, beside ours; TRITON_INTERPRET is not taken over, nor what says that we are a worker
         of pytest-xdist: pytest-benchmark would measure nothing.
     """
@@ -62,7 +64,9 @@ def run_process(command: Sequence[str], limit: float, *, keep_all: bool = False,
     }
     environment |= compiler_caches() | variables
     start = time.monotonic()
-    with tempfile.TemporaryFile() as file:  # no pipe, which a child left behind could hold open
+    # No pipe, which a child left behind could hold open.
+    with tempfile.TemporaryFile() if log is None else log.open("a+b") as file:
+        begin = file.seek(0, os.SEEK_END)
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
         )
@@ -79,7 +83,7 @@ def run_process(command: Sequence[str], limit: float, *, keep_all: bool = False,
                 process.wait()
         with suppress(ProcessLookupError):  # whom it has started and left behind
             os.killpg(process.pid, signal.SIGKILL)
-        file.seek(0)
+        file.seek(begin)
         output = file.read().decode(errors="replace")
     return {
         "command": " ".join(command[1:]),

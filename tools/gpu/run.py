@@ -1,24 +1,28 @@
-"""One call on a machine with a GPU: is it right, and how fast is it?
+"""One call on a machine with a GPU, of nine minutes: is it right, and how fast is it?
 
-Run: python -m tools.gpu.run --out FOLDER [--minutes 9.5] [--quick] [--parts ceilings,tests,...]
-     python -m tools.gpu.run --out FOLDER --parts fuzz,sanitize
+Run: python -m tools.gpu --out FOLDER [--kernels FILE] [--minutes 9] [--sweep] [--parts ceilings,checks,...]
+     python -m tools.gpu --out FOLDER --rehearse
 
-The tests want torch, triton, pytest and hypothesis; the suites pytest-benchmark and transformers too, beam_search and
+The tests want torch, triton, pytest, pytest-xdist and hypothesis; the suites pytest-benchmark and transformers too,
 training_step all of the extra `train` but tyro. A suite that cannot be imported is a failure of that part alone, a peer
 that is not installed a skip.
 
 The parts, each with its share of the minutes; what one does not use is left to those after it:
-* ceilings: the bytes a second of a large copy on the device and the bf16 FLOPs a second of a large matrix product, on
-  random data (zeros draw less power and run faster);
-* tests: pytest tests/kernels;
+* ceilings: the bytes a second of a large copy and the bf16 FLOPs a second of a large matrix product;
 * checks: tools.gpu.kernel_checks, every op against the reference op in fp64 at shapes of real work;
-* a part for each benchmark suite, `pytest bench/bench_<name>.py`; --quick takes each one's base point alone;
+* log_prob, beam_step, training_step, grpo_loss: `pytest bench/bench_<name>.py` at the shapes that matter most, ours
+  against the peers; with --sweep all suites, all their shapes (hours);
+* tests: tests/kernels on several processes, few examples each, the same ones in every run;
 * only where --parts names them: decode_attention, bench.bench_decode_attention, which has a table of its own; fuzz,
   tools.fuzz.run on the GPU; sanitize, compute-sanitizer over the kernel tests.
-All but the ceilings are processes of their own: what crashes or hangs takes nothing else with it. FOLDER gets one JSON
-file named by device and time (UTC), written anew after every part, so a call that is cut off leaves what it had.
+--kernels: a file of `tools.gpu.prewarm`, without which compiling takes most of the time. --rehearse: the same processes
+on a machine without a GPU, kernels as compiled for sm_90 (tools.ptx_machine), tiny shapes; its times mean nothing.
+
+All but the ceilings are processes of their own: what crashes or hangs takes nothing else with it. FOLDER gets three
+files named by device and time (UTC), all written as results come, so that a call that is cut off leaves what it had:
+.json, anew after every part; .jsonl, a line for each benchmark; .log, the processes' output, the checks in it.
 The exit status is 1 if a test or check failed, or a benchmark failed to agree or to run. A part that is out of time has
-what it had by then; that is a failure of the tests and the checks, not of a benchmark. 2: nothing was run.
+what it had by then; that is a failure of the checks and the tests, not of a benchmark. 2: nothing was run.
 """
 
 from __future__ import annotations
@@ -26,27 +30,60 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import statistics
-import subprocess
+import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import triton
+from triton import knobs
 
-from bench.measure import machine_facts, named_by_device, time_stamp
+from bench.measure import named_by_device, time_stamp
 
-from .process import LAST_CHARACTERS, pytest_command, run_process
+from .ceilings import ceilings, device_facts
+from .packed import unpack
+from .process import LAST_CHARACTERS, compiler_caches, pytest_command, run_process
 from .sanitize import TOOLS, run_tools
+from .session import lines_of
+from .table import table
 
-DEVICE = torch.device("cuda")
 _PYTEST_STOPPED = 2
+_REHEARSED = "sm_90"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all parts share."""
+
+    base: Path
+    """Of the three files, without an ending."""
+    rehearsal: bool = False
+    sweep: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu" if self.rehearsal else "cuda")
+
+    def file(self, ending: str) -> Path:
+        return self.base.with_name(f"{self.base.name}.{ending}")
+
+    def pytest(self, *arguments: str, limit: float) -> dict[str, Any]:
+        """A session, with the benchmarks and compilations that it wrote down."""
+        lines = self.file("jsonl")
+        lines.touch()
+        before = len(lines.read_text())
+        command = [*pytest_command(*arguments, limit=limit), "-p", "tools.gpu.session", f"--lines={lines.resolve()}"]
+        result = run_process(command, limit, log=self.file("log"))
+        written = lines.read_text()[before:]
+        return {
+            **result,
+            "compiled": lines_of(written, "compiled"),
+            "benchmarks": [line["benchmark"] for line in lines_of(written, "benchmark")],
+        }
 
 
 @dataclass(frozen=True)
@@ -55,34 +92,34 @@ class Part:
 
     name: str
     weight: float
-    run: Callable[[float], dict[str, Any]]
+    run: Callable[[Run, float], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Suite:
-    """base: the pytest -k expression of the one point that --quick measures."""
+    """points: the shapes that are measured without --sweep; none: only with it."""
 
     name: str
     weight: float
-    base: str
+    points: tuple[str, ...] = ()
 
 
 SUITES = (
-    Suite("beam_step", 4.0, "[base- or [trie-"),
-    Suite("beam_search", 1.0, ""),
-    Suite("log_prob", 2.0, "[step- or [distinct-"),
-    Suite("grpo_loss", 2.0, "[step- or [distinct-"),
-    Suite("advantage", 1.0, "identity"),
-    Suite("training_step", 4.0, "[ids-"),
+    Suite("log_prob", 3.0, ("distinct, 4,096 tokens", "distinct, head trained", "step")),
+    Suite("beam_step", 3.0, ("base", "trie", "root")),
+    Suite("training_step", 3.0, ("ids",)),
+    Suite("grpo_loss", 2.0, ("step", "step, head trained")),
+    Suite("beam_search", 1.0),
+    Suite("advantage", 1.0),
 )
 
 
-def parts(quick: bool) -> list[Part]:
+def parts(sweep: bool) -> list[Part]:
     return [
-        Part("ceilings", 0.5, ceilings),
-        Part("tests", 3.0, run_tests),
-        Part("checks", 2.0, run_checks),
-        *(Part(suite.name, suite.weight, partial(run_suite, suite, quick)) for suite in SUITES),
+        Part("ceilings", 0.5, lambda run, limit: ceilings(run.device, limit)),
+        Part("checks", 3.0, run_checks),
+        *(Part(suite.name, suite.weight, partial(run_suite, suite)) for suite in SUITES if sweep or suite.points),
+        Part("tests", 5.0, run_tests),
     ]
 
 
@@ -91,130 +128,60 @@ def optional_parts() -> list[Part]:
     return [
         Part("decode_attention", 1.0, run_decode_attention),
         Part("fuzz", 1.0, run_fuzz),
-        Part("sanitize", 2.0, lambda limit: run_tools(TOOLS, ["tests/kernels"], limit)),
+        Part("sanitize", 2.0, lambda _, limit: run_tools(TOOLS, ["tests/kernels"], limit)),
     ]
 
 
-def gpu_facts() -> dict[str, Any]:
-    """The GPU and the software that figures depend on."""
-    properties = torch.cuda.get_device_properties(DEVICE)
-    query = "driver_version,clocks.max.sm,clocks.max.mem,power.limit,temperature.gpu"
-    try:
-        command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
-        settings = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        settings = "nvidia-smi does not answer"
-    return {
-        **machine_facts(DEVICE),
-        "triton": triton.__version__,
-        "cuda": torch.version.cuda,
-        "hip": torch.version.hip,
-        "capability": f"{properties.major}.{properties.minor}",
-        "memory_bytes": properties.total_memory,
-        "multiprocessors": properties.multi_processor_count,
-        "l2_bytes": properties.L2_cache_size,
-        query: settings,
-    }
+def run_tests(run: Run, limit: float) -> dict[str, Any]:
+    workers = min(8, len(os.sched_getaffinity(0)))
+    chosen = f"--compiled={_REHEARSED}" if run.rehearsal else "--few-examples"
+    return _judged(run.pytest("tests/kernels", f"--numprocesses={workers}", chosen, limit=limit))
 
 
-def ceilings(seconds: float) -> dict[str, Any]:
-    """What the device reaches with PyTorch's own copy and matrix product, each for a while, as clocks fall when hot."""
-    draw = torch.Generator(DEVICE).manual_seed(0)
-    source = torch.randn(2**29, generator=draw, device=DEVICE)  # 2 GiB
-    copy = _event_times(torch.empty_like(source).copy_, (source,), min(2.0, seconds / 4))
-    moved = 2 * source.nbytes
-    n = 8192
-    matrices = [torch.randn(n, n, generator=draw, device=DEVICE).bfloat16() for _ in range(2)]
-    product = _event_times(torch.mm, matrices, min(3.0, seconds / 4))
-    flops = 2 * n**3
-    return {
-        "passed": True,
-        "copy_bytes": moved,
-        "copy_bytes_per_second_median": moved / statistics.median(copy),
-        "copy_bytes_per_second_best": moved / min(copy),
-        "bf16_product": f"{n} x {n} x {n}",
-        "bf16_flops_per_second_median": flops / statistics.median(product),
-        "bf16_flops_per_second_best": flops / min(product),
-    }
+def run_checks(run: Run, limit: float) -> dict[str, Any]:
+    rehearsed = ["--device", "cpu", "--size", "tiny", "--compiled", _REHEARSED] if run.rehearsal else []
+    command = [sys.executable, "-m", "tools.gpu.kernel_checks", *rehearsed]
+    return judged_checks(run_process(command, limit, keep_all=True, log=run.file("log")))
 
 
-def _event_times(work: Callable[..., Any], tensors: Sequence[torch.Tensor], seconds: float) -> list[float]:
-    """Seconds of each call by the device's clock, for about so long, after a warm-up."""
-    for _ in range(3):
-        work(*tensors)
-    torch.cuda.synchronize()
-    times = []
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        begin, finish = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        work(*tensors)
-        finish.record()
-        torch.cuda.synchronize()
-        times.append(begin.elapsed_time(finish) / 1e3)
-    return times
-
-
-def run_tests(limit: float) -> dict[str, Any]:
-    return _judged(run_process(pytest_command("tests/kernels", limit=limit), limit))
-
-
-def run_checks(limit: float, *arguments: str, **variables: str) -> dict[str, Any]:
-    """arguments: of tools.gpu.kernel_checks; variables: of its environment."""
-    result = run_process(
-        [sys.executable, "-m", "tools.gpu.kernel_checks", *arguments], limit, keep_all=True, **variables
-    )
-    # Warnings and tracebacks stand between the lines of JSON.
-    lines = result["output"].splitlines()
-    checks = [json.loads(line) for line in lines if line.startswith('{"check"')]
-    rest = "\n".join(line for line in lines if not line.startswith('{"check"'))[-LAST_CHARACTERS:]
+def judged_checks(result: dict[str, Any]) -> dict[str, Any]:
+    """Of the whole output of tools.gpu.kernel_checks. Warnings and tracebacks stand between its lines of JSON."""
+    checks = lines_of(result["output"], "check")
+    rest = "\n".join(line for line in result["output"].splitlines() if not line.startswith('{"'))[-LAST_CHARACTERS:]
     failed = [check["check"] for check in checks if not check["passed"]]
     return {
         **result,
         "output": rest,
         "passed": result["status"] == 0,
         "summary": f"{len(checks) - len(failed)} of {len(checks)} passed{''.join(f'; failed: {f}' for f in failed)}",
+        "compiled": lines_of(result["output"], "compiled"),
         "checks": checks,
     }
 
 
-def run_decode_attention(limit: float) -> dict[str, Any]:
-    return _judged(run_process([sys.executable, "-m", "bench.bench_decode_attention"], limit, keep_all=True))
-
-
-def run_fuzz(limit: float) -> dict[str, Any]:
-    minutes = max(0.1, (limit - 30) / 60)  # what it takes to start
-    command = [sys.executable, "-m", "tools.fuzz.run", "--device", "cuda", "--minutes", f"{minutes:.2f}"]
-    result = _judged(run_process(command, limit))
-    lines = [line for line in result["output"].splitlines() if " cases, " in line]
-    return {**result, "summary": "; ".join(lines) or result["summary"]}
-
-
-def run_suite(suite: Suite, quick: bool, limit: float) -> dict[str, Any]:
+def run_suite(suite: Suite, run: Run, limit: float) -> dict[str, Any]:
     """Out of time it passes, with what was measured by then."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "benchmark.json"
-        command = [*pytest_command(f"bench/bench_{suite.name}.py", limit=limit), f"--benchmark-json={path}"]
-        if quick and suite.base:
-            command += ["-k", suite.base]
-        result = run_process(command, limit)
-        measured = _benchmarks(path)
-    for one in measured:
-        one["stats"].pop("data", None)
+    chosen = [] if run.sweep else [f"--points={point}" for point in suite.points]
+    rehearsed = ["-p", "tools.gpu.rehearsal"] if run.rehearsal else []
+    result = run.pytest(f"bench/bench_{suite.name}.py", *chosen, *rehearsed, limit=limit)
     return {
         **result,
         "passed": result["out_of_time"] or result["status"] in (0, _PYTEST_STOPPED),
-        "summary": f"{len(measured)} measured; {_last_line(result['output'])}",
-        "benchmarks": measured,
+        "summary": f"{len(result['benchmarks'])} measured; {_last_line(result['output'])}",
     }
 
 
-def _benchmarks(path: Path) -> list[dict[str, Any]]:
-    """Of pytest-benchmark's file; none where it was not written, or not to its end."""
-    try:
-        return json.loads(path.read_text())["benchmarks"]
-    except (FileNotFoundError, json.JSONDecodeError):
-        return []
+def run_decode_attention(run: Run, limit: float) -> dict[str, Any]:
+    command = [sys.executable, "-m", "bench.bench_decode_attention"]
+    return _judged(run_process(command, limit, keep_all=True, log=run.file("log")))
+
+
+def run_fuzz(run: Run, limit: float) -> dict[str, Any]:
+    minutes = max(0.1, (limit - 30) / 60)  # what it takes to start
+    command = [sys.executable, "-m", "tools.fuzz.run", "--device", "cuda", "--minutes", f"{minutes:.2f}"]
+    result = _judged(run_process(command, limit, log=run.file("log")))
+    lines = [line for line in result["output"].splitlines() if " cases, " in line]
+    return {**result, "summary": "; ".join(lines) or result["summary"]}
 
 
 def _judged(result: dict[str, Any]) -> dict[str, Any]:
@@ -226,11 +193,11 @@ def _last_line(output: str) -> str:
     return next((line.strip("= ") for line in reversed(output.splitlines()) if line.strip("= ")), "")
 
 
-def run_part(part: Part, limit: float) -> dict[str, Any]:
+def run_part(part: Part, run: Run, limit: float) -> dict[str, Any]:
     """Its results; what it raises is one of them."""
     start = time.monotonic()
     try:
-        result = part.run(limit)
+        result = part.run(run, limit)
     except Exception as error:  # a part that fails does not stop those after it
         result = {"passed": False, "summary": f"{type(error).__name__}: {error}"}
     if torch.cuda.is_available():
@@ -238,104 +205,69 @@ def run_part(part: Part, limit: float) -> dict[str, Any]:
     return {"seconds": round(time.monotonic() - start, 1), "limit": round(limit, 1), **result}
 
 
-def run_all(chosen: Sequence[Part], minutes: float, report: dict[str, Any], save: Callable[[], None]) -> None:
-    """Run the parts one after another into report["parts"]; the time that is left is shared by weight."""
-    end = time.monotonic() + minutes * 60
+def run_all(chosen: Sequence[Part], run: Run, end: float, report: dict[str, Any]) -> None:
+    """Run the parts one after another into report["parts"], saved after each; the time until `end` (of the monotonic
+    clock) is shared by weight."""
     for number, part in enumerate(chosen):
         share = part.weight / sum(other.weight for other in chosen[number:])
         limit = max(1.0, (end - time.monotonic()) * share)
         print(f"{part.name}: up to {limit:.0f} s", flush=True)
-        report["parts"][part.name] = result = run_part(part, limit)
+        report["parts"][part.name] = result = run_part(part, run, limit)
         passed = "passed" if result["passed"] else "FAILED"
         print(f"{part.name}: {passed} in {result['seconds']} s. {result.get('summary', '')}", flush=True)
-        save()
-
-
-def report_path(folder: Path, device: str, now: datetime.datetime) -> Path:
-    return folder / f"{named_by_device('gpu', device)}-{time_stamp(now)}.json"
+        if compiled := result.get("compiled"):
+            seconds = sum(one["seconds"] for one in compiled)
+            print(f"{part.name}: {len(compiled)} kernels were in no cache, {seconds:.0f} s of compiling", flush=True)
+        save_report(run.file("json"), report)
 
 
 def save_report(path: Path, report: dict[str, Any]) -> None:
     """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(report, indent=1) + "\n")
     unfinished.replace(path)
 
 
-def table(report: dict[str, Any]) -> str:
-    """Ours against the fastest other way of every group of benchmarks, and the ceilings."""
-    lines = []
-    found = report["parts"].get("ceilings", {})
-    if "copy_bytes_per_second_median" in found:
-        copy, product = found["copy_bytes_per_second_median"], found["bf16_flops_per_second_median"]
-        lines.append(f"copy {copy / 1e12:.2f} TB/s, bf16 matrix product {product / 1e12:.0f} TFLOP/s (medians)")
-    lines.append(f"{'benchmark':<52}{'ours, us':>11}{'other, us':>11}{'ratio':>8}{'of floor':>10}  fastest other way")
-    for part, result in report["parts"].items():
-        groups: dict[str, list[dict[str, Any]]] = {}
-        for one in result.get("benchmarks", []):
-            groups.setdefault(one["group"] or "", []).append(one)
-        for group, members in groups.items():
-            ours = [one for one in members if way_of(one) == "ours"]
-            others = sorted((one for one in members if way_of(one) != "ours"), key=microseconds_of)
-            if not ours:
-                continue
-            line = f"{(part + ': ' + group)[:51]:<52}{microseconds_of(ours[0]):>11.1f}"
-            if others:
-                ratio = microseconds_of(others[0]) / microseconds_of(ours[0])
-                line += f"{microseconds_of(others[0]):>11.1f}{ratio:>7.2f}x"
-            else:
-                line += " " * 19
-            over = ours[0]["extra_info"].get("time_over_floor")
-            line += f"{over if over is not None else '-':>10}  {way_of(others[0]) if others else '-'}"
-            lines.append(line)
-    return "\n".join(lines)
-
-
-def way_of(benchmark: dict[str, Any]) -> str:
-    """ "ours" or the name of a peer."""
-    if "way" in benchmark["extra_info"]:
-        return str(benchmark["extra_info"]["way"])
-    name = benchmark["name"].removeprefix("test_")
-    return "ours" if "tree_attention" in name else name
-
-
-def microseconds_of(benchmark: dict[str, Any]) -> float:
-    """Of one call: a round of some suites is many."""
-    info = benchmark["extra_info"]
-    return float(
-        info.get("microseconds_a_step") or info.get("microseconds_a_call") or benchmark["stats"]["median"] * 1e6
-    )
+def base_path(folder: Path, device: str, now: datetime.datetime) -> Path:
+    return folder / f"{named_by_device('gpu', device)}-{time_stamp(now)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status."""
-    parser = argparse.ArgumentParser(prog="python -m tools.gpu.run", description=__doc__.splitlines()[0])
-    usual = [part.name for part in parts(quick=False)]
-    names = [*usual, *(part.name for part in optional_parts())]
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the JSON file goes")
-    parser.add_argument("--minutes", type=float, default=9.5, help="for all parts together")
-    parser.add_argument("--quick", action="store_true", help="only the base point of each benchmark suite")
-    parser.add_argument("--parts", default=",".join(usual), help=f"some of {','.join(names)}")
+    begin = time.monotonic()
+    parser = argparse.ArgumentParser(prog="python -m tools.gpu", description=__doc__.splitlines()[0])
+    usual = [part.name for part in parts(sweep=False)]
+    names = [part.name for part in (*parts(sweep=True), *optional_parts())]
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the files go")
+    parser.add_argument("--minutes", type=float, default=9.0, help="for all parts together")
+    parser.add_argument("--kernels", type=Path, metavar="FILE", help="what tools.gpu.prewarm has compiled")
+    parser.add_argument("--sweep", action="store_true", help="all suites, all their shapes")
+    parser.add_argument("--rehearse", action="store_true", help="without a GPU, at tiny shapes")
+    parser.add_argument("--parts", help=f"some of {','.join(names)}; by default {','.join(usual)}")
     options = parser.parse_args(arguments)
-    wanted = options.parts.split(",")
+    every = [*parts(sweep=True), *optional_parts()]
+    wanted = options.parts.split(",") if options.parts else [part.name for part in parts(options.sweep)]
     if unknown := set(wanted) - set(names):
         parser.error(f"--parts: expected some of {', '.join(names)}, got {', '.join(sorted(unknown))}")
     if not options.minutes > 0:
         parser.error(f"--minutes: expected a number above 0, got {options.minutes}")
-    if not torch.cuda.is_available():
-        print("there is no CUDA device: nothing to measure")
+    if options.kernels is not None and not options.kernels.is_file():
+        parser.error(f"--kernels: there is no file {options.kernels}")
+    if not torch.cuda.is_available() and not options.rehearse:
+        print("there is no CUDA device: nothing to measure (--rehearse does without)")
         return 2
 
-    machine = gpu_facts()
+    device = torch.device("cpu" if options.rehearse else "cuda")
+    machine = device_facts(device)
     print("\n".join(f"{name}: {value}" for name, value in machine.items()), flush=True)
-    path = report_path(options.out, machine["device"], datetime.datetime.now(datetime.UTC))
-    report: dict[str, Any] = {"machine": machine, "minutes": options.minutes, "quick": options.quick, "parts": {}}
-    chosen = [part for part in (*parts(options.quick), *optional_parts()) if part.name in wanted]
-    run_all(chosen, options.minutes, report, lambda: save_report(path, report))
-    print(f"written: {path}\n{table(report)}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    name = f"rehearsal on {machine['device']}" if options.rehearse else machine["device"]
+    run = Run(base_path(options.out, name, datetime.datetime.now(datetime.UTC)), options.rehearse, options.sweep)
+    report: dict[str, Any] = {"machine": machine, "rehearsal": run.rehearsal, "minutes": options.minutes, "parts": {}}
+    if options.kernels is not None:
+        os.environ.update(compiler_caches())
+        report["kernels"] = asdict(unpack(options.kernels, Path(knobs.cache.dir)))
+        print(f"kernels: {report['kernels']}", flush=True)
+    run_all([part for part in every if part.name in wanted], run, begin + options.minutes * 60, report)
+    print(f"written: {run.file('json')}\n{table(report)}")
     return 0 if all(result["passed"] for result in report["parts"].values()) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -28,8 +28,17 @@ def compiled_target() -> str | None:
     return _target
 
 
-def switch_on(target: str, observer: Observer | None = None, rewrite: Callable[[str], str] = lambda ptx: ptx) -> None:
-    """target: sm_80, sm_90 or sm_100. impl="triton" then takes CPU tensors, of bfloat16 too."""
+def switch_on(
+    target: str,
+    observer: Observer | None = None,
+    rewrite: Callable[[str], str] = lambda ptx: ptx,
+    *,
+    by_itself: bool = False,
+) -> None:
+    """target: sm_80, sm_90 or sm_100. impl="triton" then takes CPU tensors, of bfloat16 too.
+
+    by_itself: impl="auto" means the kernels, as on a GPU.
+    """
     global _target
     if launch.INTERPRETED:
         raise RuntimeError("TRITON_INTERPRET is set: kernels were made for the interpreter. Unset it.")
@@ -42,6 +51,8 @@ def switch_on(target: str, observer: Observer | None = None, rewrite: Callable[[
 
     def runs_triton_here(op: str, impl: str, tensor: torch.Tensor, **_: Any) -> bool:
         """Without the interpreter's fault with bf16."""
+        if by_itself and impl == "auto" and tensor.dtype != torch.float64:
+            impl = "triton"
         return runs_triton(op, impl, tensor)
 
     def target_here(device: torch.device) -> launch.Target:

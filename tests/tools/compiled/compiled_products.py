@@ -7,7 +7,7 @@ process of its own, as Triton compiles nothing after its interpreter was used.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -44,6 +44,23 @@ def broken_kernel(out_ptr, BLOCK_N: tl.constexpr):
     tl.store(out_ptr + tl.arange(0, BLOCK_N), tl.load(out_ptr + tl.arange(0, 2 * BLOCK_N)))
 
 
+@triton.jit
+def sum_of_products_kernel(left_ptr, right_ptr, out_ptr, BLOCK_N: tl.constexpr, ARE_MULTIPLIED: tl.constexpr):
+    """The same values summed, as products and as loaded."""
+    places = tl.arange(0, BLOCK_N)
+    values = tl.load(left_ptr + places)
+    if ARE_MULTIPLIED:
+        values = values * tl.load(right_ptr + places)
+    tl.store(out_ptr, tl.sum(values, 0))
+
+
+def sum_job(target: str, dtype: torch.dtype, *, are_multiplied: bool, is_contracted: bool) -> Job:
+    left, right, out = (torch.empty(128, dtype=dtype, device="meta") for _ in range(3))
+    arguments = {"left_ptr": left, "right_ptr": right, "out_ptr": out, "BLOCK_N": 128, "ARE_MULTIPLIED": are_multiplied}
+    job = job_of(Launch(sum_of_products_kernel, (1,), arguments, 4, 2), TARGETS[target])
+    return replace(job, options={**job.options, "enable_fp_fusion": is_contracted})
+
+
 def product_job(
     target: str,
     dtype: torch.dtype,
@@ -67,6 +84,11 @@ def product_job(
     return job_of(Launch(product_kernel, (1,), arguments, warps, stages), TARGETS[target])
 
 
+SUMS = {
+    "contracted": {"are_multiplied": True, "is_contracted": True},
+    "not contracted": {"are_multiplied": True, "is_contracted": False},
+    "no products": {"are_multiplied": False, "is_contracted": True},
+}
 BF16, FP32 = torch.bfloat16, torch.float32
 PRODUCTS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     **{f"bf16 {target}": ((target, BF16, (128, 64, 64)), {}) for target in TARGETS},
@@ -81,6 +103,10 @@ PRODUCTS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
 
 def main() -> None:
     found = {name: asdict(compiled(product_job(*place, **named))) for name, (place, named) in PRODUCTS.items()}
+    for target in ("sm_80", "sm_90", "sm_100"):
+        for dtype in (torch.float32, torch.float64):
+            for name, options in SUMS.items():
+                found[f"{name} {dtype} {target}"] = asdict(compiled(sum_job(target, dtype, **options)))
     out = torch.empty(16, device="meta")
     broken = job_of(Launch(broken_kernel, (1,), {"out_ptr": out, "BLOCK_N": 16}, 4, 2), TARGETS["sm_90"])
     found["broken"] = row_of("sm_90", broken, ("a case",)).as_json()

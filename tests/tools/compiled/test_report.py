@@ -109,6 +109,17 @@ def test_a_tile_too_large_for_the_registers_is_a_failure(products: dict[str, Any
     assert any(failure.startswith("spills") for failure in code["failures"])
 
 
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("dtype", ["torch.float32", "torch.float64"])
+def test_a_product_that_is_fused_into_the_sum_over_lanes_is_a_failure(
+    products: dict[str, Any], dtype: str, target: str
+) -> None:
+    (failure,) = products[f"contracted {dtype} {target}"]["failures"]
+    assert "different bits of one sum" in failure
+    assert products[f"not contracted {dtype} {target}"]["failures"] == []
+    assert products[f"no products {dtype} {target}"]["failures"] == []
+
+
 def test_more_shared_memory_than_there_is_is_a_failure(products: dict[str, Any]) -> None:
     code = products["large sm_80"]
     assert code["shared_memory"] > TARGETS["sm_80"].shared_memory

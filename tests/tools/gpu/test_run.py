@@ -5,10 +5,11 @@ from __future__ import annotations
 import datetime
 import json
 import os
-import re
+import signal
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from bench.step import cases as step_cases
 from tools.gpu import process
 from tools.gpu import run as gpu
 from tools.gpu.kernel_checks import Compared, distance, outcome, same_bits
-from tools.gpu.run import Part, Suite
+from tools.gpu.run import Part, Run, Suite
+from tools.gpu.table import microseconds_of, table
 
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
@@ -40,6 +42,7 @@ def test_without_a_gpu_nothing_is_measured(tmp_path: Path, capsys: pytest.Captur
         ["--out", "x", "--parts", "ceilings,nonsense"],
         ["--out", "x", "--minutes", "0"],
         ["--out", "x", "--minutes", "nan"],
+        ["--out", "x", "--kernels", "no-such-file.tar.xz"],
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,8 +57,7 @@ def test_every_suite_that_is_named_is_there() -> None:
         assert (process.ROOT / "bench" / f"bench_{suite.name}.py").is_file()
 
 
-def test_the_base_points_of_quick_are_shapes_of_their_suites() -> None:
-    """Names that pytest -k picks out of ids such as test_beam_step[base-ours-eager]."""
+def test_the_points_that_are_measured_are_shapes_of_their_suites() -> None:
     shapes: dict[str, Iterable[str]] = {
         "beam_step": beam_cases.GPU_SHAPES,
         "log_prob": loss_cases.GPU_SHAPES,
@@ -63,8 +65,7 @@ def test_the_base_points_of_quick_are_shapes_of_their_suites() -> None:
         "training_step": step_cases.GPU_SETTINGS,
     }
     for suite in gpu.SUITES:
-        for base in re.findall(r"\[([^-]+)-", suite.base):
-            assert base in shapes[suite.name], (suite.name, base)
+        assert set(suite.points) <= set(shapes.get(suite.name, ())), suite.name
 
 
 def test_the_run_needs_no_more_than_the_kernels_do() -> None:
@@ -89,27 +90,39 @@ def test_where_the_home_cannot_be_written_to_kernels_are_kept_elsewhere(
 def test_what_takes_minutes_and_is_no_suite_is_run_only_where_it_is_named() -> None:
     optional = [part.name for part in gpu.optional_parts()]
     assert optional == ["decode_attention", "fuzz", "sanitize"]
-    assert not set(optional) & {part.name for part in gpu.parts(quick=False)}
+    assert not set(optional) & {part.name for part in gpu.parts(sweep=True)}
 
 
-def test_a_failing_part_stops_no_other_and_every_part_is_saved() -> None:
-    def breaks(_limit: float) -> dict[str, Any]:
+def test_checks_come_first_and_tests_last() -> None:
+    names = [part.name for part in gpu.parts(sweep=False)]
+    assert names[:3] == ["ceilings", "checks", "log_prob"]
+    assert names[-1] == "tests"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path / "results")
+
+
+def test_a_failing_part_stops_no_other_and_every_part_is_saved(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(_run: Run, _limit: float) -> dict[str, Any]:
         raise RuntimeError("out of luck")
 
     limits = []
 
-    def works(limit: float) -> dict[str, Any]:
+    def works(_run: Run, limit: float) -> dict[str, Any]:
         limits.append(limit)
         return {"passed": True}
 
     report: dict[str, Any] = {"parts": {}}
     saved = []
+    monkeypatch.setattr(gpu, "save_report", lambda path, report: saved.append((path.name, list(report["parts"]))))
     chosen = [Part("first", 1.0, breaks), Part("second", 1.0, works), Part("third", 2.0, works)]
-    gpu.run_all(chosen, 1.0, report, lambda: saved.append(list(report["parts"])))
-    assert saved == [["first"], ["first", "second"], ["first", "second", "third"]]
+    gpu.run_all(chosen, run, time.monotonic() + 60, report)
+    names = ["first", "second", "third"]
+    assert saved == [("results.json", names[:1]), ("results.json", names[:2]), ("results.json", names)]
     assert not report["parts"]["first"]["passed"]
     assert "out of luck" in report["parts"]["first"]["summary"]
-    assert report["parts"]["second"]["passed"]
     # What the first left over is the others': a third of the minute and what remains of it.
     assert 15.0 < limits[0] <= 20.0
     assert 50.0 < limits[1] <= 60.0
@@ -134,65 +147,80 @@ def test_a_process_that_ends_tells_its_status_and_output() -> None:
 
 
 SUITE = """
-import time
+import os, signal, time
 import pytest
 @pytest.mark.parametrize("way", ["ours", "slow"])
-def test_op(benchmark, way):
-    benchmark.group = "a shape"
+@pytest.mark.parametrize("name", ["a shape", "another"])
+def test_op(benchmark, name, way):
+    benchmark.group = name
     benchmark.extra_info["way"] = way
     benchmark.pedantic(time.sleep, (0.02 if way == "slow" else 0.001,), rounds=2)
+"""
+KILLED = """
+    if (name, way) == ("another", "slow"):
+        os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
 @pytest.fixture
 def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
     """A benchmark suite of its own."""
+    for file in ("__init__.py", "gpu/__init__.py", "gpu/stop_after.py", "gpu/session.py"):
+        copy = tmp_path / "tools" / file
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text((process.ROOT / "tools" / file).read_text())
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench" / "bench_sleep.py").write_text(SUITE)
-    (tmp_path / "bench" / "__init__.py").touch()
-    plugin = tmp_path / "tools" / "gpu" / "stop_after.py"
-    plugin.parent.mkdir(parents=True)
-    plugin.write_text((process.ROOT / "tools" / "gpu" / "stop_after.py").read_text())
     monkeypatch.setattr(process, "ROOT", tmp_path)
-    return Suite("sleep", 1.0, "ours")
+    return Suite("sleep", 1.0, ("a shape",))
 
 
-def test_a_suite_is_measured_and_compared_in_the_table(suite: Suite) -> None:
-    result = gpu.run_suite(suite, quick=False, limit=60.0)
+def test_a_suite_is_measured_and_compared_in_the_table(suite: Suite, run: Run) -> None:
+    result = gpu.run_suite(suite, replace(run, sweep=True), 60.0)
     assert result["passed"], result["output"]
-    assert [one["extra_info"]["way"] for one in result["benchmarks"]] == ["ours", "slow"]
-    line = gpu.table({"parts": {"sleep": result}}).splitlines()[-1]
-    assert line.startswith("sleep: a shape ")
-    assert line.endswith(" slow")
-    ours, slow = (gpu.microseconds_of(one) for one in result["benchmarks"])
+    assert [one["extra_info"]["way"] for one in result["benchmarks"]] == ["ours", "slow"] * 2
+    line = table({"parts": {"sleep": result}}).splitlines()[-1]
+    assert line.startswith("sleep: another ")
+    assert " slow " in line
+    ours, slow = (microseconds_of(one) for one in result["benchmarks"][2:])
     assert f"{slow / ours:.2f}x" in line
 
 
-def test_quick_takes_the_base_point_alone(suite: Suite) -> None:
-    result = gpu.run_suite(suite, quick=True, limit=60.0)
-    assert [one["extra_info"]["way"] for one in result["benchmarks"]] == ["ours"]
+def test_without_a_sweep_the_points_alone_are_measured(suite: Suite, run: Run) -> None:
+    result = gpu.run_suite(suite, run, 60.0)
+    assert [one["group"] for one in result["benchmarks"]] == ["a shape"] * 2
 
 
-def test_a_suite_out_of_time_keeps_what_it_measured(suite: Suite) -> None:
+def test_what_a_killed_suite_had_measured_stands_in_the_lines(suite: Suite, run: Run) -> None:
+    (process.ROOT / "bench" / "bench_sleep.py").write_text(SUITE + KILLED)
+    result = gpu.run_suite(suite, replace(run, sweep=True), 60.0)
+    assert result["status"] == -signal.SIGKILL
+    assert len(result["benchmarks"]) == 3
+    assert len(run.file("jsonl").read_text().splitlines()) == 3
+    assert "bench_sleep.py" in run.file("log").read_text() or "..." in run.file("log").read_text()
+
+
+def test_a_suite_out_of_time_keeps_what_it_measured(suite: Suite, run: Run) -> None:
     text = SUITE.replace('["ours", "slow"]', "range(60)").replace(
         "benchmark.pedantic", "time.sleep(0.5); benchmark.pedantic"
     )
     (process.ROOT / "bench" / "bench_sleep.py").write_text(text)
-    result = gpu.run_suite(suite, quick=False, limit=16.0)
+    result = gpu.run_suite(suite, run, 16.0)
     assert result["passed"]
     assert 0 < len(result["benchmarks"]) < 60, result["output"]
 
 
-def test_a_suite_that_fails_is_a_failure(suite: Suite) -> None:
+def test_a_suite_that_fails_is_a_failure(suite: Suite, run: Run) -> None:
     (process.ROOT / "bench" / "bench_sleep.py").write_text("def test_agreement():\n    assert False\n")
-    result = gpu.run_suite(suite, quick=False, limit=60.0)
+    result = gpu.run_suite(suite, replace(run, sweep=True), 60.0)
     assert not result["passed"]
     assert "1 failed" in result["summary"]
 
 
 def test_the_file_is_named_by_device_and_time_and_replaced_as_a_whole(tmp_path: Path) -> None:
     now = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
-    path = gpu.report_path(tmp_path / "results", "NVIDIA H200", now)
+    run = Run(gpu.base_path(tmp_path, "NVIDIA H200", now))
+    path = run.file("json")
     assert path.name == "gpu-nvidia-h200-2026-01-02T030405Z.json"
     for parts in ({}, {"tests": {"passed": True}}):
         gpu.save_report(path, {"parts": parts})
@@ -202,7 +230,8 @@ def test_the_file_is_named_by_device_and_time_and_replaced_as_a_whole(tmp_path: 
 
 @WITHOUT_GPU
 def test_the_checks_pass_on_tiny_shapes_in_the_interpreter() -> None:
-    result = gpu.run_checks(300.0, "--device", "cpu", "--size", "tiny", TRITON_INTERPRET="1")
+    command = [sys.executable, "-m", "tools.gpu.kernel_checks", "--device", "cpu", "--size", "tiny"]
+    result = gpu.judged_checks(process.run_process(command, 300.0, keep_all=True, TRITON_INTERPRET="1"))
     assert result["passed"], (result["summary"], result["output"])
     ops = {check["check"].split(",")[0].split(" of ")[0] for check in result["checks"]}
     assert ops == {"linear_log_probs", "beam_step", "tawin_grpo_loss", "advantages", "grpo_loss"}
@@ -210,9 +239,20 @@ def test_the_checks_pass_on_tiny_shapes_in_the_interpreter() -> None:
 
 
 @WITHOUT_GPU
+def test_a_rehearsal_runs_a_suite_as_compiled(tmp_path: Path) -> None:
+    arguments = ["--out", str(tmp_path), "--rehearse", "--minutes", "8", "--parts", "ceilings,grpo_loss"]
+    assert gpu.main(arguments) == 0
+    report = json.loads(next(tmp_path.glob("*.json")).read_text())
+    assert report["rehearsal"] and "rehearsal" in next(tmp_path.glob("*.json")).name
+    assert list(report["parts"]) == ["ceilings", "grpo_loss"]
+    assert {one["extra_info"]["way"] for one in report["parts"]["grpo_loss"]["benchmarks"]} >= {"ours", "reference"}
+
+
+@WITHOUT_GPU
 def test_the_checks_refuse_a_device_that_cannot_run_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")  # a part is never run in the interpreter because we were
-    result = gpu.run_checks(120.0, "--device", "cpu", "--size", "tiny")
+    command = [sys.executable, "-m", "tools.gpu.kernel_checks", "--device", "cpu", "--size", "tiny"]
+    result = gpu.judged_checks(process.run_process(command, 120.0, keep_all=True))
     assert result["status"] == 2
     assert "TRITON_INTERPRET" in result["output"]
     assert not result["passed"]
