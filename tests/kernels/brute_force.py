@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 import torch
+from tawin_kernels import BeamStep, ItemTrie
 
 
 def prefixes_breadth_first(sequences: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
@@ -152,3 +153,26 @@ def group_loss(
         "kl": kl_sum / max(tokens, 1),
         "clip_fraction": clipped / max(tokens, 1),
     }
+
+
+def is_sound(step: BeamStep, trie: ItemTrie, beam_width: int) -> None:
+    """What holds for every result, whatever the scores: shapes, dtypes, order, how missing candidates look."""
+    for name, dtype in (("tokens", torch.int64), ("nodes", torch.int64), ("parents", torch.int64)):
+        assert getattr(step, name).dtype == dtype
+        assert getattr(step, name).shape == step.scores.shape
+    assert step.scores.shape[1] == beam_width
+    missing = step.scores == -math.inf
+    assert bool((step.nodes[missing] == -1).all())
+    assert bool((step.tokens[missing] == -1).all())
+    assert bool((step.parents[missing] == 0).all())
+    assert bool((missing.int().diff() >= 0).all())  # the missing ones come last
+    edges = step.nodes[~missing] - 1
+    assert torch.equal(trie.edge_tokens[edges].long(), step.tokens[~missing])
+    for row in range(len(step.scores)):
+        live = [
+            (-s, p, t)
+            for s, p, t in zip(*(x[row].tolist() for x in (step.scores, step.parents, step.tokens)), strict=True)
+            if s > -math.inf
+        ]
+        assert live == sorted(live)  # best first, then lower parent, then lower token, which is the order of edges
+        assert len({key[1:] for key in live}) == len(live)

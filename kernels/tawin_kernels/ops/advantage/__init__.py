@@ -1,17 +1,16 @@
 """Group-relative advantages, with the negatives weighted by TAWin around an anchor rank (arXiv 2604.22504).
 
-The kernels are in `kernels`, the same in plain PyTorch in `window`.
+The kernels are in `kernels`, the same in plain PyTorch in `weights`.
 """
 
 from __future__ import annotations
 
 import torch
 
-from ... import reference
-from ...arguments import Impl, runs_triton
-from ...autograd import uncompiled
-from ...checks import check_group_advantages, check_tawin_weights
+from ...arguments import Impl
+from ...dispatch import op
 from ...types import TAWin
+from . import reference
 from .kernels import MAX_GROUP, GroupRewards, triton_group_advantages, triton_tawin_weights
 
 
@@ -24,7 +23,7 @@ def require_small_groups(name: str, tensor: torch.Tensor, impl: Impl) -> None:
         )
 
 
-@uncompiled
+@op(reference.tawin_weights)
 @torch.no_grad()
 def tawin_weights(
     scores: torch.Tensor,
@@ -47,14 +46,11 @@ def tawin_weights(
     Returns fp32 [B, G] (fp64 for fp64), 1 where not a negative; the negatives' weights sum to |N|.
     Raises TypeError or ValueError naming the argument (NaN scores).
     """
-    if not runs_triton("tawin_weights", impl, scores):
-        return reference.tawin_weights(scores, negatives, tawin, check_values=check_values)
-    check_tawin_weights(scores, negatives, tawin, check_values)
     require_small_groups("scores", scores, impl)
     return triton_tawin_weights(scores, negatives, tawin)
 
 
-@uncompiled
+@op(reference.group_advantages)
 @torch.no_grad()
 def group_advantages(
     rewards: torch.Tensor,
@@ -81,16 +77,5 @@ def group_advantages(
     whose valid rewards are all equal gets exactly 0.
     Raises TypeError or ValueError naming the argument.
     """
-    if not runs_triton("group_advantages", impl, rewards):
-        return reference.group_advantages(
-            rewards,
-            scores,
-            tawin=tawin,
-            normalize_std=normalize_std,
-            eps=eps,
-            valid=valid,
-            check_values=check_values,
-        )
-    check_group_advantages(rewards, scores, tawin, normalize_std, eps, valid, check_values)
     require_small_groups("rewards", rewards, impl)
     return triton_group_advantages(GroupRewards(rewards, scores, tawin, normalize_std, eps), valid)

@@ -26,20 +26,19 @@ Predicted, with launches: vocab 1.8 ms, trie 30 us. Times on a GPU: not measured
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from ... import reference
-from ...arguments import Impl, runs_triton
-from ...autograd import uncompiled
-from ...checks import check_beam_step
+from ...arguments import Impl
+from ...dispatch import op
 from ...launch import launch, multiprocessors
 from ...trie import ItemTrie
 from ...types import BeamStep, Normalizer
 from ..log_prob.logsumexp import RowStatistics, rows_in_place, token_logits, vocabulary_statistics
+from . import reference
 from .selection import MAX_BEAM_WIDTH, RowInputs, Selection, plan_selection, select_children
 
 _MAX_LOGITS = 2**24
@@ -235,7 +234,7 @@ def _limit(W: int, trie: ItemTrie, beam_width: int) -> str | None:
     return None
 
 
-@uncompiled
+@op(reference.beam_step, multiplies=True)
 @torch.no_grad()
 def beam_step(
     hidden: torch.Tensor,
@@ -271,27 +270,18 @@ def beam_step(
     On a GPU nothing waits for the device once `trie.prepare()` was called: a step may be captured in a CUDA graph.
     Raises TypeError or ValueError naming the argument.
     """
-    if runs_triton("beam_step", impl, hidden, multiplies=True):
-        check_beam_step(
-            hidden, lm_head_weight, trie, nodes, scores, beam_width, normalizer, temperature, bias, check_values
+    limit = _limit(hidden.shape[1], trie, beam_width)
+    if limit is None:
+        # int: Triton takes no other whole number, such as NumPy's, for a size of a block.
+        return triton_beam_step(
+            hidden, lm_head_weight, bias, trie, nodes, scores, int(beam_width), normalizer, temperature
         )
-        limit = _limit(hidden.shape[1], trie, beam_width)
-        if limit is None:
-            # int: Triton takes no other whole number, such as NumPy's, for a size of a block.
-            return triton_beam_step(
-                hidden, lm_head_weight, bias, trie, nodes, scores, int(beam_width), normalizer, temperature
-            )
-        if impl == "triton":
-            raise ValueError(f"{limit}; use impl='reference' or 'auto'")
-    return reference.beam_step(
-        hidden,
-        lm_head_weight,
-        trie,
-        nodes,
-        scores,
-        beam_width,
-        normalizer=normalizer,
-        temperature=temperature,
-        bias=bias,
-        check_values=check_values,
-    )
+    if impl == "triton":
+        raise ValueError(f"{limit}; use impl='reference' or 'auto'")
+    options: dict[str, Any] = {
+        "normalizer": normalizer,
+        "temperature": temperature,
+        "bias": bias,
+        "check_values": check_values,
+    }
+    return reference.beam_step(hidden, lm_head_weight, trie, nodes, scores, beam_width, **options)

@@ -22,14 +22,13 @@ import torch
 import triton
 import triton.language as tl
 
-from ... import reference
-from ...arguments import IGNORED_TOKEN, Impl, runs_triton
-from ...autograd import apply, differentiable_once, uncompiled
-from ...checks import check_linear_log_probs
+from ...arguments import IGNORED_TOKEN, Impl
+from ...autograd import apply, differentiable_once
+from ...dispatch import op
 from ...launch import launch
 from ...trie import ItemTrie
 from ...types import Normalizer
-from . import children
+from . import children, reference
 from .gradient import Head, log_prob_gradient
 from .log_softmax import log_softmax_of
 from .logsumexp import (
@@ -262,7 +261,7 @@ def linear_log_probs(
     impl: Impl = ...,
     check_values: bool | None = ...,
 ) -> tuple[torch.Tensor, torch.Tensor]: ...
-@uncompiled
+@op(reference.linear_log_probs, multiplies=True)
 def linear_log_probs(
     hidden: torch.Tensor,
     lm_head_weight: torch.Tensor,
@@ -302,33 +301,6 @@ def linear_log_probs(
     derivative raises RuntimeError, impl="reference" has it.
     Raises TypeError or ValueError naming the argument.
     """
-    if not runs_triton("linear_log_probs", impl, hidden, multiplies=True):
-        return reference.linear_log_probs(
-            hidden,
-            lm_head_weight,
-            token_ids,
-            temperature=temperature,
-            bias=bias,
-            rows=rows,
-            normalizer=normalizer,
-            trie=trie,
-            nodes=nodes,
-            with_entropy=with_entropy,
-            check_values=check_values,
-        )
-    check_linear_log_probs(
-        hidden,
-        lm_head_weight,
-        token_ids,
-        temperature,
-        bias,
-        rows,
-        normalizer,
-        trie,
-        nodes,
-        with_entropy,
-        check_values,
-    )
     log_probs, entropy = triton_log_probs_and_entropy(
         hidden,
         lm_head_weight,

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from ... import reference
-from ...arguments import Impl, runs_triton
-from ...autograd import uncompiled
-from ...checks import check_grpo_loss
+from ...arguments import Impl
+from ...dispatch import op
 from ...types import GRPOLoss
+from . import reference
 from .kernels import LossOptions, triton_grpo_loss
 from .types import ImportanceLevel, LossType
 
 
-@uncompiled
+@op(reference.grpo_loss)
 def grpo_loss(
     log_probs: torch.Tensor,
     mask: torch.Tensor,
@@ -58,36 +57,5 @@ def grpo_loss(
     detached. The Triton loss is differentiable once: a second derivative raises RuntimeError, impl="reference" has it.
     Raises TypeError or ValueError naming the argument.
     """
-    if not runs_triton("grpo_loss", impl, log_probs):
-        return reference.grpo_loss(
-            log_probs,
-            mask,
-            advantages,
-            old_log_probs=old_log_probs,
-            ref_log_probs=ref_log_probs,
-            loss_type=loss_type,
-            epsilon_low=epsilon_low,
-            epsilon_high=epsilon_high,
-            beta=beta,
-            valid=valid,
-            denominator=denominator,
-            importance_level=importance_level,
-            check_values=check_values,
-        )
-    check_grpo_loss(
-        log_probs,
-        mask,
-        advantages,
-        old_log_probs,
-        ref_log_probs,
-        loss_type,
-        epsilon_low,
-        epsilon_high,
-        beta,
-        valid,
-        denominator,
-        importance_level,
-        check_values,
-    )
     options = LossOptions(loss_type, importance_level, epsilon_low, epsilon_high, beta)
     return triton_grpo_loss(log_probs, mask, advantages, valid, old_log_probs, ref_log_probs, denominator, options)

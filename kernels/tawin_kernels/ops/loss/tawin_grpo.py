@@ -15,28 +15,28 @@ from __future__ import annotations
 
 import torch
 
-from ... import reference
-from ...arguments import IGNORED_TOKEN, Impl, runs_triton
-from ...autograd import is_transformed, uncompiled
-from ...checks import check_tawin_grpo_loss
+from ...arguments import IGNORED_TOKEN, Impl
+from ...autograd import is_transformed
+from ...dispatch import op
 from ...trie import ItemTrie
 from ...types import GRPOLoss, Normalizer, TAWin
 from ..advantage import require_small_groups
 from ..advantage.kernels import MAX_GROUP, GroupRewards, triton_group_advantages
 from ..log_prob import triton_log_probs
 from ..log_prob.one_pass import triton_one_pass, with_known_gradient
+from . import reference
 from .kernels import LossOptions, triton_grpo_loss
 from .types import ImportanceLevel, LossType
 
 
-@uncompiled
+@op(reference.tawin_grpo_loss, multiplies=True, may_lack=("rewards", "scores"))
 def tawin_grpo_loss(
     hidden: torch.Tensor,
     lm_head_weight: torch.Tensor,
     token_ids: torch.Tensor,
     mask: torch.Tensor,
-    rewards: torch.Tensor | None = None,
-    scores: torch.Tensor | None = None,
+    rewards: torch.Tensor | None,
+    scores: torch.Tensor | None,
     *,
     tawin: TAWin | None = TAWin(),  # noqa: B008 (frozen)
     old_log_probs: torch.Tensor | None = None,
@@ -71,7 +71,7 @@ def tawin_grpo_loss(
     rewards: [B, G] floating. scores: [B, G] floating, what negatives are ranked by.
     tawin: the window of negatives; None: plain GRPO advantages, and scores may be None.
     advantages: [B, G] floating, one's own in place of what rewards, scores, tawin, normalize_std and eps would make;
-        rewards and scores may be None then and are not read. 0 where a completion is not valid, whatever stands there.
+        rewards and scores are None then, or left out. Where a completion is not valid it counts as 0.
     temperature: logits are divided by it, at least 1e-30.
     normalize_std, eps: as in `group_advantages`; impl="triton" takes groups of at most 512.
     rows: int64 [B, G, L] in [0, R), normalizer, trie, nodes: int64 [B, G, L]: as in `linear_log_probs`.
@@ -84,65 +84,6 @@ def tawin_grpo_loss(
     Call backward outside of an autocast region, and for second derivatives ask for impl="reference": `linear_log_probs`
     says why.
     """
-    if not runs_triton("tawin_grpo_loss", impl, hidden, multiplies=True):
-        return reference.tawin_grpo_loss(
-            hidden,
-            lm_head_weight,
-            token_ids,
-            mask,
-            rewards,
-            scores,
-            tawin=tawin,
-            old_log_probs=old_log_probs,
-            ref_log_probs=ref_log_probs,
-            loss_type=loss_type,
-            epsilon_low=epsilon_low,
-            epsilon_high=epsilon_high,
-            beta=beta,
-            temperature=temperature,
-            bias=bias,
-            normalize_std=normalize_std,
-            eps=eps,
-            valid=valid,
-            denominator=denominator,
-            rows=rows,
-            normalizer=normalizer,
-            trie=trie,
-            nodes=nodes,
-            all_log_probs=all_log_probs,
-            importance_level=importance_level,
-            advantages=advantages,
-            check_values=check_values,
-        )
-    check_tawin_grpo_loss(
-        hidden,
-        lm_head_weight,
-        token_ids,
-        mask,
-        rewards,
-        scores,
-        tawin,
-        old_log_probs,
-        ref_log_probs,
-        loss_type,
-        epsilon_low,
-        epsilon_high,
-        beta,
-        temperature,
-        bias,
-        normalize_std,
-        eps,
-        valid,
-        denominator,
-        rows,
-        normalizer,
-        trie,
-        nodes,
-        all_log_probs,
-        importance_level,
-        advantages,
-        check_values,
-    )
     if rewards is not None:
         require_small_groups("rewards", rewards, impl)
     mask = mask & (token_ids != IGNORED_TOKEN)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tawin_kernels import BeamStep, ItemTrie, beam_step
+from tawin_kernels import ItemTrie, beam_step
 from tawin_kernels.ops.log_prob import lm_head
 
-from ...brute_force import beam_candidates
+from ...brute_force import beam_candidates, is_sound
 
 V, H = 7, 3
 INF = math.inf
@@ -35,29 +35,6 @@ def beams(data: st.DataObject, trie: ItemTrie, B: int, W: int, scores) -> tuple[
     node = st.integers(-1, trie.num_nodes - 1)
     rows = [[(data.draw(node), data.draw(scores)) for _ in range(W)] for _ in range(B)]
     return [[n for n, _ in row] for row in rows], [[s for _, s in row] for row in rows]
-
-
-def is_sound(step: BeamStep, trie: ItemTrie, beam_width: int) -> None:
-    """What holds for every result, whatever the scores: shapes, dtypes, order, how missing candidates look."""
-    for name, dtype in (("tokens", torch.int64), ("nodes", torch.int64), ("parents", torch.int64)):
-        assert getattr(step, name).dtype == dtype
-        assert getattr(step, name).shape == step.scores.shape
-    assert step.scores.shape[1] == beam_width
-    missing = step.scores == -INF
-    assert bool((step.nodes[missing] == -1).all())
-    assert bool((step.tokens[missing] == -1).all())
-    assert bool((step.parents[missing] == 0).all())
-    assert bool((missing.int().diff() >= 0).all())  # the missing ones come last
-    edges = step.nodes[~missing] - 1
-    assert torch.equal(trie.edge_tokens[edges].long(), step.tokens[~missing])
-    for row in range(len(step.scores)):
-        live = [
-            (-s, p, t)
-            for s, p, t in zip(*(x[row].tolist() for x in (step.scores, step.parents, step.tokens)), strict=True)
-            if s > -INF
-        ]
-        assert live == sorted(live)  # best first, then lower parent, then lower token, which is the order of edges
-        assert len({key[1:] for key in live}) == len(live)
 
 
 @given(

@@ -20,8 +20,8 @@ from tawin_kernels.launch import Target, recorded_launches
 from tawin_kernels.ops.beam_step import selection as beam_selection
 from tawin_kernels.ops.beam_step.selection import plan_selection
 
+from ...brute_force import is_sound
 from ...devices import DEVICE, KERNEL_DTYPES
-from .test_beam_step import is_sound
 
 beam_step_module = importlib.import_module("tawin_kernels.ops.beam_step")  # the package has the function by that name
 
