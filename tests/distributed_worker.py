@@ -38,9 +38,9 @@ from tawin.train import pipeline
 from tawin.train.engine import Stage
 from tawin.train.sft import _backward as sft_backward
 
+from .small_runs import SMALL
 from .tawin.models import tiny_model
 from .tawin.small_groups import small_catalog
-from .test_train import SMALL
 
 # Several forwards a step; evaluations that do not part evenly, neither in batches nor in users.
 OPTIONS = [

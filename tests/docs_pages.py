@@ -16,6 +16,14 @@ PAGES = {
 STORIES = {"docs/PRETRAINED.md", "docs/TUTORIAL.md"}
 """Pages whose snippets work on what the commands before them made."""
 
+SMALL = (
+    *("--catalog.codes=8", "--policy.hidden-size=16", "--policy.layers=1", "--policy.heads=2"),
+    *("--policy.intermediate-size=24", "--sft.epochs=1", "--sft.batch-size=32"),
+    *("--grpo.steps=2", "--grpo.batch-size=16", "--grpo.group-size=6"),
+    *("--evaluation.beam-width=12", "--evaluation.valid-users=20", "--evaluation.test-users=40"),
+)
+"""Options that make a command of a page a matter of seconds."""
+
 
 @dataclass(frozen=True)
 class Snippet:

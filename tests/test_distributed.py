@@ -29,7 +29,7 @@ from tawin.run.states import states
 from tawin.train import pipeline
 
 from .distributed_worker import ENGINE_OPTIONS, OPTIONS, recommendations, run_until, steps
-from .test_train import SMALL, metrics
+from .small_runs import SMALL, metrics
 
 ROOT = Path(__file__).parents[1]
 ENGINES: dict[str, dict[str, str]] = {

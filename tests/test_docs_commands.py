@@ -33,7 +33,7 @@ from tawin.config import SyntheticConfig
 from tawin.data.dataset import save_dataset
 from tawin.data.synthetic import make_synthetic
 
-from .docs_pages import PAGES, ROOT, STORIES, Command, code, commands, commands_of
+from .docs_pages import PAGES, ROOT, SMALL, STORIES, Command, code, commands, commands_of
 from .tawin.text_models import save_pretrained_model
 
 NOT_RUN = {
@@ -51,13 +51,6 @@ NOT_RUN = {
     r"python -m experiments\.run (?!list)": "tables take hours; tests/experiments runs small ones",
 }
 
-SMALL = (
-    *("--catalog.codes=8", "--policy.hidden-size=16", "--policy.layers=1", "--policy.heads=2"),
-    *("--policy.intermediate-size=24", "--sft.epochs=1", "--sft.batch-size=32"),
-    *("--grpo.steps=2", "--grpo.batch-size=16", "--grpo.group-size=6"),
-    *("--evaluation.beam-width=12", "--evaluation.valid-users=20", "--evaluation.test-users=40"),
-)
-
 pytestmark = pytest.mark.usefixtures("no_report")  # `tawin report` draws its own
 
 
@@ -67,6 +60,9 @@ def is_run(command: Command) -> bool:
 
 ALL = [command for page in PAGES for command in commands(page)]
 PAGES_WITH_RUNS = [page for page in PAGES if any(is_run(command) for command in commands(page))]
+LONG = ("docs/TUTORIAL.md", "docs/PRETRAINED.md")  # half a minute each
+QUICK_PAGES = [page for page in PAGES_WITH_RUNS if page not in LONG]
+LONG_PAGES = [pytest.param(page, marks=pytest.mark.slow) for page in LONG]
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +113,7 @@ def write_log(folder: Path) -> None:
     (folder / "items.csv").write_text("\n".join(["item,title", *titles]) + "\n")
 
 
-@pytest.mark.parametrize("world", PAGES_WITH_RUNS, indirect=True)
+@pytest.mark.parametrize("world", [*QUICK_PAGES, *LONG_PAGES], indirect=True)
 def test_the_commands_of_a_page_run_in_their_order(world: tuple[str, Path]) -> None:
     page, _ = world
     for each in code(page):

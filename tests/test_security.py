@@ -26,7 +26,7 @@ from tawin.data.synthetic import make_synthetic
 from tawin.model.policy import load_model
 from tawin.report.page import write_report
 from tests.tawin.models import tiny_model
-from tests.tawin.report.test_page import Page, make_run
+from tests.tawin.report.pages import Page, make_run
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("tawin", "kernels", "experiments", "bench", "examples")

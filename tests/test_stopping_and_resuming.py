@@ -31,7 +31,7 @@ from tawin.train.checkpoint import read_progress
 from tawin.train.engine import Stage
 from tools.faults.event_files import scalars
 
-from .test_train import SMALL, assert_same_run, metrics
+from .small_runs import SMALL, assert_same_run, metrics
 
 OPTIONS = [*SMALL, "--policy.attention-dropout=0.1", "--grpo.negatives=sample", "--checkpoints.save-every=3"]
 SFT_STEPS = 8  # four an epoch; then four of GRPO, evaluated after every second one

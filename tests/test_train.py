@@ -33,24 +33,7 @@ from tawin.train import pipeline
 from tawin.train.engine import Stage
 from tools.faults.event_files import scalars
 
-SMALL = [
-    "--synthetic.num-users=60",
-    "--synthetic.num-items=30",
-    "--synthetic.num-clusters=5",
-    "--catalog.codes=8",
-    "--policy.hidden-size=16",
-    "--policy.layers=1",
-    "--policy.heads=2",
-    "--policy.intermediate-size=24",
-    "--sft.epochs=2",
-    "--sft.batch-size=16",
-    "--grpo.steps=4",
-    "--grpo.batch-size=8",
-    "--grpo.group-size=6",
-    "--grpo.evaluate-every=2",
-    "--evaluation.beam-width=12",
-    "--evaluation.valid-users=20",
-]
+from .small_runs import SMALL, assert_same_run, metrics
 
 SYNTHETIC = SyntheticConfig(num_users=60, num_items=30, num_clusters=5)
 
@@ -60,13 +43,6 @@ pytestmark = pytest.mark.usefixtures("no_report")
 def run(out: Path, *options: str) -> dict[str, Any]:
     train.main([*SMALL, "--out", str(out), *options])
     return json.loads((out / "results.json").read_text())
-
-
-def metrics(out: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:
-        del line["seconds"]  # the one thing that differs between two equal runs
-    return lines
 
 
 def write_data(folder: Path, sequences: list[list[int]], items: int, **columns: list[Any]) -> Path:
@@ -211,16 +187,6 @@ def stop_and_resume(out: Path, updates: int, monkeypatch: pytest.MonkeyPatch, *o
     """It goes on from its last checkpoint."""
     stop(out, updates, monkeypatch, *options)
     train.main(["--out", str(out), "--resume"])
-
-
-def assert_same_run(resumed: Path, whole: Path) -> None:
-    assert metrics(resumed) == metrics(whole)
-    for stage in ("sft", "grpo"):
-        ours = load_file(resumed / "checkpoints" / stage / "model.safetensors")
-        theirs = load_file(whole / "checkpoints" / stage / "model.safetensors")
-        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    ours, theirs = (json.loads((p / "results.json").read_text()) for p in (resumed, whole))
-    assert ours["grpo"] == theirs["grpo"] and ours["sft"] == theirs["sft"]
 
 
 @pytest.mark.parametrize(

@@ -243,7 +243,7 @@ class GRPOConfig(OptimizerConfig):
         require(
             not LOSS_KINDS[self.loss_type].caps_ratio or self.epsilon_high >= 1,
             "grpo.epsilon_high",
-            f"at least 1 with grpo.loss_type {self.loss_type!r} (it is the largest ratio itself)",
+            "at least 1 with grpo.loss_type 'cispo' (it is the largest ratio itself)",
             self.epsilon_high,
         )
         require(

@@ -11,7 +11,7 @@ from experiments.store import Record
 from experiments.theory import recall_bounds
 
 from .made_records import record, sweep, table
-from .theory import test_recall_bounds
+from .theory.small_options import RECALL_BOUNDS
 
 BEGIN, END = "<!-- table main begin -->", "<!-- table main end -->"
 FIGURES = (
@@ -95,7 +95,7 @@ def test_a_figure_of_theory_is_drawn_from_its_rows_series_once_there_is_one(tmp_
     row = "recall_bounds: small"
     made = table(row, metrics=(), figures=({"kind": "theory", "name": row},))
     assert len(write_report(made, [], tmp_path, document=None)) == 1
-    values, series = recall_bounds.run(test_recall_bounds.SMALL, 0)
+    values, series = recall_bounds.run(RECALL_BOUNDS, 0)
     records = [Record("main", "office", row, 0, {}, values, series=series)]
     page, figure = write_report(made, records, tmp_path, document=None)
     assert figure.name == "main-theory-recall-bounds-small.png"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import random
+
 import torch
 from torch import Tensor, nn
 from transformers import (
@@ -93,3 +96,29 @@ def completion_hidden(model: Backbone, input_ids: Tensor, attention_mask: Tensor
     """The states of `completion_states`, one for each token: [B, G, L, H], of no meaning at padding."""
     states, rows = completion_states(model, input_ids, attention_mask, token_ids)
     return states[rows]
+
+
+def random_items(count: int, lengths: tuple[int, int], *, seed: int, vocabulary: int = 40) -> list[list[int]]:
+    """Distinct token lists, none with a special token; some are prefixes of others where lengths differ."""
+    draw = random.Random(seed)
+    items: set[tuple[int, ...]] = set()
+    while len(items) < count:
+        length = draw.randint(*lengths)
+        items.add(
+            tuple(
+                draw.randint(3, 3 + 5) if draw.random() < 0.7 else draw.randint(3, vocabulary - 1)
+                for _ in range(length)
+            )
+        )
+    return [list(item) for item in sorted(items)]
+
+
+def exhaustive(model: nn.Module, input_ids: Tensor, mask: Tensor, items: list[list[int]]) -> Tensor:
+    """log p of every item after every prompt, each run alone without a cache or padding. [B, items]"""
+    scores = torch.zeros(len(input_ids), len(items))
+    for row, column in itertools.product(range(len(input_ids)), range(len(items))):
+        prompt = input_ids[row][mask[row].bool()]
+        tokens = torch.tensor(items[column])
+        logits = model(input_ids=torch.cat((prompt, tokens))[None]).logits[0].log_softmax(-1)
+        scores[row, column] = logits[len(prompt) - 1 : -1].gather(1, tokens[:, None]).sum()
+    return scores

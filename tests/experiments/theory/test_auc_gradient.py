@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -22,13 +21,11 @@ from experiments.theory.auc_gradient import (
 from tawin.config import GRPOConfig, TAWinConfig
 from tawin.rl.loss import group_loss
 
-from .test_setting import small_setting
+from .small_options import AUC_GRADIENT as SMALL
+from .small_setting import small_setting
 
 # The two sides sum the same fp64 numbers in another order; 1e-12 is some thousand roundings.
 EXACT = 1e-12
-SMALL: dict[str, Any] = {
-    "items": 80, "users": 200, "codes": 5, "hidden_size": 16, "steps": 5, "prompts": 4, "group_size": 6, "groups": 64,
-}  # fmt: skip
 
 
 def test_the_relative_errors_of_the_exact_claims_are_rounding() -> None:

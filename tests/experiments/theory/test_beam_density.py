@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 
 from experiments.theory import beam_density
 from experiments.theory.beam_density import compare, negative_ranks, softmax_distance
 
-SMALL: dict[str, Any] = {
-    "items": 80, "users": 200, "codes": 5, "hidden_size": 16, "steps": 0, "prompts": 12, "widths": [1, 4, 16, 32],
-    "shown_width": 4,
-}  # fmt: skip
+from .small_options import BEAM_DENSITY as SMALL
 
 
 def scores_and_targets(users: int = 5, items: int = 30) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from experiments.theory import correlation
 from experiments.theory.correlation import KINDS, Options, correlate, simulated, windows_of
 
-SMALL: dict[str, Any] = {"negatives": 100, "users": 60, "qualities": [0.5, 1.5], "ks": [1, 3, 5]}
+from .small_options import CORRELATION as SMALL
 
 
 def test_with_one_target_wpauc_goes_with_recall_exactly_and_opauc_and_auc_do_not() -> None:

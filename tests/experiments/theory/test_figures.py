@@ -16,13 +16,13 @@ from experiments.theory import auc_gradient, beam_density, correlation, recall_b
 from experiments.theory.figures import FIGURES, draw, draw_correlation
 from tawin.report.figures import DARK, LIGHT
 
-from . import test_auc_gradient, test_beam_density, test_correlation, test_recall_bounds
+from .small_options import AUC_GRADIENT, BEAM_DENSITY, CORRELATION, RECALL_BOUNDS
 
 CHECKS: dict[str, tuple[ModuleType, dict[str, Any]]] = {
-    "auc_gradient": (auc_gradient, {**test_auc_gradient.SMALL, "groups": 8}),
-    "beam_density": (beam_density, test_beam_density.SMALL),
-    "recall_bounds": (recall_bounds, test_recall_bounds.SMALL),
-    "correlation": (correlation, test_correlation.SMALL),
+    "auc_gradient": (auc_gradient, {**AUC_GRADIENT, "groups": 8}),
+    "beam_density": (beam_density, BEAM_DENSITY),
+    "recall_bounds": (recall_bounds, RECALL_BOUNDS),
+    "correlation": (correlation, CORRELATION),
 }
 
 

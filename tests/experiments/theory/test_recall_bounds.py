@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -12,10 +10,7 @@ from experiments.theory.rankings import every_ranking, recalled, wins
 from experiments.theory.recall_bounds import is_within, mean_range, random_rankings
 from tawin import metrics
 
-SMALL: dict[str, Any] = {
-    "exhaustive_positives": [1, 2, 3], "exhaustive_negatives": 6, "positives": [1, 3], "negatives": 30, "ks": [1, 3, 5],
-    "rankings": 40,
-}  # fmt: skip
+from .small_options import RECALL_BOUNDS as SMALL
 
 
 @pytest.fixture(scope="module")

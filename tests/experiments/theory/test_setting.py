@@ -6,14 +6,10 @@ import pytest
 import torch
 from tawin_kernels.types import Normalizer
 
-from experiments.theory.setting import Setting, make_setting
+from experiments.theory.setting import Setting
 from tawin.search.completions import beam_search
 
-
-def small_setting(*, steps: int = 0, mixed_lengths: bool = False, prompts: int = 6) -> Setting:
-    return make_setting(
-        users=200, items=80, codes=5, hidden_size=16, steps=steps, prompts=prompts, seed=0, mixed_lengths=mixed_lengths
-    )
+from .small_setting import small_setting
 
 
 @pytest.mark.parametrize("mixed_lengths", [False, True])

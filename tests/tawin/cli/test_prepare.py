@@ -17,7 +17,7 @@ from tawin import cli
 from tawin.cli import train
 from tawin.cli.options import parse_training
 
-from ...test_docs_commands import SMALL
+from ...docs_pages import SMALL
 from ..prepare.folders import sequences, titles, write
 
 

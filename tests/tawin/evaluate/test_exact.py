@@ -21,8 +21,7 @@ from tawin.model.backbone import backbone
 from tawin.model.packing import packs
 from tawin.search.completions import beam_search, score_sequences
 
-from ..models import FAMILIES, ragged_prompts, tiny_model
-from ..search.test_completions import exhaustive, random_items
+from ..models import FAMILIES, exhaustive, ragged_prompts, random_items, tiny_model
 
 # fp32 log-probs summed over a few tokens, in another order.
 TOLERANCE = {"atol": 2e-4, "rtol": 0}

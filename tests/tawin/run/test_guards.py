@@ -27,7 +27,7 @@ from tawin.train.checkpoint import read_progress
 from tawin.train.engine import Stage
 from tawin.train.sft import train_sft
 
-from ...test_train import SMALL
+from ...small_runs import SMALL
 from ..models import tiny_model
 from ..small_groups import small_catalog
 

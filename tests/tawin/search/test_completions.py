@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import random
 from typing import Any
 
 import pytest
@@ -28,25 +27,10 @@ from tawin.search.completions import (
 )
 from tawin.search.decode import decode
 
-from ..models import FAMILIES, ragged_prompts, tiny_model
+from ..models import FAMILIES, exhaustive, ragged_prompts, random_items, tiny_model
 
 # fp32 log-probs summed over a few tokens; generate pads and batches differently, so the last digits differ.
 TOLERANCE = 2e-4
-
-
-def random_items(count: int, lengths: tuple[int, int], *, seed: int, vocabulary: int = 40) -> list[list[int]]:
-    """Distinct token lists, none with a special token; some are prefixes of others where lengths differ."""
-    draw = random.Random(seed)
-    items: set[tuple[int, ...]] = set()
-    while len(items) < count:
-        length = draw.randint(*lengths)
-        items.add(
-            tuple(
-                draw.randint(3, 3 + 5) if draw.random() < 0.7 else draw.randint(3, vocabulary - 1)
-                for _ in range(length)
-            )
-        )
-    return [list(item) for item in sorted(items)]
 
 
 def generate_best(
@@ -105,17 +89,6 @@ def test_beam_search_returns_what_generate_returns(family: str, penalty: float, 
         ]
         assert [tokens for tokens, _ in got] == [tokens for tokens, _ in wanted]
         assert [score for _, score in got] == pytest.approx([score for _, score in wanted], abs=TOLERANCE)
-
-
-def exhaustive(model: nn.Module, input_ids: Tensor, mask: Tensor, items: list[list[int]]) -> Tensor:
-    """log p of every item after every prompt, each run alone without a cache or padding. [B, items]"""
-    scores = torch.zeros(len(input_ids), len(items))
-    for row, column in itertools.product(range(len(input_ids)), range(len(items))):
-        prompt = input_ids[row][mask[row].bool()]
-        tokens = torch.tensor(items[column])
-        logits = model(input_ids=torch.cat((prompt, tokens))[None]).logits[0].log_softmax(-1)
-        scores[row, column] = logits[len(prompt) - 1 : -1].gather(1, tokens[:, None]).sum()
-    return scores
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -28,7 +28,7 @@ from tawin.serve.load import load_serving
 from tools.faults.run import OPTIONS, Aim, finish, kill, killed_run, log_of, processes, start
 from tools.faults.run_differences import differences
 
-from ...test_train import metrics
+from ...small_runs import metrics
 
 ROOT = Path(__file__).parents[3]
 LONGEST = 60.0  # seconds that a run may go on after one of its processes has died
