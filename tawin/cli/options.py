@@ -1,4 +1,4 @@
-"""What `tawin train` is asked to do: preset, YAML file and command line put together."""
+"""What `tawin train` and `tawin extend` are asked to do: preset, YAML file or run, and command line put together."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from ..config import Config
 from ..config.files import load_yaml
 from ..config.presets import PRESETS
 from ..run.folder import RunFolder
+from ..train.extend import extended_config
+from .arguments import add_stage
 
 _HELP = """Train a generative recommender: SFT, then GRPO with TAWin.
 
@@ -22,6 +24,16 @@ _HELP = """Train a generative recommender: SFT, then GRPO with TAWin.
 --out FOLDER  the run folder: new or empty (default: runs/<preset>-<time>)
 --resume  go on with the run in --out, with the config it was started with
 --dry-run  print the plan (steps, tokens, memory, time by a few measured steps) and write nothing
+"""
+
+
+_HELP_EXTEND = """Go on with a newer log: items keep their tokens, by the log's own ids, and new ones get some.
+
+RUN  the run to go on from, before all options; every option below is as RUN has it, unless it is given
+--data FOLDER  the newer log, prepared as RUN's was
+--out FOLDER  the run folder: new or empty; `tawin train --out FOLDER --resume` goes on with it
+--stage {sft,grpo}  whose best model (default: grpo)
+--dry-run  print the plan and write nothing
 """
 
 
@@ -63,3 +75,29 @@ def parse_training(arguments: Sequence[str]) -> TrainingOptions:
         parser.exit(2, f"error: {error}\n")
     name = f"{first.preset or 'demo'}-{datetime.now():%Y%m%d-%H%M%S}"
     return TrainingOptions(config, first.out or Path("runs") / name, first.resume, first.dry_run)
+
+
+def parse_extension(arguments: Sequence[str]) -> TrainingOptions:
+    """What `tawin extend RUN --data NEW --out RUN2` asks for: a run with RUN's own options, but for those given.
+
+    Exits as `parse_training` does.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog="tawin extend")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    add_stage(parser)
+    parser.add_argument("--dry-run", action="store_true")
+    is_named = bool(arguments) and not arguments[0].startswith("-")
+    if not is_named and not {"-h", "--help"} & set(arguments):
+        parser.error(
+            f"expected RUN, the run to go on from, before all options, got {arguments[0] if arguments else None}"
+        )
+    if not is_named:
+        tyro.cli(Config, args=["--help"], prog="tawin extend RUN", description=_HELP_EXTEND)
+    first, rest = parser.parse_known_args(arguments[1:])
+    try:
+        base = extended_config(RunFolder.open(Path(arguments[0])), first.data, first.stage)
+        config = tyro.cli(Config, default=base, args=rest, prog="tawin extend RUN", description=_HELP_EXTEND)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+    return TrainingOptions(config, first.out, resume=False, dry_run=first.dry_run)

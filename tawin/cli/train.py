@@ -16,7 +16,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -47,18 +47,20 @@ def add_command(commands: Commands) -> None:
     commands.add_parser("train", help="train a recommender: SFT, then GRPO with TAWin", add_help=False)
 
 
-def run(arguments: Sequence[str]) -> None:
+def run(arguments: Sequence[str], parse: Callable[[Sequence[str]], TrainingOptions] = parse_training) -> None:
     """`main` as a program of its own, which says that Ctrl-C came before training and leaves no process group."""
     try:
-        main(arguments)
+        main(arguments, parse)
     except KeyboardInterrupt:  # while data, catalogue and model were made: later ones are heard in training
         print("interrupted before training had begun", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     PartialState().destroy_process_group()
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str], parse: Callable[[Sequence[str]], TrainingOptions] = parse_training) -> None:
     """The whole job, or one process's part of it. `arguments`: the command line without the program's name.
+
+    parse: what makes options of them.
 
     Ends with status 1 and a message where something is wrong, a full disk or the death of another process among it;
     with 128 and the signal's number where SIGTERM or Ctrl-C asked for the end in training, which is saved then.
@@ -68,7 +70,7 @@ def main(arguments: Sequence[str]) -> None:
         try:
             accelerator = make_accelerator()
             processes = Processes.of(accelerator)
-            options = processes.ask_first(lambda: parse_training(arguments))
+            options = processes.ask_first(lambda: parse(arguments))
             set_deterministic(options.config.deterministic)
             if options.dry_run:
                 return dry_run(options, accelerator)
