@@ -170,6 +170,7 @@ def _in_catalogue(examples: Examples, places: np.ndarray, max_history: int) -> E
     """Items by their places in the catalogue; those of histories without one are left out of them."""
     seen = Ragged.of(examples.histories if examples.seen is None else examples.seen)
     flat, owners = places[seen.flat()], np.repeat(np.arange(len(seen)), seen.lengths)
-    stops = np.cumsum(np.bincount(owners[flat >= 0], minlength=len(seen)))
-    known = Ragged(flat[flat >= 0], np.concatenate([[0], stops[:-1]]).astype(np.int64), stops.astype(np.int64))
+    counts = np.bincount(owners[flat >= 0], minlength=len(seen)).astype(np.int64)
+    stops = np.cumsum(counts)
+    known = Ragged(flat[flat >= 0], stops - counts, stops)
     return Examples(examples.user_ids, known.last(max_history), places[examples.targets], seen=known)
