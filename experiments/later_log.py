@@ -5,10 +5,10 @@
 makes FOLDER/OLD and FOLDER/NEW, data folders, and where SOURCE has titles FOLDER/OLD.npy and NEW.npy, vectors of them
 (TF-IDF of words, SVD to 64 dimensions, fitted on OLD's titles alone).
 
-A user's first three fifths of the interactions are the old period, the rest is the new one. A tenth of the items are launched
-between the two: what anybody took of them in the old period is dropped from both logs. A further fiftieth are launched
-today: only who took one last of all keeps it, so training (leave one out) never sees them; their text is all there is.
-A fiftieth of the others are gone from NEW. NEW numbers its items anew; `source_id` is what the two share.
+A user's first three fifths of the interactions are the old period, the rest is the new one. A tenth of the items are
+launched between the two: what anybody took of them in the old period is dropped from both logs. A further fiftieth are
+launched today: only who took one last of all keeps it, so training (leave one out) never sees them; their text is all
+there is. A fiftieth of the others are gone from NEW. NEW numbers its items anew; `source_id` is what the two share.
 """
 
 from __future__ import annotations
