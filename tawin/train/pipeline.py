@@ -22,13 +22,13 @@ from ..config import KS, Config
 from ..data.dataset import Examples
 from ..data.ragged import Ragged
 from ..evaluate.baselines import COUNTS, LABELS, build_baselines
-from ..evaluate.ranking import decided, evaluate, repeat_share, sampled
+from ..evaluate.ranking import decided, ranks_of, repeat_share, sampled
 from ..metrics import ranking_metrics
 from ..model.dropout import add_dropout
 from ..model.packing import checkpoint_activations
 from ..model.policy import add_lora, load_model
 from ..report.page import write_report
-from ..run.folder import RunFolder
+from ..run.folder import RanksByUser, RunFolder
 from ..run.processes import Processes
 from .checkpoint import find_state
 from .grpo import train_grpo
@@ -138,9 +138,9 @@ def _evaluate_stage(
         return
     started = time.monotonic()
     model = load_model(run.checkpoints / name).to(processes.device)
-    figures, users = {}, {}
+    figures, users, ranks = {}, {}, {}
     for part, examples in _held_out(job, config):
-        figures[part] = evaluate(
+        found = ranks_of(
             model,
             catalog,
             examples,
@@ -149,7 +149,9 @@ def _evaluate_stage(
             progress=processes.is_first,
             processes=processes,
         )
-        users[part] = len(examples)
+        figures[part], users[part] = ranking_metrics(found), len(examples)
+        ranks[part] = RanksByUser(examples.user_ids, found)
+    run.save_ranks(name, ranks)  # before the results: where they stand, these do too
     _add_seconds(run, {name: figures, "users": users}, **{f"{name}_evaluation": time.monotonic() - started})
     run.tracking.add_results(name, figures)
 
