@@ -209,7 +209,7 @@ class RunFolder:
         """Keep the ranks of a stage's best model, part ("valid", "test") by part."""
         if not self.writes:
             return
-        tensors = {}
+        tensors: dict[str, np.ndarray] = {}
         for part, found in parts.items():
             tensors |= {f"{part}.user_ids": found.user_ids, f"{part}.ranks": found.ranks}
         write_atomically(self.path / f"ranks-{stage}.safetensors", save(tensors))
