@@ -220,4 +220,6 @@ class RunFolder:
         if not path.exists():
             return None
         tensors = load_file(path)
+        if f"{part}.ranks" not in tensors:  # everything was for training
+            return None
         return RanksByUser(tensors[f"{part}.user_ids"], tensors[f"{part}.ranks"])
