@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+import torch
 import tyro
 
 from ..config import Config
@@ -17,9 +19,13 @@ from ..run.folder import RunFolder
 from ..train.extend import extended_config
 from .arguments import add_stage
 
+
+from ..serve.load import catalog_of_model
+
 _HELP = """Train a generative recommender: SFT, then GRPO with TAWin.
 
---preset {demo,cpu-small,paper}  where the defaults below come from (default: demo)
+--preset {demo,cpu-small,cpu-pretrained,paper}  where the defaults below come from (default: demo; with a pretrained
+    --model: paper on a GPU, else cpu-pretrained)
 --config FILE.yaml  options that replace the preset's
 --out FOLDER  the run folder: new or empty (default: runs/<preset>-<time>)
 --resume  go on with the run in --out, with the config it was started with
@@ -63,17 +69,19 @@ def parse_training(arguments: Sequence[str]) -> TrainingOptions:
         parser.error("--resume: expected --out FOLDER, the run to go on with")
     if first.resume and first.dry_run:
         parser.error("--dry-run: expected it without --resume; it plans a run from its start")
+    name = first.preset or "demo"
     try:
         if first.resume and first.preset is None and first.config is None:
             base = RunFolder.open(first.out).config
         else:
-            base = PRESETS[first.preset or "demo"]
+            name = first.preset or default_preset(_model_of(rest, first.config))
+            base = PRESETS[name]
             if first.config is not None:
                 base = load_yaml(first.config, base)
         config = tyro.cli(Config, default=base, args=rest, prog="tawin train", description=_HELP)
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
-    name = f"{first.preset or 'demo'}-{datetime.now():%Y%m%d-%H%M%S}"
+    name = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     return TrainingOptions(config, first.out or Path("runs") / name, first.resume, first.dry_run)
 
 
@@ -101,3 +109,25 @@ def parse_extension(arguments: Sequence[str]) -> TrainingOptions:
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
     return TrainingOptions(config, first.out, resume=False, dry_run=first.dry_run)
+
+
+def default_preset(model: str | None) -> str:
+    """The preset of a run that names none: learning rates that suit a pretrained model where there is one.
+
+    A model of an earlier run is none: it goes on as the small decoder that it is.
+    """
+    if model is None or catalog_of_model(model) is not None:
+        return "demo"
+    preset = "paper" if torch.cuda.is_available() else "cpu-pretrained"
+    print(f"preset: {preset} (for a pretrained --model; --preset names another)", file=sys.stderr)
+    return preset
+
+
+def _model_of(arguments: Sequence[str], config: Path | None) -> str | None:
+    """The --model of a command line, or of its YAML."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--model")
+    model = parser.parse_known_args(arguments)[0].model
+    if model is None and config is not None:
+        model = load_yaml(config).model
+    return None if model in (None, "None") else model

@@ -18,14 +18,17 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedType, PartialState
 from transformers.utils import logging as transformers_logging
 
 from ..config import Config, OptimizerConfig
+from ..data.dataset import INTERACTIONS_FILE, ITEMS_FILE
 from ..dry_run import print_plan
 from ..model.attention.causal import require_attention
+from ..pretrained import missing_files
 from ..run.atomic import WriteError, replace_folder
 from ..run.folder import RunFolder, RunFolderError
 from ..run.guards import TrainingStoppedError
@@ -72,6 +75,7 @@ def main(arguments: Sequence[str], parse: Callable[[Sequence[str]], TrainingOpti
             processes = Processes.of(accelerator)
             options = processes.ask_first(lambda: parse(arguments))
             set_deterministic(options.config.deterministic)
+            require_files(options)
             if options.dry_run:
                 return dry_run(options, accelerator)
             run, job = processes.in_turn(lambda: open_run(options, accelerator, held))
@@ -109,6 +113,23 @@ def ending_with_a_message(run: RunFolder, processes: Processes) -> Iterator[None
 def _what_is_kept(run: RunFolder) -> str:
     found = states(run.checkpoints)
     return f"Kept: {found[-1]}" if found else "No state was saved yet"
+
+
+def require_files(options: TrainingOptions) -> None:
+    """Name all that a run asks for and that is not there, before anything is loaded; ValueError."""
+    config, problems = options.config, []
+    if config.data is not None and not options.resume:  # of a run that goes on, the data may have been moved
+        wanted = [Path(config.data) / name for name in (INTERACTIONS_FILE, ITEMS_FILE)]
+        problems += [f"--data: expected {path}, found no such file" for path in wanted if not path.is_file()]
+    vectors = config.catalog.vectors
+    if vectors is not None and not Path(vectors).is_file():
+        problems.append(f"--catalog.vectors: expected {vectors}, found no such file")
+    models = {"--model": config.model, "--catalog.text-encoder": config.catalog.text_encoder}
+    problems += [
+        f"{option} {name}: {lack}" for option, name in models.items() if name and (lack := missing_files(name))
+    ]
+    if problems:
+        raise ValueError("\n       ".join(problems))
 
 
 def open_run(options: TrainingOptions, accelerator: Accelerator, held: ExitStack) -> tuple[RunFolder, Job]:

@@ -76,7 +76,9 @@ def train(job: Job, config: Config, run: RunFolder, accelerator: Accelerator) ->
     _add_seconds(run, grpo=progress.seconds)
     if processes.ask_first(lambda: "grpo" not in run.results):
         place_unseen_items(job, config, run.checkpoints / "grpo", processes)
-    _evaluate_stage("grpo", job, catalog, config, run, processes)
+    # Where no step made it better, the best model is the SFT start, which has its figures.
+    figures = run.results.get("sft") if processes.is_first and progress.best_step == 0 else None
+    _evaluate_stage("grpo", job, catalog, config, run, processes, known=figures)
 
     if processes.is_first:
         report = write_report([run.path], run.path)
@@ -129,9 +131,18 @@ def _held_out(job: Job, config: Config) -> list[tuple[str, Examples]]:
 
 
 def _evaluate_stage(
-    name: str, job: Job, catalog: Catalog, config: Config, run: RunFolder, processes: Processes
+    name: str,
+    job: Job,
+    catalog: Catalog,
+    config: Config,
+    run: RunFolder,
+    processes: Processes,
+    *,
+    known: dict[str, Any] | None = None,
 ) -> None:
-    """Valid and test figures of a stage's best model, once."""
+    """Valid and test figures of a stage's best model, once; known: on the first process, where they are already."""
+    if known is not None and name not in run.results:
+        run.add_results(**{name: known})
     known = processes.ask_first(lambda: run.results.get(name))
     if known is not None:
         run.tracking.add_results(name, known)  # a crash may have come between the two
