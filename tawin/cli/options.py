@@ -16,11 +16,9 @@ from ..config import Config
 from ..config.files import load_yaml
 from ..config.presets import PRESETS
 from ..run.folder import RunFolder
+from ..serve.load import catalog_of_model
 from ..train.extend import extended_config
 from .arguments import add_stage
-
-
-from ..serve.load import catalog_of_model
 
 _HELP = """Train a generative recommender: SFT, then GRPO with TAWin.
 
