@@ -121,8 +121,9 @@ def require_files(options: TrainingOptions) -> None:
     if config.data is not None and not options.resume:  # of a run that goes on, the data may have been moved
         wanted = [Path(config.data) / name for name in (INTERACTIONS_FILE, ITEMS_FILE)]
         problems += [f"--data: expected {path}, found no such file" for path in wanted if not path.is_file()]
-    vectors = config.catalog.vectors
-    if vectors is not None and not Path(vectors).is_file():
+    catalog, vectors = config.catalog, config.catalog.vectors
+    uses_them = catalog.item_tokens == "semantic_id" or (catalog.item_tokens == "item" and catalog.initialize)
+    if vectors is not None and uses_them and not Path(vectors).is_file():
         problems.append(f"--catalog.vectors: expected {vectors}, found no such file")
     models = {"--model": config.model, "--catalog.text-encoder": config.catalog.text_encoder}
     problems += [
