@@ -4,6 +4,8 @@ sft             the SFT start itself
 grpo            GRPO from the start, the trainer's own loop
 sdpo            S-DPO from the start
 sasrec, gru4rec sequential recommenders on all training items
+popularity, counts, item_knn
+                what needs no training (tawin.evaluate.baselines), the same for every seed
 theory.NAME     experiments.theory.NAME.run
 """
 
@@ -32,6 +34,7 @@ from tawin.config import Config
 from tawin.data.dataset import Examples, Split, training_sequences
 from tawin.data.ragged import Ragged
 from tawin.data.transitions import count_transitions
+from tawin.evaluate.baselines import COUNTS, ITEM_KNN, POPULARITY, build_baselines
 from tawin.evaluate.exact import exact_metrics
 from tawin.evaluate.ranking import decided, evaluate, recommend, sampled, target_ranks
 from tawin.model.policy import load_model
@@ -128,8 +131,6 @@ def _from_start(cell: Cell, workspace: Workspace) -> Outcome:
             train_sdpo(accelerator(), model, load_model(sft), tokenizer, catalog, split, config, options, run)
         accelerator().free_memory()
         outcome = _evaluated(run, stage, catalog, split, config, cell)
-        if not cell.options.get("probes", True):
-            return outcome
         # A checkpoint chosen on valid may be the start: only the last weights tell what RL did to its own prompts.
         ends = _recalls("train", load_model(sft), catalog, split.rl, config, "at the start")
         for part, examples in (("train", split.rl), ("valid", split.valid), ("test", split.test)):
@@ -176,6 +177,22 @@ def _sequence_model(cell: Cell, workspace: Workspace) -> Outcome:
     return Outcome(_values(found), settings, found)
 
 
+def _untrained(cell: Cell, workspace: Workspace) -> Outcome:
+    config = workspace.config(replace(cell, options={"evaluation": cell.options.get("evaluation", {})}))
+    dataset, split = dataset_and_split(config)
+    evaluation = decided(config, split).evaluation
+    baselines = build_baselines(training_sequences(dataset), len(dataset.items))
+    found: dict[str, np.ndarray] = {
+        part: baselines.ranks(
+            cell.row.method,
+            sampled(getattr(split, part), evaluation.test_users, 0),
+            exclude_history=evaluation.excludes_history,
+        )
+        for part in PARTS
+    }
+    return Outcome(_values(found), {"evaluation": dataclasses.asdict(evaluation), "seed": cell.seed}, found)
+
+
 def _theory(cell: Cell) -> Outcome:
     module = importlib.import_module(f"{__package__}.{cell.row.method}")
     values, series = module.run(cell.row.options, cell.seed)
@@ -188,6 +205,7 @@ METHODS: dict[str, Callable[[Cell, Workspace], Outcome]] = {
     "sdpo": _from_start,
     "sasrec": _sequence_model,
     "gru4rec": _sequence_model,
+    **dict.fromkeys((POPULARITY, COUNTS, ITEM_KNN), _untrained),
 }
 
 
@@ -204,8 +222,7 @@ def _evaluated(run: RunFolder, stage: str, catalog: Catalog, split: Split, confi
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     lines = [line for line in lines if line["stage"] == stage]
     values, series = _values(found), _curves(lines)
-    if cell.options.get("probes", True):
-        values |= _recalls("train", model, catalog, split.rl, config)
+    values |= _recalls("train", model, catalog, split.rl, config)
     values |= _recalls_with_counts(model, catalog, split, config)
     if "exact" in cell.options:
         values |= _exact(model, catalog, split, config, **cell.options["exact"])

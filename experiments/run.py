@@ -23,6 +23,7 @@ import tyro
 
 from tawin.config import Config, EvaluationConfig
 
+from .baselines import MODELS, SequenceModelOptions
 from .methods import check, run_cell
 from .plan import Cell, Table, cells, load_table, merge, table_names
 from .report import write_report
@@ -31,7 +32,6 @@ from .store import Record, read_records, write_records
 from .workspace import Workspace
 
 RESULTS = Path(__file__).parent / "results"
-DOCUMENT = Path(__file__).parents[1] / "docs" / "EXPERIMENTS.md"
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,6 @@ class Options:
     """Working folder: starts, cells, their records. The same folder goes on where it stopped."""
     results: Path = RESULTS
     """Where the table's parquet file, markdown and figures are written."""
-    document: Path | None = DOCUMENT
-    """The document whose marked parts the report fills in; "None": none."""
     jobs: int = 1
     """Processes that work side by side, a CPU thread each where there are several."""
     report_only: bool = False
@@ -83,7 +81,7 @@ def main(arguments: list[str]) -> int:
     if not kept.exists():
         print(f"{kept}: no finished cell yet")
         return 1
-    for path in write_report(table, read_records(kept), options.results, document=options.document):
+    for path in write_report(table, read_records(kept), options.results):
         print(path)
     return int(failed > 0)
 
@@ -194,6 +192,8 @@ def _options_of(record: Record) -> dict[str, Any]:
     known = merge(dataclasses.asdict(Config()), record.settings)
     # Older records have a boolean here, which the section reads as yes or no.
     known["evaluation"] = dataclasses.asdict(EvaluationConfig(**known["evaluation"]))
+    for kind in known.keys() & MODELS.keys():
+        known[kind] = dataclasses.asdict(SequenceModelOptions(**known[kind]))
     return {name: value for name, value in known.items() if name not in ("seed", "data", "data_cache")}
 
 

@@ -7,6 +7,6 @@ the whole catalogue with it.
 from .options import SequenceModelOptions
 from .ranking import ranks
 from .sequence_model import SequenceModel
-from .training import Epoch, fit
+from .training import MODELS, Epoch, fit
 
-__all__ = ["Epoch", "SequenceModel", "SequenceModelOptions", "fit", "ranks"]
+__all__ = ["MODELS", "Epoch", "SequenceModel", "SequenceModelOptions", "fit", "ranks"]

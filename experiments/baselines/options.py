@@ -46,6 +46,8 @@ class SequenceModelOptions:
     negatives: int = 0
     """Items in the softmax beside the target, drawn anew a step, with an unbiased estimate of the whole sum; 0: all
     items, without an estimate. Cross-entropy only."""
+    cooccurrence: bool = False
+    """Whether item embeddings begin at the co-occurrence vectors that our own models begin at, or at random."""
     selection: str = "recall@10"
     """Which figure on valid says that an epoch is better: recall@K or ndcg@K of K = 1, 3, 5, 10."""
 

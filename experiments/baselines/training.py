@@ -13,6 +13,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
+from tawin.catalog.item_vectors import cooccurrence_vectors
 from tawin.data.dataset import Examples, training_windows
 from tawin.data.ragged import Ragged
 from tawin.metrics import ranking_metrics
@@ -83,6 +84,10 @@ def fit(
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         model = MODELS[kind](num_items, options).to(device)
+        if options.cooccurrence:
+            vectors = torch.from_numpy(cooccurrence_vectors(sequences, num_items, options.hidden_size)).to(device)
+            with torch.no_grad():
+                model.items.weight.copy_(vectors * (model.items.weight.std() / vectors.std()))
         optimizer = torch.optim.AdamW(
             model.parameters(), options.learning_rate, weight_decay=options.weight_decay, fused=True
         )

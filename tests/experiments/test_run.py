@@ -35,7 +35,7 @@ figures:
 
 def arguments(folder: Path, *more: str) -> list[str]:
     (folder / "small.yaml").write_text(TABLE)
-    places = ["--out", str(folder / "out"), "--results", str(folder / "results"), "--document", "None"]
+    places = ["--out", str(folder / "out"), "--results", str(folder / "results")]
     return [str(folder / "small.yaml"), *places, *more]
 
 
@@ -67,6 +67,18 @@ def test_a_table_is_run_resumed_and_grown_by_a_seed(tmp_path: Path, monkeypatch:
     assert list(records["small", "synthetic", "SFT", 0].ranks["test"]) != list(
         records["small", "synthetic", "SFT", 1].ranks["test"]
     )
+
+
+def test_what_needs_no_training_is_a_row(tmp_path: Path) -> None:
+    untrained = "\n".join(f"  - {{name: {name}, method: {name}}}" for name in ("popularity", "counts", "item_knn"))
+    table = TABLE.replace("rows:\n", f"rows:\n{untrained}\n")
+    options = arguments(tmp_path, "--seeds", "0", "--rows", "popularity", "counts", "item_knn")
+    (tmp_path / "small.yaml").write_text(table)
+    assert run.main(options) == 0
+    records = {(record.row, record.seed): record for record in read_records(tmp_path / "results" / "small.parquet")}
+    for name in ("popularity", "counts", "item_knn"):
+        assert records[name, 0].ranks["test"].shape == (4000,)  # the data's own size: rows of this kind take no options
+    assert records["counts", 0].values["test recall@10"] > records["popularity", 0].values["test recall@10"]
 
 
 def test_a_record_tells_what_rl_did_to_its_own_prompts(tmp_path: Path) -> None:

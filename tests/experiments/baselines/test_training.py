@@ -1,11 +1,14 @@
 """Training of both models on sequences whose next item is known, and what it promises: seeds, best epoch, errors."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from experiments.baselines import SequenceModelOptions, fit, ranks
+from experiments.baselines import SequenceModelOptions, fit, ranks, training
 from experiments.baselines.training import MODELS, _batches
+from tawin.catalog.item_vectors import cooccurrence_vectors
 from tawin.data.dataset import Examples
 from tawin.data.ragged import Ragged
 from tawin.metrics import recall_at_k
@@ -155,3 +158,15 @@ def test_batches_hold_every_window_once_and_windows_of_similar_lengths_together(
     spread = np.mean([np.ptp(batch.lengths) for batch, _ in batches])
     assert spread < 3  # of 17; eight at random differ by 14
     assert np.abs(np.diff([batch.lengths.mean() for batch, _ in batches])).mean() > 3  # and not in order of length
+
+
+@KINDS
+def test_items_may_begin_at_their_cooccurrence_at_the_spread_of_random_ones(kind, monkeypatch):
+    begun = []
+    monkeypatch.setattr(training, "_train_epoch", lambda model, *_: begun.append(model.items.weight.clone()) or 0.0)
+    sequences, targets = chain(60, 6)
+    options = replace(SMALL, epochs=1, cooccurrence=True)
+    fit(kind, sequences, NUM_ITEMS, options, seed=0, valid=examples(sequences, targets))
+    vectors = torch.from_numpy(cooccurrence_vectors(sequences, NUM_ITEMS, SMALL.hidden_size))
+    torch.testing.assert_close(begun[0] / begun[0].std(), vectors / vectors.std())
+    assert 0.01 < float(begun[0].std()) < 0.03
