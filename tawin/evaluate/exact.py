@@ -30,11 +30,9 @@ from ..catalog.catalog import Catalog
 from ..config import KS
 from ..data.dataset import Examples
 from ..data.ragged import Ragged
-from ..model.attention.masks import model_mask
 from ..model.backbone import Backbone, backbone
-from ..model.packing import decoder_states
 from ..model.policy import evaluating
-from ..model.tree_attention import Prompt, check_prompts, copied_cache, prefill
+from ..model.tree_attention import Block, Prompt, check_prompts, copied_cache, prefill, states_behind
 
 # Nodes a forward and prompt. More are no faster on a CPU: each attends to its whole chunk.
 CHUNK = 256
@@ -71,7 +69,7 @@ def score_catalog(
         raise TypeError(f"catalog: expected a Catalog or an ItemTrie, got {type(trie).__name__}")
     if normalizer not in ("vocab", "trie"):
         raise ValueError(f"normalizer: expected 'vocab' or 'trie', got {normalizer!r}")
-    return _score(backbone(model), input_ids, attention_mask, _walk(trie, chunk), normalizer)
+    return _score(backbone(model), input_ids, attention_mask, _walk(trie, chunk, normalizer), normalizer)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +111,7 @@ def exact_ranks(
     device = next(model.parameters()).device
     histories = Ragged.of(examples.histories)
     order = np.argsort(histories.lengths, kind="stable")  # of like length: little padding
-    walk = _walk(catalog.trie, chunk)
+    walk = _walk(catalog.trie, chunk, normalizer)
     ranks, above = np.full_like(positives, -1), np.full_like(positives, -1)
     starts = range(0, len(order), batch_size)
     for start in tqdm(starts, desc="exact ranks", disable=None if progress else True, leave=False):
@@ -231,9 +229,9 @@ class _Chunk:
     depths: Tensor  # int64 [S], tokens between prompt and node
     places: Tensor  # int64 [S], where each stands among all nodes
     ends: Tensor  # int64 [S], where the nodes below it end
-    repeated: int  # the first nodes, ancestors that an earlier chunk has run
-    edges: Tensor  # int64 [E], to the children of all others
-    rows: Tensor  # int64 [E], which of the others each begins at
+    wanted: Tensor  # bool [S], the nodes whose children are scored; never ancestors that an earlier chunk has run
+    edges: Tensor  # int64 [E], to the children of these
+    rows: Tensor  # int64 [E], which of these each begins at
 
     def visible(self) -> Tensor:
         """bool [S, S]: a node sees its ancestors and itself."""
@@ -248,13 +246,20 @@ class _Walk:
     chunks: tuple[_Chunk, ...]
 
 
-def _walk(trie: ItemTrie, chunk: int) -> _Walk:
-    """The inner nodes but the root, depth first, `chunk` at a time."""
+def _walk(trie: ItemTrie, chunk: int, normalizer: Normalizer) -> _Walk:
+    """The inner nodes but the root, depth first, `chunk` at a time.
+
+    With normalizer "trie" a forced token has log p 0: only nodes with a choice are scored, and only nodes
+    above one are run.
+    """
     if not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1:
         raise ValueError(f"chunk: expected an int of at least 1, got {chunk!r}")
     device, offsets = trie.device, trie.child_offsets.long()
     parents = torch.arange(trie.num_nodes, device=device).repeat_interleave(offsets.diff())
-    inner = offsets.diff() > 0  # bool [nodes]
+    is_scored = offsets.diff() > (1 if normalizer == "trie" else 0)  # bool [nodes]
+    inner = (
+        is_scored[trie.chain_ends] if normalizer == "trie" else is_scored.clone()
+    )  # bool [nodes], those that are run
     inner[0] = False  # the root's state is the prompt's
     levels = list(pairwise(trie.level_offsets))[1:]
 
@@ -278,14 +283,16 @@ def _walk(trie: ItemTrie, chunk: int) -> _Walk:
         own = torch.arange(start, min(start + chunk, len(nodes)), device=device)
         ancestors = (ends[:start] > start).nonzero()[:, 0]
         taken = torch.cat((ancestors, own))
-        rows, edges = trie.edges_below(nodes[own])
+        wanted = is_scored[nodes[taken]]
+        wanted[: len(ancestors)] = False
+        rows, edges = trie.edges_below(nodes[taken[wanted]])
         chunks.append(
             _Chunk(
                 tokens=trie.edge_tokens[nodes[taken] - 1].long(),
                 depths=depths[taken],
                 places=taken,
                 ends=ends[taken],
-                repeated=len(ancestors),
+                wanted=wanted,
                 edges=edges,
                 rows=rows,
             )
@@ -302,7 +309,9 @@ def _score(model: Backbone, input_ids: Tensor, attention_mask: Tensor, walk: _Wa
     scores = of_root.new_zeros(batch, trie.num_nodes)  # of each node, first that of the edge to it
     scores[:, edges + 1] = of_root
     for chunk in walk.chunks:
-        states = _states_of(model, prompt, chunk)  # [B * own, H]
+        if len(chunk.edges) == 0:  # chains whose choice is in the next chunk
+            continue
+        states = _states_of(model, prompt, chunk)  # [B * wanted, H]
         log_probs = _edge_log_probs(model, states, trie, chunk.rows, chunk.edges, batch, normalizer)
         scores[:, chunk.edges + 1] = log_probs
     for first, end in list(pairwise(trie.level_offsets))[2:]:  # sums from the root on, as a search makes them
@@ -311,25 +320,20 @@ def _score(model: Backbone, input_ids: Tensor, attention_mask: Tensor, walk: _Wa
 
 
 def _states_of(model: Backbone, prompt: Prompt, chunk: _Chunk) -> Tensor:
-    """The states of a chunk's own nodes behind every prompt: [B * own, H], prompt after prompt."""
-    batch, size = len(prompt.lengths), len(chunk.tokens)
-    positions = prompt.lengths[:, None] + chunk.depths  # [B, S]
-    visible = torch.cat(
-        (prompt.key_mask[:, None].expand(-1, size, -1), chunk.visible().expand(batch, -1, -1)), dim=2
-    )  # [B, S, P + S]
-    key_positions = torch.cat((prompt.key_positions, positions), dim=1)
-    exists = torch.ones_like(positions, dtype=torch.bool)
-    wanted = exists.clone()
-    wanted[:, : chunk.repeated] = False
-    return decoder_states(
-        model,
-        chunk.tokens.expand(batch, -1),
-        positions,
-        exists,
-        wanted,
-        model_mask(model.config, visible, positions, key_positions, model.dtype),
-        copied_cache(prompt.cache),
+    """The states of a chunk's nodes that are wanted, behind every prompt: [B * wanted, H], prompt after prompt."""
+    batch = len(prompt.lengths)
+
+    def for_all(of_chunk: Tensor) -> Tensor:
+        return of_chunk.expand(batch, *of_chunk.shape)
+
+    block = Block(
+        tokens=for_all(chunk.tokens),
+        depths=for_all(chunk.depths),
+        exists=torch.ones_like(for_all(chunk.wanted)),
+        wanted=for_all(chunk.wanted),
+        visible=for_all(chunk.visible()),
     )
+    return states_behind(model, prompt, copied_cache(prompt.cache), block)
 
 
 def _edge_log_probs(

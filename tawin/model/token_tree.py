@@ -16,11 +16,17 @@ from torch.nn.functional import pad
 from .attention.masks import causal, model_mask
 from .backbone import Backbone
 from .packing import decoder_states
-from .tree_attention import Prompt, copied_cache, prompt_batch
+from .tree_attention import Block, Prompt, copied_cache, prompt_batch, states_behind
 
 
 def completion_states(
-    model: Backbone, input_ids: Tensor, attention_mask: Tensor, token_ids: Tensor, prompt: Prompt | None = None
+    model: Backbone,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    token_ids: Tensor,
+    prompt: Prompt | None = None,
+    *,
+    scored: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Hidden states that predict every completion token, each distinct one once. Differentiable.
 
@@ -28,21 +34,24 @@ def completion_states(
         input_ids, attention_mask: [B, P], left-padded prompts.
         token_ids: int64 [B, G, L], completions; -100 = padding at the end.
         prompt: what `prefill` gave for these prompts. It is not run again then, and is left as it is.
+        scored: bool [B, G, L], the tokens whose states are wanted; None: all. Behind the last of them nothing is run.
 
     Returns:
-        states [R, H], and rows int64 [B, G, L]: the state that predicts each token, any one at padding.
+        states [R, H], and rows int64 [B, G, L]: the state that predicts each token, any one where it is not wanted.
     """
-    tree = _token_tree(token_ids)
+    exists = token_ids >= 0
+    tree = _token_tree(token_ids, exists if scored is None else scored & exists)
+    counts = tree.wanted.sum(1)  # int64 [B]
     if prompt is None:
         states = _states_with_prompts(model, input_ids, attention_mask, tree)
-        firsts = (tree.counts + 1).cumsum(0) - tree.counts  # int64 [B], the state of each prompt's first node
+        firsts = (counts + 1).cumsum(0) - counts  # int64 [B], the state of each prompt's first node that has one
         ends = firsts - 1
     else:
         states = _states_after(model, prompt, tree)
-        firsts = len(token_ids) + tree.counts.cumsum(0) - tree.counts
+        firsts = len(token_ids) + counts.cumsum(0) - counts
         ends = torch.arange(len(token_ids), device=token_ids.device)
     ends = ends[:, None, None]  # the state of each prompt's end predicts its completions' first tokens
-    later = torch.where(tree.followed, firsts[:, None, None] + tree.nodes, ends)  # [B, G, L - 1]
+    later = torch.where(tree.predicts, firsts[:, None, None] + tree.nodes, ends)  # [B, G, L - 1]
     return states, torch.cat((ends.expand(-1, token_ids.shape[1], 1), later), dim=2)
 
 
@@ -54,15 +63,17 @@ class _TokenTree:
     depths: Tensor  # int64 [B, S], tokens between prompt and node
     exists: Tensor  # bool [B, S]
     visible: Tensor  # bool [B, S, S], a node sees itself and the prefixes of its completions
-    counts: Tensor  # int64 [B], nodes of each prompt
-    nodes: Tensor  # int64 [B, G, L - 1], the node of each token that another one follows
-    followed: Tensor  # bool [B, G, L - 1], the tokens that another one follows
+    wanted: Tensor  # bool [B, S], the nodes whose states predict a token that is scored
+    nodes: Tensor  # int64 [B, G, L - 1], which of the wanted nodes each token is, where it `predicts`
+    predicts: Tensor  # bool [B, G, L - 1], the tokens that one follows which is scored
 
 
-def _token_tree(token_ids: Tensor) -> _TokenTree:
-    """token_ids int64 [B, G, L]."""
+def _token_tree(token_ids: Tensor, scored: Tensor) -> _TokenTree:
+    """token_ids int64 and scored bool [B, G, L]."""
     batch, group, length = token_ids.shape
-    followed = token_ids[:, :, 1:] >= 0  # bool [B, G, L - 1]; of titles, most of it is padding
+    predicts = scored[:, :, 1:]  # bool [B, G, L - 1]; of titles, most of it is padding
+    # Some token that is scored follows, at once or later.
+    followed = predicts.flip(2).int().cumsum(2).flip(2) > 0
     owners = _prefix_owners(token_ids[:, :, :-1], followed)  # int64 [B, G, L - 1]
     is_node = (followed & (owners == torch.arange(group, device=owners.device)[:, None])).flatten(1)
     counts = is_node.sum(1)  # int64 [B]
@@ -77,17 +88,20 @@ def _token_tree(token_ids: Tensor) -> _TokenTree:
     visible = (ancestors == owner[:, None]) & (depths[:, :, None] >= depths[:, None]) & exists[:, None]
     visible.diagonal(dim1=1, dim2=2).fill_(True)  # what only fills up sees itself too: no softmax is over nothing
 
+    own = (owners * (length - 1) + torch.arange(length - 1, device=owners.device)).flatten(1)  # [B, G * (L - 1)]
+    is_wanted = torch.zeros_like(is_node).long()
+    is_wanted.scatter_add_(1, own, predicts.flatten(1).long())
+    wanted = (is_wanted.gather(1, slots) > 0) & exists
     nodes = slots.new_zeros(batch, group * (length - 1))
-    nodes.scatter_(1, slots, torch.arange(size, device=slots.device).expand_as(slots))
-    own = owners * (length - 1) + torch.arange(length - 1, device=owners.device)
+    nodes.scatter_(1, slots, wanted.long().cumsum(1) - 1)
     return _TokenTree(
         tokens=token_ids[:, :, :-1].flatten(1).gather(1, slots).clamp_min(0),
         depths=depths,
         exists=exists,
         visible=visible,
-        counts=counts,
-        nodes=nodes.gather(1, own.flatten(1)).unflatten(1, (group, length - 1)),
-        followed=followed,
+        wanted=wanted,
+        nodes=nodes.gather(1, own).unflatten(1, (group, length - 1)),
+        predicts=predicts,
     )
 
 
@@ -104,7 +118,7 @@ def _states_with_prompts(model: Backbone, input_ids: Tensor, attention_mask: Ten
         torch.cat((prompts.input_ids, tree.tokens), dim=1),
         positions,
         torch.cat((prompts.key_mask, tree.exists), dim=1),
-        torch.cat((prompts.ends, tree.exists), dim=1),
+        torch.cat((prompts.ends, tree.wanted), dim=1),
         model_mask(model.config, visible, positions[:, prompts.common :], positions, model.dtype),
         common=prompts.common,
     )
@@ -112,16 +126,10 @@ def _states_with_prompts(model: Backbone, input_ids: Tensor, attention_mask: Ten
 
 def _states_after(model: Backbone, prompt: Prompt, tree: _TokenTree) -> Tensor:
     """Trees behind prompts that have been run: [R, H], of the prompts' ends, then of the nodes."""
-    size = tree.tokens.shape[1]
-    if size == 0:
+    if tree.tokens.shape[1] == 0:
         return prompt.last_hidden
-    positions = prompt.lengths[:, None] + tree.depths  # [B, S]
-    key_positions = torch.cat((prompt.key_positions, positions), dim=1)  # [B, P + S]
-    visible = torch.cat((prompt.key_mask[:, None].expand(-1, size, -1), tree.visible), dim=2)  # [B, S, P + S]
-    mask = model_mask(model.config, visible, positions, key_positions, model.dtype)
-    cache = copied_cache(prompt.cache)
-    nodes = decoder_states(model, tree.tokens, positions, tree.exists, tree.exists, mask, cache)
-    return torch.cat((prompt.last_hidden, nodes))
+    block = Block(tree.tokens, tree.depths, tree.exists, tree.wanted, tree.visible)
+    return torch.cat((prompt.last_hidden, states_behind(model, prompt, copied_cache(prompt.cache), block)))
 
 
 def _prefix_owners(token_ids: Tensor, exists: Tensor) -> Tensor:

@@ -151,6 +151,83 @@ def prefill(model: Backbone, input_ids: Tensor, attention_mask: Tensor) -> Promp
     return Prompt(cache, last_hidden, prompts.key_mask, prompts.positions, prompts.lengths, prompts.is_padded)
 
 
+@dataclass(frozen=True)
+class Block:
+    """Tokens that are run together behind prompts, S at most for each."""
+
+    tokens: Tensor  # int64 [B, S], any valid ones where there is none
+    depths: Tensor  # int64 [B, S], tokens between prompt and token
+    exists: Tensor  # bool [B, S]
+    wanted: Tensor  # bool [B, S], those whose states are given back
+    visible: Tensor  # bool [B, S, A + S], which of the A tokens appended before and of these each sees, itself too
+
+
+def states_behind(
+    model: Backbone, prompt: Prompt, cache: Cache, block: Block, appended: Tensor | None = None
+) -> Tensor:
+    """Hidden states of a block where they are wanted: [R, H], prompt after prompt. Differentiable.
+
+    cache: the prompts' keys and values, then those of the A tokens appended before; it gets the block's too.
+    appended: int64 [B, A], the depths of these; None: none.
+    """
+    size = block.tokens.shape[1]
+    positions = prompt.lengths[:, None] + block.depths  # [B, S]
+    before = [] if appended is None else [prompt.lengths[:, None] + appended]
+    key_positions = torch.cat((prompt.key_positions, *before, positions), dim=1)  # [B, P + A + S]
+    visible = torch.cat((prompt.key_mask[:, None].expand(-1, size, -1), block.visible), dim=2)
+    mask = model_mask(model.config, visible, positions, key_positions, model.dtype)
+    return decoder_states(model, block.tokens, positions, block.exists, block.wanted, mask, cache)
+
+
+class ChainTree:
+    """The beams of a decode that moves in blocks: each beam is appended a chain of any length, none included."""
+
+    def __init__(self, model: Backbone, prompt: Prompt) -> None:
+        self._model = model
+        self._prompt = prompt
+        batch, device = len(prompt.lengths), prompt.lengths.device
+        self._ancestors = torch.zeros(batch, 1, 0, dtype=torch.bool, device=device)  # [B, W, A]
+        self._depths = torch.zeros(batch, 0, dtype=torch.int64, device=device)  # [B, A]
+
+    def select(self, parents: Tensor) -> None:
+        """Go on with new beams: int64 [B, W], the old one that each comes from."""
+        self._ancestors = self._ancestors.gather(1, parents[..., None].expand(-1, -1, self._ancestors.shape[2]))
+
+    def append(self, tokens: Tensor, depths: Tensor, exists: Tensor, wanted: Tensor) -> Tensor:
+        """Run a chain behind each beam.
+
+        Args:
+            tokens: int64 [B, W, C], the chains; any valid tokens where there is none.
+            depths: int64 [B, W, C], tokens between prompt and token.
+            exists, wanted: bool [B, W, C], the tokens of the chains, at the front, and those whose states are wanted.
+
+        Returns:
+            [R, H], the states wanted, in the order of [B, W, C].
+        """
+        width, longest = tokens.shape[1:]
+        present = exists.flatten(1)  # [B, W * C]
+        size = int(present.sum(1).max())
+        slots = present.byte().argsort(dim=1, descending=True, stable=True)[:, :size]  # [B, S]
+        exists_in, wanted_in = present.gather(1, slots), wanted.flatten(1).gather(1, slots)
+        owners, places = slots // longest, slots % longest
+        is_own = owners[:, None] == torch.arange(width, device=slots.device)[:, None]
+        is_own &= exists_in[:, None]  # [B, W, S]
+        before = self._ancestors.gather(1, owners[..., None].expand(-1, -1, self._ancestors.shape[2]))  # [B, S, A]
+        among = is_own.gather(1, owners[..., None].expand(-1, -1, size)) & (places[:, :, None] >= places[:, None])
+        among.diagonal(dim1=1, dim2=2).fill_(True)  # what only fills up sees itself too: no softmax is over nothing
+        block = Block(
+            tokens=tokens.flatten(1).gather(1, slots),
+            depths=depths.flatten(1).gather(1, slots),
+            exists=exists_in,
+            wanted=wanted_in,
+            visible=torch.cat((before, among), dim=2),
+        )
+        states = states_behind(self._model, self._prompt, self._prompt.cache, block, self._depths)
+        self._ancestors = torch.cat((self._ancestors, is_own), dim=2)
+        self._depths = torch.cat((self._depths, block.depths), dim=1)
+        return states
+
+
 class BeamTree:
     """The beams of a decode, appended to their prompt's sequence level by level, never moved.
 

@@ -16,7 +16,7 @@ from ..config import GRPOConfig
 from ..model.backbone import backbone
 from ..model.token_tree import completion_states
 from ..run.phases import phase
-from ..search.completions import sequence_log_probs
+from ..search.completions import scored_tokens, sequence_log_probs
 from .groups import Groups
 
 
@@ -38,9 +38,12 @@ def group_loss(
     if reference is not None:
         with phase("reference"):
             ref_log_probs = reference(groups)
+    nodes = groups.nodes
     with phase("policy_forward"):
+        # The log p of a forced token is 0 whatever state it is given.
+        scored = scored_tokens(groups.token_ids, groups.trie, nodes)
         states, rows = completion_states(
-            parts, groups.input_ids, groups.attention_mask, groups.token_ids, groups.prompt
+            parts, groups.input_ids, groups.attention_mask, groups.token_ids, groups.prompt, scored=scored
         )
         weight, bias = parts.head_in(states.dtype)
     with phase("loss"):
@@ -65,7 +68,7 @@ def group_loss(
             rows=rows,
             normalizer=groups.normalizer,
             trie=groups.trie,
-            nodes=groups.nodes,
+            nodes=nodes,
             all_log_probs=False,
         )
 

@@ -19,8 +19,9 @@ from torch.nn.functional import pad
 
 from ..model.backbone import Backbone, backbone
 from ..model.token_tree import completion_states
-from ..model.tree_attention import BeamTree, Prompt, check_prompts, prefill
+from ..model.tree_attention import Prompt, check_prompts, prefill
 from ..run.phases import phase
+from .chains import Chains
 from .decode import BeamOptions, Sequences, decode
 from .exclusion import Excluded, excluded_of
 from .graphs import replay
@@ -208,8 +209,8 @@ def sample_sequences(
     check_prompts(input_ids, attention_mask)
     parts = backbone(model)
     prompt = _prompt(parts, input_ids, attention_mask, prompt)
-    tree = BeamTree(parts, prompt)
     weight, bias = parts.head_in(prompt.last_hidden.dtype)
+    chains = Chains(parts, prompt, trie, normalizer)
     batch = input_ids.shape[0]
     if uniforms is None:
         uniforms = draw_uniforms((batch, group_size, trie.max_depth), input_ids.device, generator)
@@ -217,46 +218,47 @@ def sample_sequences(
     scores = torch.zeros(batch, group_size, device=input_ids.device)
     tokens = nodes.new_full((batch, group_size, trie.max_depth), -100)
     parents = torch.zeros_like(nodes)
-    hidden = prompt.last_hidden[:, None]  # [B, R, H], R = 1 at the root, where all stand, else G
     for depth in range(trie.max_depth):
         running = ~trie.is_leaf(nodes)
-        rows = running[:, : hidden.shape[1]]  # [B, R]
-        children, present = _children(trie, nodes[:, : hidden.shape[1]], rows)  # edges [B, R, C], bool
-        child_tokens = trie.edge_tokens[children].long()
-        logits = hidden.float() @ weight.float().T  # [B, R, V]
-        if bias is not None:
-            logits = logits + bias.float()
-        log_probs = logits.log_softmax(-1).gather(2, child_tokens)  # [B, R, C]
-        weights = log_probs.masked_fill(~present, -torch.inf).softmax(-1)
-        # A finished row has no children: any draw will do, it is masked out below.
-        weights = torch.where(rows[..., None], weights, torch.ones_like(weights))
-        # Sums of integers are exact in any order: on a GPU those of floats are not the same every time.
-        sums = (weights.double() * 2**40).long().cumsum(-1).double()
-        wanted = uniforms[..., depth].reshape(batch, hidden.shape[1], -1) * sums[..., -1:]  # [B, R, G / R]
-        passed = torch.searchsorted(sums, wanted, right=True)
-        drawn = torch.minimum(passed, present.sum(-1, keepdim=True).sub(1).clamp_min(0))
-        if normalizer == "trie":
-            log_probs = weights.log()
-        token = torch.where(running, child_tokens.gather(2, drawn).flatten(1), -100)
-        tokens[..., depth] = token
-        scores = scores + torch.where(running, log_probs.gather(2, drawn).flatten(1), torch.zeros_like(scores))
-        nodes = torch.where(running, children.gather(2, drawn).flatten(1) + 1, nodes)
-        if depth + 1 == trie.max_depth or bool(trie.is_leaf(nodes).all()):
+        edges = trie.child_offsets[nodes].long().masked_fill(~running, 0)  # of the first child
+        of_token = torch.zeros_like(scores) if depth == 0 else chains.forced_log_probs(depth).to(scores.dtype)
+        rows = chains.hidden.shape[1]  # R = 1 at the root, where all stand, else G
+        chooses = chains.chooses(depth, nodes[:, :rows].masked_fill(~running[:, :rows], -1))  # [B, R]
+        if bool(chooses.any()):
+            children, present = _children(trie, nodes[:, :rows][chooses])  # edges [N, C], bool
+            logits = chains.hidden[chooses].float() @ weight.float().T  # [N, V]
+            if bias is not None:
+                logits = logits + bias.float()
+            log_probs = logits.log_softmax(-1).gather(1, trie.edge_tokens[children].long())  # [N, C]
+            weights = log_probs.masked_fill(~present, -torch.inf).softmax(-1)
+            # Sums of integers are exact in any order: on a GPU those of floats are not the same every time.
+            sums = (weights.double() * 2**40).long().cumsum(-1).double()
+            wanted = uniforms[..., depth].reshape(batch, rows, -1)[chooses] * sums[:, -1:]  # [N, G / R]
+            passed = torch.searchsorted(sums, wanted, right=True)
+            drawn = torch.minimum(passed, present.sum(-1, keepdim=True) - 1)
+            if normalizer == "trie":
+                log_probs = weights.log()
+            whole = chooses if rows == group_size else chooses.expand(-1, group_size)
+            edges[whole] = children.gather(1, drawn).flatten()
+            of_token[whole] = log_probs.gather(1, drawn).flatten()
+        tokens[..., depth] = torch.where(running, trie.edge_tokens[edges].long(), -100)
+        scores = scores + of_token.masked_fill(~running, 0.0)
+        nodes = torch.where(running, edges + 1, nodes)
+        running = ~trie.is_leaf(nodes)
+        if depth + 1 == trie.max_depth or not bool(running.any()):
             break
-        hidden = tree.append(token.clamp_min(0), parents)
-        if depth == 0:
-            parents = torch.arange(group_size, device=nodes.device).expand(batch, -1)
+        chains.follow(depth + 1, nodes.masked_fill(~running, -1), tokens, parents)
+        parents = torch.arange(group_size, device=nodes.device).expand(batch, -1)
     return Sequences(nodes, tokens, scores)
 
 
-def _children(trie: ItemTrie, nodes: Tensor, running: Tensor) -> tuple[Tensor, Tensor]:
-    """Edges below each node, padded to the widest one: int64 [B, G, C] and bool [B, G, C] (False = padding)."""
+def _children(trie: ItemTrie, nodes: Tensor) -> tuple[Tensor, Tensor]:
+    """Edges below inner nodes int64 [N], padded to the widest one: int64 [N, C] and bool [N, C] (False = padding)."""
     offsets = trie.child_offsets.long()
-    start, end = offsets[nodes], offsets[nodes + 1]
-    count = (end - start).masked_fill(~running, 0)
-    slot = torch.arange(max(1, int(count.max())), device=nodes.device)
-    present = slot < count[..., None]
-    return (start[..., None] + slot).masked_fill(~present, 0), present
+    start, count = offsets[nodes], offsets[nodes + 1] - offsets[nodes]
+    slot = torch.arange(int(count.max()), device=nodes.device)
+    present = slot < count[:, None]
+    return (start[:, None] + slot).masked_fill(~present, 0), present
 
 
 def random_sequences(
@@ -312,6 +314,18 @@ def _without_replacement(uniforms: Tensor, total: int) -> Tensor:
     return drawn
 
 
+def scored_tokens(token_ids: Tensor, trie: ItemTrie | None, nodes: Tensor | None) -> Tensor:
+    """Which tokens of completions int64 [..., L] have a log p to be computed: bool [..., L].
+
+    With the trie as normaliser, and the `prefix_nodes` of the tokens, only those behind a choice; the log p of a forced
+    token is 0. Without: all.
+    """
+    exists = token_ids >= 0
+    if trie is None or nodes is None:
+        return exists
+    return exists & (nodes >= 0) & trie.has_choice(nodes.clamp_min(0))
+
+
 def prefix_nodes(trie: ItemTrie, token_ids: Tensor) -> Tensor:
     """The node of the trie before each token of given completions: int64, of the shape of token_ids [..., L].
 
@@ -349,12 +363,12 @@ def sequence_log_probs(
         fp32 [B, G, L], 0 at padding.
     """
     parts = backbone(model)
-    states, rows = completion_states(parts, input_ids, attention_mask, token_ids, prompt)
-    weight, bias = parts.head_in(states.dtype)
     nodes = None if trie is None else prefix_nodes(trie, token_ids)
-    return linear_log_probs(
-        states, weight, token_ids, bias=bias, rows=rows, normalizer=normalizer, trie=trie, nodes=nodes
-    )
+    scored = scored_tokens(token_ids, trie, nodes)
+    states, rows = completion_states(parts, input_ids, attention_mask, token_ids, prompt, scored=scored)
+    weight, bias = parts.head_in(states.dtype)
+    tokens = token_ids.masked_fill(~scored, -100)
+    return linear_log_probs(states, weight, tokens, bias=bias, rows=rows, normalizer=normalizer, trie=trie, nodes=nodes)
 
 
 def score_sequences(

@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from tawin_kernels import ItemTrie, beam_step
+from tawin_kernels import BeamStep, ItemTrie, beam_step
 from tawin_kernels.types import Normalizer
 from torch import Tensor
 
 from ..model.attention.decode import DecodeAttention
 from ..model.backbone import Backbone
 from ..model.tree_attention import BeamTree, Prompt
+from .chains import Chains, has_chains
 from .exclusion import Excluded
 
 
@@ -51,38 +52,60 @@ def decode(
     options: BeamOptions,
     *,
     stops_early: bool = True,
+    in_chains: bool = True,
     excluded: Excluded | None = None,
 ) -> Sequences:
     """All steps of the search.
 
     stops_early: leave out the steps after which no prompt's result can change. To know that, the host waits for the
     device; the result is the same without it.
+    in_chains: run forced tokens in blocks, or not at all, where the trie has chains of them (`chains`). For that, too,
+    the host waits for the device; the result is the same without it, to rounding.
     excluded: what each prompt may not get.
     """
     trie = options.trie
-    tree = BeamTree(model, prompt, attention=options.attention)
-    weight, bias = model.head_in(prompt.last_hidden.dtype)
     search = _Search(len(prompt.lengths), trie, options.beam_width, options.length_penalty)
-    hidden = prompt.last_hidden[:, None]  # [B, 1, H]
+    if in_chains and options.attention is None and has_chains(trie, options.normalizer):
+        beams: Chains | _Steps = Chains(model, prompt, trie, options.normalizer)
+    else:
+        beams = _Steps(model, prompt, options)
     for depth in range(1, trie.max_depth + 1):
         wanted = search.candidates(depth)
-        step = beam_step(
-            hidden,
-            weight,
-            trie,
-            search.nodes,
-            search.scores,
-            wanted if excluded is None else excluded.candidates(depth, wanted),
-            normalizer=options.normalizer,
-            bias=bias,
-        )
+        looked_at = wanted if excluded is None else excluded.candidates(depth, wanted)
+        step = beams.step(depth - 1, search.nodes, search.scores, looked_at)
         if excluded is not None:
             step = excluded.keep(step, wanted)
         parents = search.advance(depth, step.tokens, step.nodes, step.scores, step.parents)
         if depth == trie.max_depth or (search.close_finished(depth) and stops_early and not search.is_open()):
             break
-        hidden = tree.append(search.last_tokens.clamp_min(0), parents)
+        beams.follow(depth, search.nodes, search.tokens, parents)
     return search.result()
+
+
+class _Steps:
+    """The beams of a search that runs a token of each beam at each step, dead ones included: no shape depends on what
+    is found, as CUDA graphs need it."""
+
+    def __init__(self, model: Backbone, prompt: Prompt, options: BeamOptions) -> None:
+        self._options = options
+        self._tree = BeamTree(model, prompt, attention=options.attention)
+        self._weight, self._bias = model.head_in(prompt.last_hidden.dtype)
+        self._hidden = prompt.last_hidden[:, None]  # [B, W, H]
+
+    def step(self, depth: int, nodes: Tensor, scores: Tensor, candidates: int) -> BeamStep:
+        return beam_step(
+            self._hidden,
+            self._weight,
+            self._options.trie,
+            nodes,
+            scores,
+            candidates,
+            normalizer=self._options.normalizer,
+            bias=self._bias,
+        )
+
+    def follow(self, depth: int, nodes: Tensor, tokens: Tensor, parents: Tensor) -> None:
+        self._hidden = self._tree.append(tokens[..., depth - 1].clamp_min(0), parents)
 
 
 class _Search:
@@ -96,8 +119,7 @@ class _Search:
         root = torch.zeros(batch, 1, dtype=torch.int64, device=trie.device)
         self.nodes = root  # int64 [B, running], -1 = dead
         self.scores = torch.zeros(batch, 1, dtype=torch.float32, device=trie.device)  # [B, running], summed log p
-        self._tokens = root.new_full((batch, 1, trie.max_depth), -100)  # [B, running, L], -100 = not yet written
-        self.last_tokens = self._tokens[..., 0]  # int64 [B, running], the newest token of each beam, -100 = dead
+        self.tokens = root.new_full((batch, 1, trie.max_depth), -100)  # [B, running, L], -100 = not yet written
         self._done_nodes = root.new_full((batch, beam_width), -1)
         self._done_scores = self.scores.new_full((batch, beam_width), -torch.inf)
         self._done_tokens = root.new_full((batch, beam_width, trie.max_depth), -100)
@@ -113,7 +135,7 @@ class _Search:
 
         Returns the parents of those that run on, int64 [B, W].
         """
-        history = self._tokens.gather(1, parents[..., None].expand(-1, -1, self._tokens.shape[2]))
+        history = self.tokens.gather(1, parents[..., None].expand(-1, -1, self.tokens.shape[2]))
         history[..., depth - 1] = tokens.masked_fill(nodes < 0, -100)  # [B, C, L]
         if depth in self._finishing_depths:
             leaf = self._trie.is_leaf(nodes)  # bool [B, C], False where missing
@@ -126,8 +148,7 @@ class _Search:
             order = scores.sort(dim=1, descending=True, stable=True).indices[:, : self._width]
             nodes, scores, parents = nodes.gather(1, order), scores.gather(1, order), parents.gather(1, order)
             history = history.gather(1, order[..., None].expand(-1, -1, history.shape[2]))
-        self.nodes, self.scores, self._tokens = nodes, scores, history
-        self.last_tokens = history[..., depth - 1]
+        self.nodes, self.scores, self.tokens = nodes, scores, history
         return parents
 
     def _keep_finished(self, nodes: Tensor, scores: Tensor, tokens: Tensor, finishing: Tensor) -> None:
@@ -147,6 +168,9 @@ class _Search:
             return False
         best = self.scores[:, :1] / depth**self._penalty
         self._open &= best > self._done_scores[:, -1:]  # -inf while fewer than W have finished
+        # Nothing that comes of the others counts any more: they are not run.
+        self.nodes = self.nodes.masked_fill(~self._open, -1)
+        self.scores = self.scores.masked_fill(~self._open, -torch.inf)
         return True
 
     def is_open(self) -> bool:

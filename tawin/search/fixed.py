@@ -113,4 +113,4 @@ class FixedDecode:
         """The whole search after the prefill. Without a host synchronisation where `beam_step` has none."""
         assert self._prompt is not None, "load a batch first"
         self._cache.place(0, self._prompt_keys)
-        return decode(model, self._prompt, self._options, stops_early=False)
+        return decode(model, self._prompt, self._options, stops_early=False, in_chains=False)

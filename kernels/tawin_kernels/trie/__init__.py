@@ -176,6 +176,36 @@ class ItemTrie:
             slots[self.used_tokens.long()] = torch.arange(len(self.used_tokens), dtype=torch.int32, device=self.device)
         return slots
 
+    @cached_property
+    def chain_ends(self) -> torch.Tensor:
+        """int64 [nodes]: where the chain of single children below each node ends, at a node with several or none: the
+        node itself where it has no single child. Made on first use and kept."""
+        with torch.inference_mode(False):
+            ends = torch.arange(self.num_nodes, device=self.device)
+            for first, end in reversed(list(pairwise(self.level_offsets))[:-1]):
+                edges = self.child_offsets[first : end + 1]
+                is_single = edges.diff() == 1
+                children = (edges[:-1].long() + 1).clamp(max=self.num_nodes - 1)
+                ends[first:end] = torch.where(is_single, ends[children], ends[first:end])
+        return ends
+
+    @cached_property
+    def longest_chain(self) -> int:
+        """The most tokens that follow a node without a choice. Waits for the device, a level at a time, once."""
+        return max(
+            int((self.depth_of(self.chain_ends[first:end]) - depth).max())
+            for depth, (first, end) in enumerate(pairwise(self.level_offsets))
+        )
+
+    def depth_of(self, nodes: torch.Tensor) -> torch.Tensor:
+        """Tokens from the root to each node: int64, of the shape of nodes (int64); -1 for a node of -1."""
+        levels = torch.tensor(self.level_offsets[:-1], device=nodes.device)
+        return torch.searchsorted(levels, nodes.contiguous(), right=True) - 1
+
+    def has_choice(self, nodes: torch.Tensor) -> torch.Tensor:
+        """Which nodes (int64, any shape, none -1) have several children: the token behind any other is forced."""
+        return self.child_offsets[nodes + 1] - self.child_offsets[nodes] > 1
+
     def prepare(self) -> None:
         """Make what is made on first use now: a CUDA graph may not wait for the device while it is captured."""
         _ = self.token_slots

@@ -217,3 +217,19 @@ def test_used_tokens_and_their_slots_are_made_once():
     assert trie.token_slots.tolist() == [-1, -1, 0, -1, 1, -1, -1, 2, -1, 3]
     assert trie.used_tokens.dtype == trie.token_slots.dtype == torch.int32
     assert trie.token_slots is trie.token_slots
+
+
+@given(ragged_items)
+def test_chains_end_at_the_first_node_without_a_single_child(items: list[tuple[int, ...]]) -> None:
+    trie = ItemTrie.from_sequences([list(item) for item in items], end_token=5)
+    prefixes, longest = prefixes_breadth_first([(*item, 5) for item in items]), 0
+    children = trie.child_offsets.diff().tolist()
+    assert trie.depth_of(torch.arange(trie.num_nodes)).tolist() == [len(prefix) for prefix in prefixes]
+    for node in range(trie.num_nodes):
+        end = node
+        while children[end] == 1:
+            end = int(trie.child_offsets[end]) + 1
+        assert int(trie.chain_ends[node]) == end
+        assert bool(trie.has_choice(torch.tensor(node))) == (children[node] > 1)
+        longest = max(longest, len(prefixes[end]) - len(prefixes[node]))
+    assert trie.longest_chain == longest

@@ -101,6 +101,19 @@ def test_the_order_is_that_of_a_beam_search_with_a_beam_an_item(family: str, nor
     torch.testing.assert_close(found.gather(1, best.item_ids), best.scores, **TOLERANCE)
 
 
+def test_over_the_trie_only_nodes_above_a_choice_are_run() -> None:
+    model, trie = tiny_model("qwen2"), catalog_of(items_of("titles")).trie
+    input_ids, mask = ragged_prompts(3, 6)
+    packs(backbone(model))  # has tried the model before what is counted
+    seen: list[int] = []
+    model.model.layers[0].mlp.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0].shape[1]))
+    score_catalog(model, input_ids, mask, trie, normalizer="trie")
+    nodes = torch.arange(1, trie.num_nodes)
+    above_a_choice = int(trie.has_choice(trie.chain_ends[nodes]).sum())
+    assert 0 < above_a_choice < int((~trie.is_leaf(nodes)).sum())
+    assert seen == [int(mask.sum()), 3 * above_a_choice]
+
+
 def test_a_prompt_is_run_once_and_a_node_hardly_more_in_forwards_that_the_chunk_bounds() -> None:
     model, items = tiny_model("qwen2"), random_items(200, (4, 4), seed=5)
     input_ids, mask = ragged_prompts(3, 6)

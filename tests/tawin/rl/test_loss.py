@@ -7,14 +7,17 @@ import math
 import numpy as np
 import pytest
 import torch
-from tawin_kernels import tawin_grpo_loss
+from tawin_kernels import ItemTrie, tawin_grpo_loss
 
+from tawin.catalog.catalog import Catalog
 from tawin.config import GRPOConfig, TAWinConfig
 from tawin.model.backbone import backbone
 from tawin.rl.groups import Groups
 from tawin.rl.loss import completion_log_probs, group_loss, loss_denominator
+from tawin.rl.rollout import roll_out
+from tawin.search.completions import scored_tokens
 
-from ..models import completion_hidden, tiny_model
+from ..models import FAMILIES, completion_hidden, ragged_prompts, tiny_model
 from ..small_groups import rolled_out, small_catalog
 
 
@@ -129,6 +132,37 @@ def test_over_the_trie_the_gradient_is_that_of_the_log_probs_over_the_children(n
     for got, wanted in pairs:
         # fp32 sums in another order
         torch.testing.assert_close(got, wanted, atol=1e-5 * max(1.0, float(wanted.abs().max())), rtol=1e-3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("shares_prompts", [False, True])
+def test_over_the_trie_leaving_forced_tokens_out_changes_neither_loss_nor_gradients(
+    family: str, shares_prompts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, reference = tiny_model(family), tiny_model(family, seed=9)
+    parameters, prompts = list(model.parameters()), ragged_prompts(3, 5)
+    config = GRPOConfig(group_size=6, normalizer="trie", ensure_positive=True, beta=0.1)
+    # Item 1 goes on by itself from its first token on, items 2 and 3 do so up to their last.
+    tokens = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12], [5, 13, 14, 15], [5, 13, 14, 16], [17, 6, 7, 8]])
+    trie = ItemTrie.from_sequences(tokens)
+    catalog = Catalog(np.arange(5), None, None, tokens, trie, trie.leaf_of_item, (1,), 0, None)
+    groups = roll_out(
+        model, catalog, *prompts, torch.tensor([0, 1, 2]), config, torch.Generator(), shares_prompts=shares_prompts
+    )
+    run: list[int] = []
+    count = model.model.layers[0].register_forward_hook(lambda _layer, inputs, _out: run.append(inputs[0].shape[1]))
+    results = []
+    for wanted in (scored_tokens, lambda token_ids, trie, nodes: token_ids >= 0):
+        monkeypatch.setattr("tawin.rl.loss.scored_tokens", wanted)
+        monkeypatch.setattr("tawin.search.completions.scored_tokens", wanted)
+        found = group_loss(model, lambda groups: completion_log_probs(reference, groups), groups, config, 7.0)
+        gradients = torch.autograd.grad(found.loss, parameters, retain_graph=shares_prompts)
+        results.append((found.loss, found.kl, found.log_probs, *gradients))
+    count.remove()
+    # Of the nodes that another one follows only 5, 5 13 and 5 13 14 stand above a choice, and 9 ... and 17 ... do not.
+    assert run[1] - run[0] == 3 * (2 + 3 + 3)
+    for got, expected in zip(*results, strict=True):  # fp32 sums in another order
+        torch.testing.assert_close(got, expected, atol=1e-5 * max(1.0, float(expected.detach().abs().max())), rtol=1e-3)
 
 
 @pytest.mark.parametrize("normalizer", ["vocab", "trie"])

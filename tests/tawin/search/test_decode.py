@@ -39,10 +39,10 @@ def test_stopping_early_changes_nothing(penalty: float, width: int, monkeypatch:
         prompt = ragged_prompts(1 + seed % 2, 5, seed=seed)
         options = BeamOptions(trie, width, length_penalty=penalty)
         steps = 0
-        stopped = decode(parts, prefill(parts, *prompt), options)
+        stopped = decode(parts, prefill(parts, *prompt), options, in_chains=False)
         left_out += trie.max_depth - steps
         steps = 0
-        whole = decode(parts, prefill(parts, *prompt), options, stops_early=False)
+        whole = decode(parts, prefill(parts, *prompt), options, stops_early=False, in_chains=False)
         assert steps == trie.max_depth
         assert torch.equal(stopped.nodes, whole.nodes)
         assert torch.equal(stopped.token_ids, whole.token_ids)

@@ -55,7 +55,8 @@ def test_the_scores_of_the_others_stay(normalizer: Any) -> None:
     for row in range(2):
         kept = [at for at, item in enumerate(everything.item_ids[row].tolist()) if item not in gone[row]]
         assert found.item_ids[row].tolist() == [*everything.item_ids[row, kept].tolist(), -1, -1]
-        assert found.scores[row, :4].tolist() == everything.scores[row, kept].tolist()
+        # Fewer beams are summed in another order.
+        assert found.scores[row, :4].tolist() == pytest.approx(everything.scores[row, kept].tolist(), rel=1e-6)
 
 
 def test_no_excluded_item_changes_nothing() -> None:
