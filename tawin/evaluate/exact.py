@@ -321,18 +321,8 @@ def _score(model: Backbone, input_ids: Tensor, attention_mask: Tensor, walk: _Wa
 
 def _states_of(model: Backbone, prompt: Prompt, chunk: _Chunk) -> Tensor:
     """The states of a chunk's nodes that are wanted, behind every prompt: [B * wanted, H], prompt after prompt."""
-    batch = len(prompt.lengths)
-
-    def for_all(of_chunk: Tensor) -> Tensor:
-        return of_chunk.expand(batch, *of_chunk.shape)
-
-    block = Block(
-        tokens=for_all(chunk.tokens),
-        depths=for_all(chunk.depths),
-        exists=torch.ones_like(for_all(chunk.wanted)),
-        wanted=for_all(chunk.wanted),
-        visible=for_all(chunk.visible()),
-    )
+    of_chunk = (chunk.tokens, chunk.depths, torch.ones_like(chunk.wanted), chunk.wanted, chunk.visible())
+    block = Block(*(part.expand(len(prompt.lengths), *part.shape) for part in of_chunk))
     return states_behind(model, prompt, copied_cache(prompt.cache), block)
 
 

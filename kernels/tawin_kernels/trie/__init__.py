@@ -178,32 +178,26 @@ class ItemTrie:
 
     @cached_property
     def chain_ends(self) -> torch.Tensor:
-        """int64 [nodes]: where the chain of single children below each node ends, at a node with several or none: the
-        node itself where it has no single child. Made on first use and kept."""
+        """int64 [nodes]: the first node without a single child, from each node down its chain. Made once and kept."""
         with torch.inference_mode(False):
             ends = torch.arange(self.num_nodes, device=self.device)
             for first, end in reversed(list(pairwise(self.level_offsets))[:-1]):
-                edges = self.child_offsets[first : end + 1]
-                is_single = edges.diff() == 1
-                children = (edges[:-1].long() + 1).clamp(max=self.num_nodes - 1)
-                ends[first:end] = torch.where(is_single, ends[children], ends[first:end])
+                single = (self.child_offsets[first : end + 1].diff() == 1).nonzero()[:, 0] + first
+                ends[single] = ends[self.child_offsets[single].long() + 1]
         return ends
 
     @cached_property
     def longest_chain(self) -> int:
-        """The most tokens that follow a node without a choice. Waits for the device, a level at a time, once."""
-        return max(
-            int((self.depth_of(self.chain_ends[first:end]) - depth).max())
-            for depth, (first, end) in enumerate(pairwise(self.level_offsets))
-        )
+        """The most tokens that follow a node without a choice. Waits for the device once."""
+        depths = self.depth_of(torch.arange(self.num_nodes, device=self.device))
+        return int((depths[self.chain_ends] - depths).max())
 
     def depth_of(self, nodes: torch.Tensor) -> torch.Tensor:
-        """Tokens from the root to each node: int64, of the shape of nodes (int64); -1 for a node of -1."""
-        levels = torch.tensor(self.level_offsets[:-1], device=nodes.device)
-        return torch.searchsorted(levels, nodes.contiguous(), right=True) - 1
+        """Tokens from the root to each node (int64, any shape), -1 for a node of -1: int64."""
+        return torch.bucketize(nodes, torch.tensor(self.level_offsets[:-1], device=nodes.device), right=True) - 1
 
     def has_choice(self, nodes: torch.Tensor) -> torch.Tensor:
-        """Which nodes (int64, any shape, none -1) have several children: the token behind any other is forced."""
+        """Which nodes (int64, none -1) have several children: the token behind any other is forced. bool."""
         return self.child_offsets[nodes + 1] - self.child_offsets[nodes] > 1
 
     def prepare(self) -> None:
@@ -250,8 +244,7 @@ class ItemTrie:
         first_edges = self.child_offsets[nodes].long()
         counts = self.child_offsets[nodes + 1].long() - first_edges
         rows = torch.arange(len(nodes), device=nodes.device).repeat_interleave(counts)
-        begins = counts.cumsum(0) - counts
-        return rows, torch.arange(len(rows), device=nodes.device) + (first_edges - begins)[rows]
+        return rows, torch.arange(len(rows), device=nodes.device) + (first_edges - counts.cumsum(0) + counts)[rows]
 
     def items_at(self, node: int) -> torch.Tensor:
         """The items that end at a node, int64, ascending; none for an inner node."""
@@ -270,9 +263,8 @@ class ItemTrie:
         """Read a file that `save` wrote, onto the CPU. ValueError for a file that is no trie or is damaged.
 
         The trie has memory of its own: what happens to the file later does not touch it. With memory_map its arrays
-        are the file's pages instead, shared by all processes that map it; they are checked all the same. Then the file
-        must not be written into while it is in use; `save` replaces it and does no harm. `to` another device makes
-        copies; `leaf_of_item`, `used_tokens` and `token_slots` are tensors of their own.
+        are the file's pages, shared by all processes that map it, and checked all the same. Then the file must not be
+        written into while in use; `save` replaces it and does no harm. `to` another device makes copies.
         """
         return cls._from_arrays(**read_arrays(path, memory_map=memory_map))
 
