@@ -46,8 +46,8 @@ NOT_RUN = {
     r"examples/\S+\.sh": "trains on GPUs; tests/tawin/integrations checks its options",
     r"(python train\.py|tawin train) .*flash_attention_2": "needs a GPU; test_causal_attention.py has a stand-in",
     r"python -m (bench|tools)\.": "benchmarks and tools take minutes; tests/bench and tests/tools have tests of each",
-    r"tawin prepare (?!csv log2?\.csv DATA)": "takes public data sets; tests/tawin/prepare reads small ones",
-    r"python -m sglang\.|curl ": "another project's server, on a GPU",
+    r"tawin prepare (?!csv log(2?\.csv DATA|-next\.csv NEXT))": "takes public data sets; tests/tawin/prepare reads small ones",
+    r"python -m sglang\.|curl |flashrec ": "another project's server, on a GPU",
     r"python -m experiments\.run (?!list)": "tables take hours; tests/experiments runs small ones",
 }
 
@@ -111,6 +111,13 @@ def write_log(folder: Path) -> None:
     words = ("red", "oak", "lamp", "kettle", "small", "tent")
     titles = [f"{item},{words[item % 6]} {words[item // 6 % 6]} {item}" for item in range(items)]
     (folder / "items.csv").write_text("\n".join(["item,title", *titles]) + "\n")
+    # A month later: two items more, one of which nobody took, and one less.
+    later = draw.integers(1, items + 1, size=(users, length))
+    rows = [row for row in rows if row.split(",")[1] != "0"]
+    rows += [f"{u},{i},{1_800_000_000 + 60 * place}" for u in range(users) for place, i in enumerate(later[u])]
+    (folder / "log-next.csv").write_text("\n".join(["user,item,timestamp", *draw.permutation(rows)]) + "\n")
+    titles = [*titles[1:], f"{items},red oak {items}", f"{items + 1},small tent {items + 1}"]
+    (folder / "items-next.csv").write_text("\n".join(["item,title", *titles]) + "\n")
 
 
 @pytest.mark.parametrize("world", [*QUICK_PAGES, *LONG_PAGES], indirect=True)
@@ -152,7 +159,7 @@ def require_valid(words: Sequence[str]) -> None:
         case ("python", "-m", "experiments.run", table, *arguments):
             assert table in table_names(), f"no table {table}"
             tyro.cli(experiments.run.Options, args=[table, *arguments])
-        case ("python", "-m", "sglang.launch_server", *_) | ("curl", *_):
+        case ("python", "-m", "sglang.launch_server", *_) | ("curl", *_) | ("flashrec", *_):
             pass  # nothing of ours to check
         case ("python", "-m", module, *arguments):
             spec = importlib.util.find_spec(module)

@@ -5,6 +5,7 @@ The folder is plain Hugging Face; its README.md says what is in it and has code 
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from importlib.resources import files
@@ -43,6 +44,7 @@ def export(run: RunFolder, folder: Path, stage: str | None = None) -> None:
             shutil.copytree(folder, new)
 
         read_folder(model, copy)  # training may replace it meanwhile
+        _name_rope_theta(new / "config.json")
         catalog.save(new)
         if origin is not None:
             replace(origin, folder=None).save(new)
@@ -52,6 +54,14 @@ def export(run: RunFolder, folder: Path, stage: str | None = None) -> None:
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     replace_folder(folder, write)
+
+
+def _name_rope_theta(config: Path) -> None:
+    """Say it where engines look for it too: FlashRec reads the top level alone, and takes 1,000,000 where it is not."""
+    values = json.loads(config.read_text(encoding="utf-8"))
+    theta = (values.get("rope_parameters") or {}).get("rope_theta")
+    if theta is not None and "rope_theta" not in values:
+        config.write_text(json.dumps({**values, "rope_theta": theta}, indent=2) + "\n", encoding="utf-8")
 
 
 def readme() -> str:
