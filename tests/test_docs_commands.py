@@ -46,7 +46,7 @@ NOT_RUN = {
     r"examples/\S+\.sh": "trains on GPUs; tests/tawin/integrations checks its options",
     r"(python train\.py|tawin train) .*flash_attention_2": "needs a GPU; test_causal_attention.py has a stand-in",
     r"python -m (bench|tools)\.": "benchmarks and tools take minutes; tests/bench and tests/tools have tests of each",
-    r"tawin prepare (?!csv log(2?\.csv DATA|-next\.csv NEXT))": "takes public data sets; tests/tawin/prepare reads small ones",
+    r"tawin prepare (?!csv log(2?\.csv DATA|-next\.csv NEXT))": "public data; tests/tawin/prepare reads small ones",
     r"python -m sglang\.|curl |flashrec ": "another project's server, on a GPU",
     r"python -m experiments\.run (?!list)": "tables take hours; tests/experiments runs small ones",
 }
