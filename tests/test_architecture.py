@@ -8,14 +8,18 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def test_every_stop_of_the_walk_is_at_its_lines() -> None:
+def test_the_lines_of_every_stop_lead_into_its_function() -> None:
+    # An edit above a function moves it by some lines: the page may lag behind, but not lead past it.
     spec = importlib.util.spec_from_file_location("build_walk", ROOT / "docs" / "build_walk.py")
     assert spec is not None and spec.loader is not None
     walk = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(walk)
     text = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
-    assert walk.stops(text) == 19
-    assert text == walk.built(text), "run: python docs/build_walk.py"
+    stops = walk.stops(text)
+    assert len(stops) == 19
+    for path, function, first, last in stops:
+        start, end = walk.lines_of(path, function)
+        assert first <= end and start <= last, f"{path}: {function} is at {start}-{end}; run: python docs/build_walk.py"
 
 
 def test_every_folder_of_the_package_is_in_the_table() -> None:
