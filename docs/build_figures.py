@@ -1,11 +1,14 @@
 """Draws the figures of docs/: `python docs/build_figures.py` writes docs/figures/*.svg.
 
-What is drawn comes from the ops themselves. Knows nothing of experiments; their figures are in experiments/results.
+Weights come from the ops themselves, seconds from a file in bench/results. The figures of the experiments are in
+experiments/results.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from statistics import median
 
 import matplotlib
 import torch
@@ -13,6 +16,13 @@ from matplotlib import pyplot
 from tawin_kernels import TAWin, tawin_weights
 
 FIGURES = Path(__file__).parent / "figures"
+STEP = Path(__file__).parents[1] / "bench/results/training-step-amd-epyc-2026-11-24T192830Z.json"
+WAYS = {  # of bench.bench_training_step: its label, and its colour
+    "rere": ("ReRe's way: the prompt repeated for each beam", "#8c959f"),
+    "shared_prefix": ("shared prefix, with TRL's log-prob head", "#8c959f"),
+    "ours": ("tawin", "#d55e00"),
+}
+INKS = {"light": "#24292f", "dark": "#d5dae0"}
 NEGATIVES = 15  # a group of 16 with one hit
 
 PANELS = {
@@ -40,9 +50,34 @@ def draw_weights() -> None:
     figure.savefig(FIGURES / "tawin-weights.svg", metadata={"Date": None})
 
 
+def step_seconds() -> dict[str, float]:
+    """The median of a whole step of each way, the case with an instruction."""
+    cases = json.loads(STEP.read_text(encoding="utf-8"))["cases"]
+    (case,) = (case for case in cases if case["case"] == "instruction")
+    return {way["way"]: median(way["seconds"]) for way in case["ways"] if "seconds" in way}
+
+
+def draw_step(theme: str) -> None:
+    """README's first figure, for a light and for a dark page: nothing behind it, so that either shows through."""
+    seconds, ink = step_seconds(), INKS[theme]
+    figure, axis = pyplot.subplots(figsize=(8.2, 1.75), layout="constrained")
+    for place, (way, (_, colour)) in enumerate(WAYS.items()):
+        axis.barh(-place, seconds[way], color=colour, height=0.62)
+        ratio = f"   {seconds[way] / seconds['ours']:.1f} x" if way != "ours" else ""
+        axis.text(seconds[way] + 0.06, -place, f"{seconds[way]:.2f} s{ratio}", va="center", color=ink)
+    axis.set_yticks([-place for place in range(len(WAYS))], [label for label, _ in WAYS.values()], color=ink)
+    axis.set_xlim(0, 1.4 * max(seconds.values()))
+    axis.xaxis.set_visible(False)
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)
+    figure.savefig(FIGURES / f"step-{theme}.svg", transparent=True, metadata={"Date": None})
+
+
 if __name__ == "__main__":
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "tawin"  # the same bytes each time
     matplotlib.rcParams["svg.fonttype"] = "none"  # text as text: a third of the size
     FIGURES.mkdir(exist_ok=True)
     draw_weights()
+    for theme in INKS:
+        draw_step(theme)

@@ -131,6 +131,8 @@ def _from_start(cell: Cell, workspace: Workspace) -> Outcome:
             train_sdpo(accelerator(), model, load_model(sft), tokenizer, catalog, split, config, options, run)
         accelerator().free_memory()
         outcome = _evaluated(run, stage, catalog, split, config, cell)
+        if not cell.options.get("probes", True):
+            return outcome
         # A checkpoint chosen on valid may be the start: only the last weights tell what RL did to its own prompts.
         ends = _recalls("train", load_model(sft), catalog, split.rl, config, "at the start")
         for part, examples in (("train", split.rl), ("valid", split.valid), ("test", split.test)):
@@ -222,7 +224,8 @@ def _evaluated(run: RunFolder, stage: str, catalog: Catalog, split: Split, confi
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     lines = [line for line in lines if line["stage"] == stage]
     values, series = _values(found), _curves(lines)
-    values |= _recalls("train", model, catalog, split.rl, config)
+    if cell.options.get("probes", True):
+        values |= _recalls("train", model, catalog, split.rl, config)
     values |= _recalls_with_counts(model, catalog, split, config)
     if "exact" in cell.options:
         values |= _exact(model, catalog, split, config, **cell.options["exact"])

@@ -7,8 +7,8 @@ options:        options of the trainer (the fields of tawin.config.Config) for a
 data_options:   the same by data set, on top
 rows:           name, method (experiments.methods), options (on top again; for methods that are not the trainer, their
                 own), and sweep: {option: [values]}, which makes a row a combination, `{}` in its name standing for the
-                values. Beside the trainer's options: sdpo (experiments.sdpo), and exact: {users: N}, for exact figures
-                of so many users
+                values. Beside the trainer's options: sdpo (experiments.sdpo), exact: {users: N}, for exact figures
+                of so many users, and probes: false, to leave out the figures of RL's own prompts and last weights
 baseline:       the row that the others are tested against; a row may name one of its own
 metrics:        what the report shows
 figures:        what it draws (experiments.figures, and theory's), each perhaps with a caption

@@ -39,8 +39,9 @@ from tawin.train.pipeline import trainable
 from tawin.train.sft import train_sft
 
 from .plan import TRAINED, Cell
+from .smollm2 import model_folder
 
-NOT_TRAINERS = ("sdpo", "exact")  # options of a row that are not fields of the trainer's config
+NOT_TRAINERS = ("sdpo", "exact", "probes")  # options of a row that are not fields of the trainer's config
 # What an SFT start does not depend on; the data set counts by its name, guards only where a run broke down.
 NOT_OF_SFT = ("grpo", "data", "data_cache", "guards", "watchdog", "tracking", "checkpoints")
 
@@ -58,7 +59,10 @@ class Workspace:
         data = None if cell.data == "synthetic" else str(self.data / cell.data)
         options = {name: value for name, value in cell.options.items() if name not in NOT_TRAINERS}
         where = f"{cell.table}: {cell.row.name}"
-        return with_options(dataclasses.replace(Config(), data=data, seed=cell.seed), options, where)
+        config = with_options(dataclasses.replace(Config(), data=data, seed=cell.seed), options, where)
+        encoder = model_folder(config.catalog.text_encoder, self.out)
+        catalog = dataclasses.replace(config.catalog, text_encoder=encoder)
+        return dataclasses.replace(config, model=model_folder(config.model, self.out), catalog=catalog)
 
     def record_path(self, cell: Cell) -> Path:
         """Where the finished cell is kept."""

@@ -497,3 +497,29 @@ def test_bf16_autocast_trains_as_on_a_gpu(tmp_path: Path, monkeypatch: pytest.Mo
     results = run(tmp_path / "run", "--policy.lora-rank=2", "--grpo.beta=0.01")
     assert 0.0 <= results["grpo"]["test"]["recall@10"] <= 1.0
     assert all(line["kl"] < 1.0 for line in metrics(tmp_path / "run") if "kl" in line)
+
+
+def test_a_run_without_rl_is_evaluated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluated: list[str] = []
+
+    def counted(*arguments: Any, description: str, **options: Any) -> dict[str, float]:
+        evaluated.append(description)
+        return evaluate(*arguments, description=description, **options)
+
+    monkeypatch.setattr(pipeline, "evaluate", counted)
+    results = run(tmp_path / "run", "--grpo.steps=0")
+    assert evaluated == ["sft valid", "sft test"]
+    assert results["grpo"] == results["sft"]
+    assert (tmp_path / "run" / "checkpoints" / "grpo" / "model.safetensors").exists()
+
+
+def test_all_that_is_missing_is_named_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "prepare", None)  # what loads: never called
+    absent = [f"--{name}={tmp_path / name}" for name in ("data", "model", "catalog.vectors")]
+    with pytest.raises(SystemExit) as caught:
+        run(tmp_path / "run", *absent)
+    assert all(f"{tmp_path / name}" in str(caught.value) for name in ("data", "model", "catalog.vectors"))
+    assert "interactions.parquet" in str(caught.value) and "--catalog.vectors" in str(caught.value)
+    assert not (tmp_path / "run").exists()

@@ -97,6 +97,13 @@ class Catalog:
         return bool(self.separator or self.suffix) or self.history_tokens is not None
 
     @property
+    def item_tokens(self) -> ItemTokens:
+        """What an item's tokens are, as in the config."""
+        if self.semantic_ids is not None:
+            return "semantic_id"
+        return "item" if self.end_token is None else "title"
+
+    @property
     def num_items(self) -> int:
         """Items of the catalogue."""
         return len(self.item_ids)

@@ -43,16 +43,36 @@ def item_vectors(
         dimensions: of the vectors from co-occurrence.
         texts: what `title_vectors` gave for the dataset before; None: it is asked where it has to be.
     """
+    parts = vectors_by_source(
+        dataset, config, training_sequences=training_sequences, dimensions=dimensions, seed=seed, texts=texts
+    )
+    return joined(list(parts.values()))
+
+
+def vectors_by_source(
+    dataset: Dataset,
+    config: CatalogConfig,
+    *,
+    training_sequences: Sequence[np.ndarray],
+    dimensions: int = 64,
+    seed: int = 0,
+    texts: np.ndarray | None = None,
+) -> dict[VectorSource, np.ndarray]:
+    """The same, those of each source by themselves: float32 [items, its dimensions]."""
     makers: dict[VectorSource, Callable[[], np.ndarray]] = {
         "cooccurrence": lambda: cooccurrence_vectors(training_sequences, len(dataset.items), dimensions, seed=seed),
         "text": lambda: title_vectors(dataset, str(config.text_encoder)) if texts is None else texts,
         "file": lambda: load_vectors(str(config.vectors), len(dataset.items)),
     }
-    parts = [makers[source]() for source in config.vector_sources]
-    return parts[0] if len(parts) == 1 else np.concatenate([_of_unit_length(part) for part in parts], axis=1)
+    return {source: makers[source]() for source in config.vector_sources}
 
 
-def _of_unit_length(vectors: np.ndarray) -> np.ndarray:
+def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """One as it is; several at unit length, side by side."""
+    return parts[0] if len(parts) == 1 else np.concatenate([of_unit_length(part) for part in parts], axis=1)
+
+
+def of_unit_length(vectors: np.ndarray) -> np.ndarray:
     """Each vector so, but for those that say nothing: noise stays as short as it is."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(lengths > 10 * UNSEEN_NOISE * lengths.max(), lengths, 1.0)

@@ -15,6 +15,8 @@ from typing import Any
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Tokenizer
 
+from ..pretrained import source_of
+
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")
 MAX_LEVELS = 26  # a letter a level
 
@@ -195,4 +197,4 @@ def _wrap(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Qwen2Tok
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     """A tokenizer as transformers loads it; code that a folder brings is never run."""
-    return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+    return AutoTokenizer.from_pretrained(**source_of(name_or_path), trust_remote_code=False)

@@ -32,10 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with named_extra("train"), _interrupted_at_once():
         from transformers.utils import logging as transformers_logging
 
-        from . import train
+        from . import extend, train
         from .commands import COMMANDS
-    if arguments[:1] == ["train"]:
-        return train.run(arguments[1:])
+    for name, command in (("train", train), ("extend", extend)):
+        if arguments[:1] == [name]:
+            return command.run(arguments[1:])
     parser = argparse.ArgumentParser(prog="tawin", description=_DESCRIPTION)
     parser.add_argument("--version", action="store_true", help="with --env also what is installed, for a bug report")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -19,5 +19,7 @@ def add_command(commands: Commands) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    export(RunFolder.open(options.run), options.folder, options.stage)
+    without_sid2pid = export(RunFolder.open(options.run), options.folder, options.stage)
     print(f"exported: {options.folder}   how to serve it: {options.folder / 'README.md'}")
+    if without_sid2pid is not None:
+        print(f"without sid2pid.json: {without_sid2pid}")

@@ -48,6 +48,11 @@ def _add_format(formats: argparse._SubParsersAction, chosen: Format) -> None:
         f"(default: {chosen.duplicates})",
     )
     command.add_argument(
+        "--keep-unseen-items",
+        action="store_true",
+        help="keep items that are described but that nobody, or too few, took: they can be recommended from their text",
+    )
+    command.add_argument(
         "--max-malformed",
         type=float,
         default=Options.max_malformed,
@@ -110,6 +115,7 @@ def _prepare(options: argparse.Namespace) -> None:
         min_rating=options.min_rating,
         after=options.after,
         before=options.before,
+        keep_unseen_items=options.keep_unseen_items or None,
         max_malformed=options.max_malformed,
         columns=columns,
     )

@@ -16,16 +16,19 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedType, PartialState
 from transformers.utils import logging as transformers_logging
 
 from ..config import Config, OptimizerConfig
+from ..data.dataset import INTERACTIONS_FILE, ITEMS_FILE
 from ..dry_run import print_plan
 from ..model.attention.causal import require_attention
+from ..pretrained import missing_files
 from ..run.atomic import WriteError, replace_folder
 from ..run.folder import RunFolder, RunFolderError
 from ..run.guards import TrainingStoppedError
@@ -47,18 +50,20 @@ def add_command(commands: Commands) -> None:
     commands.add_parser("train", help="train a recommender: SFT, then GRPO with TAWin", add_help=False)
 
 
-def run(arguments: Sequence[str]) -> None:
+def run(arguments: Sequence[str], parse: Callable[[Sequence[str]], TrainingOptions] = parse_training) -> None:
     """`main` as a program of its own, which says that Ctrl-C came before training and leaves no process group."""
     try:
-        main(arguments)
+        main(arguments, parse)
     except KeyboardInterrupt:  # while data, catalogue and model were made: later ones are heard in training
         print("interrupted before training had begun", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     PartialState().destroy_process_group()
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str], parse: Callable[[Sequence[str]], TrainingOptions] = parse_training) -> None:
     """The whole job, or one process's part of it. `arguments`: the command line without the program's name.
+
+    parse: what makes options of them.
 
     Ends with status 1 and a message where something is wrong, a full disk or the death of another process among it;
     with 128 and the signal's number where SIGTERM or Ctrl-C asked for the end in training, which is saved then.
@@ -68,8 +73,9 @@ def main(arguments: Sequence[str]) -> None:
         try:
             accelerator = make_accelerator()
             processes = Processes.of(accelerator)
-            options = processes.ask_first(lambda: parse_training(arguments))
+            options = processes.ask_first(lambda: parse(arguments))
             set_deterministic(options.config.deterministic)
+            require_files(options)
             if options.dry_run:
                 return dry_run(options, accelerator)
             run, job = processes.in_turn(lambda: open_run(options, accelerator, held))
@@ -107,6 +113,24 @@ def ending_with_a_message(run: RunFolder, processes: Processes) -> Iterator[None
 def _what_is_kept(run: RunFolder) -> str:
     found = states(run.checkpoints)
     return f"Kept: {found[-1]}" if found else "No state was saved yet"
+
+
+def require_files(options: TrainingOptions) -> None:
+    """Name all that a run asks for and that is not there, before anything is loaded; ValueError."""
+    config, problems = options.config, []
+    if config.data is not None and not options.resume:  # of a run that goes on, the data may have been moved
+        wanted = [Path(config.data) / name for name in (INTERACTIONS_FILE, ITEMS_FILE)]
+        problems += [f"--data: expected {path}, found no such file" for path in wanted if not path.is_file()]
+    catalog, vectors = config.catalog, config.catalog.vectors
+    uses_them = catalog.item_tokens == "semantic_id" or (catalog.item_tokens == "item" and catalog.initialize)
+    if vectors is not None and uses_them and not Path(vectors).is_file():
+        problems.append(f"--catalog.vectors: expected {vectors}, found no such file")
+    models = {"--model": config.model, "--catalog.text-encoder": config.catalog.text_encoder}
+    problems += [
+        f"{option} {name}: {lack}" for option, name in models.items() if name and (lack := missing_files(name))
+    ]
+    if problems:
+        raise ValueError("\n       ".join(problems))
 
 
 def open_run(options: TrainingOptions, accelerator: Accelerator, held: ExitStack) -> tuple[RunFolder, Job]:

@@ -16,10 +16,11 @@ RLPrompts = Literal["last", "all"]
 class SplitConfig:
     """Which interactions are trained on, and by which stage."""
 
-    method: Literal["leave_one_out", "time"] = "leave_one_out"
+    method: Literal["leave_one_out", "time", "none"] = "leave_one_out"
     """leave_one_out: each user's last item is for test, the one before for valid. time: what is before a point in time
     is for training, a user's first interaction after it for valid, the first after a second point for test; the data
-    needs times, and users who did nothing in a period are no example of it."""
+    needs times, and users who did nothing in a period are no example of it. none: everything is for training, of a
+    model to serve; nothing is evaluated, and each stage keeps its last model."""
     valid_share: float = 0.1
     """Of a split by time: share of all interactions that are in the valid period."""
     test_share: float = 0.1
@@ -109,6 +110,9 @@ class CatalogConfig:
     file where there is one, else cooccurrence, and text where there is an encoder."""
     title_vocabulary: int = 2048
     """Tokens of the tokenizer trained on the titles (title mode without --model)."""
+    extend: bool = False
+    """Items that the run of --model knows keep their tokens, whatever else is in the data; others get new ones, or the
+    nearest free semantic ids. `tawin extend` sets it."""
     instruction: str = ""
     """Text before every history, where `prompt` has none; needs a --model with a tokenizer of its own, or title
     mode."""
@@ -119,6 +123,7 @@ class CatalogConfig:
         require_type("catalog.separate_shared_ids", self.separate_shared_ids, bool)
         require_type("catalog.rebuild_ids", self.rebuild_ids, bool)
         require_type("catalog.initialize", self.initialize, bool)
+        require_type("catalog.extend", self.extend, bool)
         for name, source, value in (("vectors", "file", self.vectors), ("text_encoder", "text", self.text_encoder)):
             named, expected = source in self.vector_sources, f"a name, as vectors_from has {source!r}"
             require(value is not None or not named, f"catalog.{name}", expected, value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import (
     CatalogConfig,
+    CheckpointConfig,
     Config,
     EvaluationConfig,
     GRPOConfig,
@@ -30,6 +31,16 @@ PRESETS: dict[str, Config] = {
         policy=PolicyConfig(hidden_size=96, layers=2, intermediate_size=256, attention_dropout=0.1, hidden_dropout=0.3),
         # No patience: the last epochs, at a rate near 0, are the best, and valid is flat before them.
         sft=SFTConfig(learning_rate=3e-3, weight_decay=0.0, batch_size=64, epochs=8, patience=8),
+    ),
+    # A pretrained model of about 135 M weights on 2 CPU cores: one token per item, so that a history is ten tokens and
+    # an answer one; as titles they are thirty times as many (docs/PRETRAINED.md).
+    "cpu-pretrained": Config(
+        model="HuggingFaceTB/SmolLM2-135M",
+        catalog=CatalogConfig(item_tokens="item"),
+        sft=SFTConfig(learning_rate=3e-4, batch_size=64, epochs=5, patience=1),
+        grpo=GRPOConfig(learning_rate=3e-5, batch_size=64, steps=40, group_size=16),
+        evaluation=EvaluationConfig(beam_width=10, valid_users=500),
+        checkpoints=CheckpointConfig(keep=1),
     ),
     # The paper's settings (arXiv 2604.22504), on a GPU: Qwen2.5-0.5B with titles prompted for in ReRe's way. What it
     # leaves open is ReRe's: batches, weight of the KL term, warm-up. The window is a choice (docs/METHOD.md).

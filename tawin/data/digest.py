@@ -109,6 +109,15 @@ def digest_of(dataset: Dataset) -> Digest:
     )
 
 
+def histories_in(dataset: Dataset, other: Dataset) -> np.ndarray:
+    """bool [users]: whether some user of the other dataset has the very same items, oldest first, by the log's ids."""
+    hashes = []
+    for each in (dataset, other):
+        items = np.array([_hash(text) for text in each.items.names], dtype=np.uint64)
+        hashes.append(_user_hashes(Ragged.of(each.sequences), None, items))
+    return np.isin(hashes[0], hashes[1])
+
+
 def _user_hashes(sequences: Ragged, times: Ragged | None, item_hashes: np.ndarray) -> np.ndarray:
     """uint64 [users], of the items and their places, and of the times."""
     lengths = sequences.lengths

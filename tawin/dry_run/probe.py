@@ -79,7 +79,9 @@ def probe(
         model.to(accelerator.device)
         valid = sampled(split.valid, config.evaluation.batch_size, config.seed)
         evaluation = decided(config, split).evaluation
-        batch = _seconds(lambda: recommend(model, catalog, valid.histories, evaluation, seen=valid.seen), 1)
+        batch = 0.0
+        if valid:
+            batch = _seconds(lambda: recommend(model, catalog, valid.histories, evaluation, seen=valid.seen), 1)
     return Seconds(sft, without_hits, with_hits, batch, _peak_bytes())
 
 

@@ -166,6 +166,30 @@ def target_ranks(found: Recommendations, targets: np.ndarray) -> np.ndarray:
     return np.where(match.any(1), match.argmax(1), -1)
 
 
+def ranks_of(
+    model: nn.Module,
+    catalog: Catalog,
+    examples: Examples,
+    config: EvaluationConfig,
+    *,
+    description: str = "evaluate",
+    progress: bool = False,
+    processes: Processes = ALONE,
+) -> np.ndarray:
+    """Zero-based rank of each example's target, -1 = not found; int64 [N]. Otherwise as `evaluate`."""
+    found = recommend(
+        model,
+        catalog,
+        examples.histories,
+        config,
+        seen=examples.seen,
+        description=description,
+        progress=progress,
+        processes=processes,
+    )
+    return target_ranks(found, examples.targets)
+
+
 def evaluate(
     model: nn.Module,
     catalog: Catalog,
@@ -177,14 +201,5 @@ def evaluate(
     processes: Processes = ALONE,
 ) -> dict[str, float]:
     """Recall, NDCG and WPAUC at 1, 3, 5, 10 over all examples; the processes share the work and all get the figures."""
-    found = recommend(
-        model,
-        catalog,
-        examples.histories,
-        config,
-        seen=examples.seen,
-        description=description,
-        progress=progress,
-        processes=processes,
-    )
-    return metrics.ranking_metrics(target_ranks(found, examples.targets))
+    ranks = ranks_of(model, catalog, examples, config, description=description, progress=progress, processes=processes)
+    return metrics.ranking_metrics(ranks)

@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from ..config import PolicyConfig
+from ..pretrained import source_of
 from .backbone import backbone
 
 FAMILIES: dict[str, tuple[Any, Any]] = {
@@ -70,7 +71,7 @@ def load_model(
     """A causal LM as transformers loads it, in fp32 with sdpa attention.
 
     Args:
-        name_or_path: a folder or a hub name.
+        name_or_path: a folder, a hub name or a GGUF file, whose weights are dequantised.
         tokens: size of the tokenizer; where it is larger than the embedding, rows are added (mean of the old rows
             plus noise, transformers' own rule).
         known: how many of them the model was trained with. Embeddings are often padded to more rows than that, which
@@ -80,10 +81,14 @@ def load_model(
     Raises:
         ValueError: where shared-prefix attention or a plain softmax head would be wrong for this model.
     """
+    source = source_of(name_or_path)
     # Said outright: left open, transformers would ask on a terminal whether to run the code that a folder brings.
     model = AutoModelForCausalLM.from_pretrained(
-        name_or_path, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
+        **source, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
     )
+    if "gguf_file" in source:  # dequantised as it was read, but transformers would not save it again
+        model.hf_quantizer, model.is_quantized = None, False
+        del model.config.quantization_config
     rows = model.get_input_embeddings().weight.shape[0]
     if tokens is not None and tokens > rows:
         with torch.random.fork_rng(devices=[]):

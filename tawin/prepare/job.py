@@ -62,7 +62,8 @@ def prepare(
     opened.read_log(reading, log)
     kept, counts = _filter(log, minimum, duplicates, source, reading)
     times = _times(log, reading)
-    prepared = _described(kept, log, opened, reading, keeps_unseen=chosen.keeps_unseen_items)
+    keeps_unseen = chosen.keeps_unseen_items or bool(options.keep_unseen_items)
+    prepared = _described(kept, log, opened, reading, keeps_unseen=keeps_unseen)
     report = {
         "format": format_name,
         "source": source.name,

@@ -66,6 +66,8 @@ class Options:
     min_rating: float | None = None
     after: str | None = None
     before: str | None = None
+    keep_unseen_items: bool | None = None
+    """Whether items that are described, but in no interaction that is kept, are in the catalogue."""
     max_malformed: float = 0.01
     columns: Columns = Columns()
 

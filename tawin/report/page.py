@@ -20,6 +20,7 @@ from ..config.files import dump_yaml
 from ..evaluate.baselines import LABELS
 from ..run.atomic import write_atomically
 from ..run.records import Group, look_up, read_runs
+from .change import change_of
 from .figures import DARK, FIGURES, LIGHT, png
 
 _MARK = '<meta name="generator" content="tawin">'
@@ -35,6 +36,7 @@ body { margin: 0 auto; max-width: 76rem; padding: 1rem; font: 1rem/1.5 system-ui
   color: var(--ink); background: var(--page); }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }
 p, figcaption { color: var(--soft); margin: .4rem 0; max-width: 60rem; }
+.headline { color: var(--ink); font-size: 1.15rem; margin: 1rem 0; }
 .figures { display: grid; gap: 2rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); }
 figure { margin: 0; } img { width: 100%; height: auto; display: block; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
@@ -53,6 +55,31 @@ def _table(header: Sequence[str], blocks: Iterable[tuple[str, Sequence[Sequence[
         cells = ["".join(f"<td>{escape(text)}</td>" for text in row) for row in rows]
         body += f"<tbody><tr>{first}{'</tr><tr>'.join(cells)}</tr></tbody>"
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>{body}</table></div>'
+
+
+def _headline(groups: list[Group]) -> str:
+    """The first sentence of each group: what RL changed of the metric that chose its checkpoints."""
+    lines = ""
+    for group in groups:
+        metric = group.config.evaluation.select
+        name = metric.replace("recall", "Recall").replace("ndcg", "NDCG")
+        change = change_of(group, metric)
+        if change is None:
+            said = f"test {name}: RL has not been evaluated yet"
+        else:
+            said = f"RL changed test {name} by {change.difference:+.4f}, from {change.before:.4f} to {change.after:.4f}"
+            if change.users is None:
+                said += ", without an interval: no ranks by user were kept"
+            else:
+                low, high = change.difference - change.error, change.difference + change.error
+                said += f"; 95 % interval over {change.users:,} users {low:+.4f} to {high:+.4f}: {change.verdict}"
+        said = f"{group.label}: {said}" if len(groups) > 1 else said
+        lines += f'<p class="headline">{escape(said)}.</p>'
+    return lines
+
+
+def _folded(summary: str, content: str) -> str:
+    return f"<details><summary>{escape(summary)}</summary>{content}</details>"
 
 
 def _runs_table(groups: list[Group]) -> str:
@@ -123,7 +150,7 @@ def _configs(groups: list[Group]) -> str:
     for group in groups:
         data = _flat(group.runs[0].results.get("dataset") or {})
         text = "".join(f"# data: {name} {value}\n" for name, value in data.items()) + dump_yaml(group.config)
-        content += f"<details><summary>{escape(group.label)}</summary><pre>{escape(text)}</pre></details>"
+        content += _folded(group.label, f"<pre>{escape(text)}</pre>")
     return content
 
 
@@ -171,12 +198,14 @@ def write_report(run_folders: Sequence[Path], out: Path | None = None) -> Path:
 <html lang="en"><head><meta charset="utf-8">{_MARK}<meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>{title}</title><style>{STYLE}</style></head>
-<body><h1>{title}</h1>{_runs_table(groups)}
-<h2>Test</h2><p>{escape(NOTE)}</p>{_results_table(groups, "test")}
+<body><h1>{title}</h1>{_headline(groups)}
 {_baselines_table(groups)}
 <h2>Figures</h2><div class="figures">{figures}</div>
-<h2>Valid</h2>{_results_table(groups, "valid")}
-<h2>Data and options</h2>{_configs(groups)}
+<h2>All figures</h2><p>{escape(NOTE)}</p>
+{_folded("Test", _results_table(groups, "test"))}
+{_folded("Valid", _results_table(groups, "valid"))}
+<h2>Runs, data and options</h2>{_runs_table(groups)}
+{_configs(groups)}
 </body></html>
 """
     write_atomically(page_path, page)

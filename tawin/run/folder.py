@@ -3,6 +3,7 @@
     config.yaml     every option of the run
     metrics.jsonl   a line a training step or evaluation
     results.json    the final figures, written stage by stage
+    ranks-STAGE.safetensors   where each user's target stood: what the final figures are means of
     catalog/        items, their tokens, their semantic ids
     checkpoints/    see checkpoint.py
     tensorboard/    see tracking.py
@@ -25,7 +26,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from safetensors.numpy import load_file, save
 
 from ..config import Config
 from ..config.files import differences, dump_yaml, load_yaml
@@ -37,6 +40,16 @@ from .tracking import NOT_TRACKED, Tracking, start_tracking
 
 class RunFolderError(ValueError):
     """The folder cannot be used as asked; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class RanksByUser:
+    """Where the targets of some users stood in one evaluation."""
+
+    user_ids: np.ndarray
+    """int64 [N]"""
+    ranks: np.ndarray
+    """int64 [N], zero-based, -1 = not found."""
 
 
 @dataclass(frozen=True)
@@ -191,3 +204,22 @@ class RunFolder:
         results = {**self.results, **parts}
         write_atomically(self.path / "results.json", json.dumps(results, indent=2) + "\n")
         return results
+
+    def save_ranks(self, stage: str, parts: dict[str, RanksByUser]) -> None:
+        """Keep the ranks of a stage's best model, part ("valid", "test") by part."""
+        if not self.writes:
+            return
+        tensors: dict[str, np.ndarray] = {}
+        for part, found in parts.items():
+            tensors |= {f"{part}.user_ids": found.user_ids, f"{part}.ranks": found.ranks}
+        write_atomically(self.path / f"ranks-{stage}.safetensors", save(tensors))
+
+    def ranks(self, stage: str, part: str) -> RanksByUser | None:
+        """The ranks of a stage's best model; None where it has not been evaluated yet, or before ranks were kept."""
+        path = self.path / f"ranks-{stage}.safetensors"
+        if not path.exists():
+            return None
+        tensors = load_file(path)
+        if f"{part}.ranks" not in tensors:  # everything was for training
+            return None
+        return RanksByUser(tensors[f"{part}.user_ids"], tensors[f"{part}.ranks"])

@@ -23,6 +23,7 @@ class Run:
     config: Config
     lines: list[dict[str, Any]]  # metrics.jsonl
     results: dict[str, Any]  # results.json, empty while there is none
+    folder: RunFolder
 
     def curve(self, stage: str, key: str, part: str | None = None) -> dict[int, float]:
         """One figure of a stage by step; `part` "valid" takes it from the evaluation lines."""
@@ -71,7 +72,7 @@ def read_runs(folders: list[Path]) -> list[Group]:
         # A folder's name may hold line breaks, and bytes that are not UTF-8.
         name = " ".join(name.encode("utf-8", "backslashreplace").decode("utf-8").split())
         alike = members.setdefault(dataclasses.replace(run.config, seed=0, tracking=TrackingConfig()), [])
-        alike.append(Run(name, run.config, read_metrics(folder / "metrics.jsonl"), run.results))
+        alike.append(Run(name, run.config, read_metrics(folder / "metrics.jsonl"), run.results, run))
     return [Group(runs) for runs in members.values()]
 
 

@@ -17,14 +17,18 @@ from ..run.atomic import finish_replacing, read_folder, replace_folder
 from ..run.folder import RunFolder
 from ..run.lock import is_in_use
 from .load import DEFAULT_STAGE, SERVING_FILE, ServingOptions, best_model, evaluation_of
+from .sid2pid import misfit, write_sid2pid
 
 TRIE_FILE = "trie.safetensors"
 
 
-def export(run: RunFolder, folder: Path, stage: str | None = None) -> None:
+def export(run: RunFolder, folder: Path, stage: str | None = None) -> str | None:
     """Write the best model of a run's stage ("sft" or "grpo", the default) and all it takes to serve it.
 
     folder: new or empty. It appears whole or not at all.
+
+    Returns:
+        Why it has no `sid2pid.json`; None where it has one.
 
     Raises:
         ValueError: the stage has no model yet; the folder has files in it, or is a file.
@@ -36,6 +40,7 @@ def export(run: RunFolder, folder: Path, stage: str | None = None) -> None:
     if not is_in_use(run.path):  # else training does that itself
         finish_replacing(run.checkpoints / stage)
     model, catalog, origin = best_model(run, stage), Catalog.load(run.catalog), read_origin(run.catalog)
+    without_sid2pid = misfit(catalog)
     options = ServingOptions(stage, run.config.split.max_history, evaluation_of(run))
 
     def write(new: Path) -> None:
@@ -51,9 +56,12 @@ def export(run: RunFolder, folder: Path, stage: str | None = None) -> None:
         catalog.trie.save(new / TRIE_FILE)
         (new / SERVING_FILE).write_text(options.to_json(), encoding="utf-8")
         (new / "README.md").write_text(readme(), encoding="utf-8")
+        if without_sid2pid is None:
+            write_sid2pid(catalog, new)
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     replace_folder(folder, write)
+    return without_sid2pid
 
 
 def _name_rope_theta(config: Path) -> None:

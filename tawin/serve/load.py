@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from ..catalog.catalog import CATALOG_FILE, Catalog
 from ..config import Config, EvaluationConfig
 from ..data.columns import DataError
 from ..data.dataset import Dataset, Split, load_dataset, split_leave_one_out
+from ..data.no_split import split_nothing
 from ..data.synthetic import make_synthetic
 from ..data.time_split import split_by_time
 from ..model.policy import load_model
@@ -52,7 +54,7 @@ def load_data(config: Config, catalog: Catalog | None = None, *, where: str | No
         dataset = make_synthetic(config.synthetic, config.seed)
         if arrange is not None:
             dataset = dataclasses.replace(dataset, items=arrange(dataset.items))
-    split = split_leave_one_out
+    split: Callable[..., Split] = split_nothing if options.method == "none" else split_leave_one_out
     if by_time:
         split = partial(split_by_time, valid_share=options.valid_share, test_share=options.test_share)
     return dataset, split(

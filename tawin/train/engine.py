@@ -231,10 +231,11 @@ class Stage:
         )
 
     def record(self, valid: dict[str, float], select: str) -> None:
-        """Take an evaluation on valid: log it, keep the model where it is the best so far."""
-        value = valid[select]
-        self.log(valid=valid)
-        if value > self.progress.best_value:
+        """Take an evaluation on valid: log it, keep the model where it is the best so far. No figures: keep it."""
+        value = valid[select] if valid else self.progress.best_value
+        if valid:
+            self.log(valid=valid)
+        if value > self.progress.best_value or not valid:
             save_model(self.model, self.tokenizer, self.best_model, processes=self.processes)
             self.progress = dataclasses.replace(self.progress, best_step=self.progress.step, best_value=value, stale=0)
         else:

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..catalog.catalog import Catalog, build_catalog, make_tokenizer
-from ..catalog.item_vectors import MAX_DIMENSIONS, item_vectors, load_vectors
+from ..catalog.extension import Extension, extended_ids, match_items
+from ..catalog.item_vectors import MAX_DIMENSIONS, item_vectors, joined, load_vectors, vectors_by_source
 from ..catalog.semantic_ids import build_semantic_ids, given_ids
 from ..catalog.text_encoder import title_vectors
-from ..catalog.token_vectors import begin_at_vectors
+from ..catalog.token_vectors import begin_at_vectors, place_among_known
 from ..catalog.tokenizer import load_tokenizer
 from ..config import Config
 from ..data.dataset import Dataset, Split
@@ -29,8 +31,10 @@ from ..model.attention.causal import require_model_takes
 from ..model.policy import build_model, load_model
 from ..rl.rewards import require_reward
 from ..run.folder import RunFolder
+from ..run.processes import Processes
 from ..run.states import states
 from ..serve.load import catalog_of_model, load_data
+from .checkpoint import save_model
 
 TEXTS_FILE = "text_vectors.npy"
 """In the folder of a run's catalogue: titles are encoded once."""
@@ -47,6 +51,8 @@ class Job:
     model: nn.Module
     texts: np.ndarray | None = None
     """float32 [items, H], the titles by `catalog.text_encoder`."""
+    extension: Extension | None = None
+    """Where a new run goes on from another one's items with a newer log: which are known, new and gone."""
 
 
 def prepare(config: Config, run: RunFolder | None) -> Job:
@@ -55,14 +61,16 @@ def prepare(config: Config, run: RunFolder | None) -> Job:
     goes_on = run is not None and run.catalog.exists()
     start = Catalog.load(run.catalog) if run is not None and goes_on else catalog_of_start(config)
     where = f"--data {config.data}" + ("" if goes_on else f" with --model {config.model}")
-    dataset, split = load_data(config, start, where=where)
+    extends = config.catalog.extend and not goes_on
+    dataset, split = load_data(config, None if extends else start, where=where)
+    extension = match_items(start, dataset.items.names, where) if extends and start is not None else None
     _require_training_data(split, config)
     texts = _title_vectors(dataset, config, run)
     if run is not None and start is not None and goes_on:
         _require_same_data(dataset, run, config)
         tokenizer, catalog = load_tokenizer(str(run.catalog)), start
     else:
-        tokenizer, catalog = make_catalog(dataset, split, config, texts, start=start)
+        tokenizer, catalog = make_catalog(dataset, split, config, texts, start=start, extension=extension)
         weight = config.evaluation.counts_weight
         if weight or (weight is None and config.catalog.item_tokens == "item"):
             counted = count_transitions(Ragged.of(split.training), len(dataset.items))
@@ -76,7 +84,7 @@ def prepare(config: Config, run: RunFolder | None) -> Job:
     require_model_takes(model, config.attention)
     if run is None or not states(run.checkpoints):  # else training goes on from a state's weights
         _initialize_tokens(model, catalog, dataset, split, config, known, texts)
-    return Job(dataset, split, tokenizer, catalog, model, texts)
+    return Job(dataset, split, tokenizer, catalog, model, texts, extension)
 
 
 def _title_vectors(dataset: Dataset, config: Config, run: RunFolder | None) -> np.ndarray | None:
@@ -100,16 +108,59 @@ def _initialize_tokens(
     """Where the config says so, have the new tokens of items begin at the items' vectors. known: the model's own."""
     if config.catalog.item_tokens != "item" or not config.catalog.initialize:
         return
+    tokens = catalog.token_ids[:, 0].numpy()
+    is_new = tokens >= (known or 0)
+    if not is_new.any():  # a model of an earlier run, say, that has them all
+        return
     size = model.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
-    vectors = item_vectors(
-        dataset,
-        config.catalog,
-        training_sequences=split.training,
-        dimensions=min(size, MAX_DIMENSIONS),
-        seed=config.seed,
-        texts=texts,
+    parts = list(
+        vectors_by_source(
+            dataset,
+            config.catalog,
+            training_sequences=split.training,
+            dimensions=min(size, MAX_DIMENSIONS),
+            seed=config.seed,
+            texts=texts,
+        ).values()
     )
-    begin_at_vectors(model, catalog, vectors, known=known, seed=config.seed)
+    if is_new.all():
+        begin_at_vectors(model, catalog, joined(parts), known=known, seed=config.seed)
+    else:
+        place_among_known(model, catalog, parts, wanted=is_new, known=~is_new & _is_seen(split, catalog.num_items))
+
+
+def place_unseen_items(job: Job, config: Config, folder: Path, processes: Processes) -> None:
+    """Mend the rows of items that no training sequence has, one token each, in the model in `folder`.
+
+    Training takes them for answers that are always wrong, and moves them where nobody is recommended them. New ones are
+    brought to where their texts say, if there are vectors of these. With `catalog.extend` those that the model knew
+    before get their rows back.
+    """
+    if config.catalog.item_tokens != "item":
+        return
+    tokens = job.catalog.token_ids[:, 0].cpu()
+    unseen = ~_is_seen(job.split, job.catalog.num_items)
+    before = unseen & (tokens < len(load_tokenizer(config.model))).numpy() if config.model else np.zeros_like(unseen)
+    new, sources = unseen & ~before, [each for each in config.catalog.vector_sources if each != "cooccurrence"]
+    has_texts = bool(new.any() and sources and config.catalog.initialize)
+    if not (has_texts or (config.catalog.extend and before.any())):
+        return
+    model: Any = load_model(folder)
+    if has_texts:
+        only = replace(config.catalog, vectors_from=tuple(sources))
+        parts = vectors_by_source(job.dataset, only, training_sequences=job.split.training, texts=job.texts)
+        place_among_known(model, job.catalog, list(parts.values()), wanted=new, known=~unseen)
+    if config.catalog.extend and before.any():
+        kept, start = tokens[torch.from_numpy(before)], load_model(str(config.model))
+        for part in ("get_input_embeddings", "get_output_embeddings"):
+            with torch.no_grad():
+                getattr(model, part)().weight[kept] = getattr(start, part)().weight[kept]
+    save_model(model, job.tokenizer, folder, processes=processes)
+
+
+def _is_seen(split: Split, items: int) -> np.ndarray:
+    """bool [items]: whether some training sequence has it."""
+    return np.bincount(Ragged.of(split.training).flat(), minlength=items) > 0
 
 
 def _require_same_data(dataset: Dataset, run: RunFolder, config: Config) -> None:
@@ -126,8 +177,14 @@ def catalog_of_start(config: Config) -> Catalog | None:
     """The catalogue of the run that `config.model` comes from, where its tokens are to mean the same items again.
 
     None for a model that has none, where items are titles or tokens named by the log's own ids, which mean the same
-    anywhere, and where the options ask for other semantic ids, which is said.
+    anywhere, and where the options ask for other semantic ids, which is said. With `catalog.extend` it is there in any
+    case.
+
+    Raises:
+        ValueError: `catalog.extend` and no model of a run with tokens of the same kind.
     """
+    if config.catalog.extend:
+        return _catalog_to_extend(config)
     folder = catalog_of_model(config.model) if config.model and config.catalog.item_tokens == "semantic_id" else None
     catalog = None if folder is None else Catalog.load(folder)
     if folder is None or catalog is None or catalog.semantic_ids is None or catalog.source_ids is None:
@@ -149,6 +206,18 @@ def catalog_of_start(config: Config) -> Catalog | None:
     return catalog
 
 
+def _catalog_to_extend(config: Config) -> Catalog:
+    folder = catalog_of_model(config.model) if config.model else None
+    if folder is None:
+        raise ValueError(
+            f"catalog.extend: expected --model of a run, RUN/checkpoints/grpo or an exported folder, got {config.model}"
+        )
+    start, kind = Catalog.load(folder), config.catalog.item_tokens
+    if start.item_tokens != kind:
+        raise ValueError(f"catalog.item_tokens: expected {start.item_tokens}, as the run extended has, got {kind}")
+    return start
+
+
 def _require_training_data(split: Split, config: Config) -> None:
     """Refuse a split that leaves a stage nothing to train on, before anything is written."""
     if config.sft.epochs > 0 and not split.sft:
@@ -164,12 +233,19 @@ def _require_training_data(split: Split, config: Config) -> None:
 
 
 def make_catalog(
-    dataset: Dataset, split: Split, config: Config, texts: np.ndarray | None = None, *, start: Catalog | None = None
+    dataset: Dataset,
+    split: Split,
+    config: Config,
+    texts: np.ndarray | None = None,
+    *,
+    start: Catalog | None = None,
+    extension: Extension | None = None,
 ) -> tuple[PreTrainedTokenizerBase, Catalog]:
     """Items as tokens of the model's tokenizer, or of a small one made for them.
 
     texts: as in `item_vectors`.
-    start: of the run that the model comes from, items in the order of the dataset: they keep its semantic ids.
+    start: of the run that the model comes from: items keep its semantic ids.
+    extension: which items of the dataset it has; None: all, in the same order.
     """
     kind = config.catalog.item_tokens
     is_used = {
@@ -186,8 +262,9 @@ def make_catalog(
                 f"catalog.initialize), got {value!r}"
             )
     semantic_ids = None
-    if start is not None:
-        semantic_ids = _ids_of_start(dataset, start, config)
+    if start is not None and kind == "semantic_id":
+        extension = extension or Extension(np.arange(start.num_items), gone=0)
+        semantic_ids = _ids_of_start(dataset, split, start, extension, config, texts)
     elif kind == "semantic_id":
         semantic_ids = build_semantic_ids(
             dataset, config.catalog, training_sequences=split.training, seed=config.seed, texts=texts
@@ -205,17 +282,27 @@ def make_catalog(
     return tokenizer, catalog
 
 
-def _ids_of_start(dataset: Dataset, start: Catalog, config: Config) -> list[tuple[int, ...]]:
+def _ids_of_start(
+    dataset: Dataset, split: Split, start: Catalog, extension: Extension, config: Config, texts: np.ndarray | None
+) -> list[tuple[int, ...]]:
     assert start.semantic_ids is not None
-    given = given_ids(dataset, config.catalog) or []
-    changed = [row for row, own in enumerate(given) if start.semantic_ids[row][: len(own)] != tuple(own)]
+    given = given_ids(dataset, config.catalog)
+    known = [(row, place) for row, place in enumerate(extension.places) if place >= 0]
+    changed = [row for row, place in known if given and start.semantic_ids[place][: len(given[row])] != given[row]]
     if changed:
-        names = ", ".join(start.names[row] for row in changed[:5])
+        names = ", ".join(dataset.items.names[row] for row in changed[:5])
         raise ValueError(
             f"--data {config.data}: expected the semantic ids that --model {config.model} was trained with, got others "
             f"of {len(changed):,} items ({names}{', ...' if len(changed) > 5 else ''})"
         )
-    return start.semantic_ids
+    vectors = None
+    if given is None and extension.is_new.any():
+        vectors = item_vectors(
+            dataset, config.catalog, training_sequences=split.training, seed=config.seed, texts=texts
+        )
+    return extended_ids(
+        start.semantic_ids, extension, vectors=vectors, given=given, separate=config.catalog.separate_shared_ids
+    )
 
 
 def save_catalog(job: Job, config: Config, folder: Path) -> None:
@@ -250,5 +337,5 @@ def describe(job: Job) -> dict[str, Any]:
         "users_left_out": job.dataset.users_left_out,
         "items": job.catalog.num_items,
         "interactions": int(Ragged.of(job.dataset.sequences).lengths.sum()),
-        "repeat_share": round(float(np.mean(repeats)), 4),
+        "repeat_share": round(float(np.mean(repeats)), 4) if len(test) else None,
     }

@@ -109,9 +109,15 @@ class Loop:
             self._say(f"epoch {-(-step // self._steps_an_epoch)}", found)
 
     def _evaluate(self) -> dict[str, float]:
-        """Figures on valid, recorded. Where a signal cuts it short, the state is saved: resuming does it again."""
+        """Figures on valid, recorded. Where a signal cuts it short, the state is saved: resuming does it again.
+
+        Where nobody is in valid there are none, and the model is kept as it is.
+        """
         stage, config = self._stage, self._config
         stage.require_finite_weights()
+        if len(self._valid) == 0:
+            stage.record({}, config.evaluation.select)
+            return {}
         try:
             found = stage.infer(
                 evaluate,
@@ -130,7 +136,7 @@ class Loop:
 
     def _say(self, when: str, found: dict[str, float]) -> None:
         """A line on the terminal for an evaluation."""
-        recalls = "  ".join(f"R@{k} {found[f'recall@{k}']:.4f}" for k in KS)
+        recalls = "  ".join(f"R@{k} {found[f'recall@{k}']:.4f}" for k in KS) if found else "nobody"
         line = f"{self._stage.progress.stage} {when}: valid {recalls}"
         line += f"  loss {self._loss:.3f}" if self._loss is not None else ""
         if self._stage.processes.is_first:

@@ -19,19 +19,20 @@ from torch import nn
 from ..catalog.catalog import Catalog
 from ..catalog.item_vectors import load_vectors
 from ..config import KS, Config
+from ..data.dataset import Examples
 from ..data.ragged import Ragged
 from ..evaluate.baselines import COUNTS, LABELS, build_baselines
-from ..evaluate.ranking import decided, evaluate, repeat_share, sampled
+from ..evaluate.ranking import decided, ranks_of, repeat_share, sampled
 from ..metrics import ranking_metrics
 from ..model.dropout import add_dropout
 from ..model.packing import checkpoint_activations
 from ..model.policy import add_lora, load_model
 from ..report.page import write_report
-from ..run.folder import RunFolder
+from ..run.folder import RanksByUser, RunFolder
 from ..run.processes import Processes
 from .checkpoint import find_state
 from .grpo import train_grpo
-from .job import Job, describe
+from .job import Job, describe, place_unseen_items
 from .sft import train_sft
 
 
@@ -47,6 +48,7 @@ def train(job: Job, config: Config, run: RunFolder, accelerator: Accelerator) ->
         config=dataclasses.asdict(config),
         dataset=describe(job),
         best_achievable={str(k): value for k, value in best.items()} if best else None,
+        **({} if job.extension is None else {"extended": {"from": config.model, **job.extension.counts()}}),
     )
 
     if processes.is_first and "baselines" not in run.results:
@@ -64,6 +66,7 @@ def train(job: Job, config: Config, run: RunFolder, accelerator: Accelerator) ->
             model.to("cpu")
     if progress.stage == "sft":
         _add_seconds(run, sft=progress.seconds)
+        place_unseen_items(job, config, run.checkpoints / "sft", processes)
     _evaluate_stage("sft", job, catalog, config, run, processes)
 
     if progress.stage == "sft" or not progress.finished:
@@ -71,7 +74,11 @@ def train(job: Job, config: Config, run: RunFolder, accelerator: Accelerator) ->
         model, reference = policy_and_reference(run.checkpoints / "sft", catalog, config)
         progress = train_grpo(accelerator, model, reference, job.tokenizer, catalog, job.split, config, run)
     _add_seconds(run, grpo=progress.seconds)
-    _evaluate_stage("grpo", job, catalog, config, run, processes)
+    if processes.ask_first(lambda: "grpo" not in run.results):
+        place_unseen_items(job, config, run.checkpoints / "grpo", processes)
+    # Where no step made it better, the best model is the SFT start, which has its figures.
+    figures = run.results.get("sft") if processes.is_first and progress.best_step == 0 else None
+    _evaluate_stage("grpo", job, catalog, config, run, processes, known=figures)
 
     if processes.is_first:
         report = write_report([run.path], run.path)
@@ -108,28 +115,43 @@ def _evaluate_baselines(job: Job, config: Config, run: RunFolder) -> None:
     vectors = None if file is None else load_vectors(file, items)
     baselines = build_baselines(Ragged.of(job.split.training), items, vectors)
     figures: dict[str, dict[str, Any]] = {name: {} for name in baselines.scores}
-    for part in ("valid", "test"):
-        examples = sampled(getattr(job.split, part), config.evaluation.test_users, config.seed)
+    for part, examples in _held_out(job, config):
         for name in baselines.scores:
             ranks = baselines.ranks(name, examples, exclude_history=config.evaluation.excludes_history)
             figures[name][part] = ranking_metrics(ranks)
     _add_seconds(run, {"baselines": figures}, baselines=time.monotonic() - started)
 
 
+def _held_out(job: Job, config: Config) -> list[tuple[str, Examples]]:
+    """valid and test, as many of their users as are evaluated; nothing where everything is for training."""
+    parts = [(part, getattr(job.split, part)) for part in ("valid", "test")]
+    return [
+        (part, sampled(examples, config.evaluation.test_users, config.seed)) for part, examples in parts if examples
+    ]
+
+
 def _evaluate_stage(
-    name: str, job: Job, catalog: Catalog, config: Config, run: RunFolder, processes: Processes
+    name: str,
+    job: Job,
+    catalog: Catalog,
+    config: Config,
+    run: RunFolder,
+    processes: Processes,
+    *,
+    known: dict[str, Any] | None = None,
 ) -> None:
-    """Valid and test figures of a stage's best model, once."""
+    """Valid and test figures of a stage's best model, once; known: on the first process, where they are already."""
+    if known is not None and name not in run.results:
+        run.add_results(**{name: known})
     known = processes.ask_first(lambda: run.results.get(name))
     if known is not None:
         run.tracking.add_results(name, known)  # a crash may have come between the two
         return
     started = time.monotonic()
     model = load_model(run.checkpoints / name).to(processes.device)
-    figures, users = {}, {}
-    for part in ("valid", "test"):
-        examples = sampled(getattr(job.split, part), config.evaluation.test_users, config.seed)
-        figures[part] = evaluate(
+    figures, users, ranks = {}, {}, {}
+    for part, examples in _held_out(job, config):
+        found = ranks_of(
             model,
             catalog,
             examples,
@@ -138,7 +160,9 @@ def _evaluate_stage(
             progress=processes.is_first,
             processes=processes,
         )
-        users[part] = len(examples)
+        figures[part], users[part] = ranking_metrics(found), len(examples)
+        ranks[part] = RanksByUser(examples.user_ids, found)
+    run.save_ranks(name, ranks)  # before the results: where they stand, these do too
     _add_seconds(run, {name: figures, "users": users}, **{f"{name}_evaluation": time.monotonic() - started})
     run.tracking.add_results(name, figures)
 
@@ -152,6 +176,9 @@ def _add_seconds(run: RunFolder, parts: dict[str, Any] | None = None, **seconds:
 def print_results(run: RunFolder) -> None:
     """The results table of a run, on the terminal."""
     results = run.results
+    if run.config.split.method == "none":
+        print("no figures: everything was for training (split.method none)")
+        return
     table = Table(title=f"{results['dataset']['name']}, test: Recall and NDCG")
     table.add_column("stage")
     for k in KS:
@@ -175,7 +202,7 @@ def print_results(run: RunFolder) -> None:
 
 def behind_counts(results: dict[str, Any], metric: str) -> str:
     """What to say of a run whose last model is below counts on valid, by the metric that chose it; else ""."""
-    ends = [results[stage]["valid"][metric] for stage in ("sft", "grpo") if stage in results]
+    ends = [results[stage]["valid"][metric] for stage in ("sft", "grpo") if results.get(stage)]
     counts = results.get("baselines", {}).get(COUNTS, {}).get("valid", {}).get(metric)
     if not ends or counts is None or ends[-1] >= counts:
         return ""

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tawin.catalog.catalog import Catalog, build_catalog, make_tokenizer
-from tawin.catalog.token_vectors import begin_at_vectors
+from tawin.catalog.token_vectors import begin_at_vectors, place_among_known
 from tawin.config import CatalogConfig, PolicyConfig
 from tawin.data.dataset import Dataset, Items
 from tawin.model.policy import build_model
@@ -90,3 +90,34 @@ def test_a_token_that_the_model_knows_stays_as_it_is() -> None:
     begin_at_vectors(model, catalog, random_vectors(4), known=10)
     after = model.get_input_embeddings().weight.detach()
     assert torch.equal(after[:10], before[:10]) and not (after[10:] == before[10:]).all(1).any()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_new_items_stand_where_their_vectors_are_among_the_known_ones(tied: bool) -> None:
+    """Rows are a rotation of the vectors: a new item's row is found by it, one without a first source by the second."""
+    catalog, _ = catalog_of("item")
+    model = tiny_model("qwen2", 3 + NUM_ITEMS, tie_word_embeddings=tied)
+    size = model.get_input_embeddings().weight.shape[1]
+    vectors = np.random.default_rng(0).normal(size=(NUM_ITEMS, 6)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    turned = vectors @ np.random.default_rng(1).normal(size=(6, size)).astype(np.float32)
+    wanted = np.arange(NUM_ITEMS) >= NUM_ITEMS - 8
+    with torch.no_grad():
+        for part in (model.get_input_embeddings(), model.get_output_embeddings()):
+            part.weight[catalog.token_ids[:, 0]] = torch.from_numpy(np.where(wanted[:, None], 9.0, turned))
+    first = np.where(np.arange(NUM_ITEMS)[:, None] == NUM_ITEMS - 1, 0.0, vectors).astype(np.float32)
+    place_among_known(model, catalog, [first, vectors], wanted=wanted, known=~wanted)
+    for part in (model.get_input_embeddings(), model.get_output_embeddings()):
+        rows = part.weight.detach()[catalog.token_ids[:, 0]].numpy()
+        assert np.array_equal(rows[~wanted], turned[~wanted])
+        distance = np.linalg.norm(rows[wanted] - turned[wanted], axis=1) / np.linalg.norm(turned[wanted], axis=1)
+        assert distance.max() < 0.35  # as far from the mean as the known ones, not as their own vectors are
+
+
+def test_an_item_without_any_vector_stands_in_the_middle_of_the_known_ones() -> None:
+    catalog, model = catalog_of("item")
+    wanted = np.arange(NUM_ITEMS) == 2
+    vectors = np.where(wanted[:, None], 0.0, random_vectors(4)).astype(np.float32)
+    place_among_known(model, catalog, [vectors], wanted=wanted, known=~wanted)
+    rows = model.get_input_embeddings().weight.detach()[catalog.token_ids[:, 0]]
+    torch.testing.assert_close(rows[2], rows[torch.from_numpy(~wanted)].mean(0))

@@ -6,10 +6,13 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 
 from tawin.cli.options import parse_training
 from tawin.config.presets import PRESETS
 from tawin.run.folder import RunFolder
+
+from ..runs import make_run
 
 
 def test_without_options_the_demo_runs_into_a_folder_of_its_own() -> None:
@@ -54,3 +57,22 @@ def test_what_cannot_be_parsed_is_refused_by_name(
         parse_training(arguments)
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_pretrained_model_without_a_preset_gets_one_for_pretrained_models(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = "paper" if torch.cuda.is_available() else "cpu-pretrained"
+    options = parse_training(["--model", "some/model"])
+    assert options.config == dataclasses.replace(PRESETS[expected], model="some/model")
+    assert options.out.name.startswith(expected) and f"preset: {expected}" in capsys.readouterr().err
+    path = tmp_path / "mine.yaml"
+    path.write_text("model: some/model\n")
+    assert parse_training(["--config", str(path)]).config == options.config
+    assert parse_training(["--preset", "demo", "--model", "some/model"]).config.sft == PRESETS["demo"].sft
+
+
+def test_a_model_of_a_run_goes_on_with_the_settings_of_the_small_decoder(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    options = parse_training(["--model", str(run.checkpoints / "sft")])
+    assert options.config.sft == PRESETS["demo"].sft

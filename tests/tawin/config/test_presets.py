@@ -19,3 +19,16 @@ def test_the_paper_preset_has_the_papers_settings() -> None:
     assert config.sft.batch_size * config.sft.gradient_accumulation == 128
     assert config.grpo.batch_size * config.grpo.gradient_accumulation * config.grpo.group_size == 1024
     assert (config.grpo.beta, config.sft.patience) == (1e-3, 3)
+
+
+def test_presets_for_pretrained_models_have_learning_rates_that_leave_them_whole() -> None:
+    for name in ("paper", "cpu-pretrained"):
+        preset = PRESETS[name]
+        assert preset.model is not None
+        assert 1e-5 <= preset.grpo.learning_rate <= preset.sft.learning_rate <= 3e-4
+
+
+def test_the_cpu_preset_for_pretrained_models_searches_little() -> None:
+    config = PRESETS["cpu-pretrained"]
+    assert (config.evaluation.beam_width, config.evaluation.valid_users) == (10, 500)
+    assert config.catalog.item_tokens == "item" and config.prompt.is_plain

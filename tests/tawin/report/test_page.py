@@ -9,9 +9,11 @@ import pytest
 from matplotlib.image import imread
 
 from tawin.config import KS, Config, GRPOConfig, TAWinConfig
+from tawin.metrics import ranking_metrics
+from tawin.report.change import gains
 from tawin.report.figures import FIGURES
 from tawin.report.page import write_report
-from tawin.run.folder import RunFolder
+from tawin.run.folder import RanksByUser, RunFolder
 
 from .pages import Page, figures_at, make_run
 
@@ -67,6 +69,70 @@ def test_the_model_stands_under_what_needs_no_training(tmp_path):
     ]
 
 
+def with_ranks(folder, before, after, user_ids=None):
+    """The same run with ranks by user; its results are then made of them."""
+    run = RunFolder.open(folder)
+    for stage, ranks in (("sft", before), ("grpo", after)):
+        ids = np.arange(len(ranks)) if user_ids is None else np.array(user_ids)
+        found = RanksByUser(ids, np.array(ranks))
+        run.save_ranks(stage, {"valid": found, "test": found})
+        figures = ranking_metrics(np.array(ranks))
+        run.add_results(**{stage: {"valid": figures, "test": figures}})
+    return folder
+
+
+def test_the_page_begins_with_what_rl_changed_and_its_interval_over_users(tmp_path):
+    before, after = [0, 5, -1, 3] * 25, [0, 2, -1, 2] * 25  # Recall@3: .25, then .75
+    folder = with_ranks(make_run(tmp_path / "demo"), before, after)
+    page = Page(write_report([folder]).read_text(encoding="utf-8"))
+    gains = np.array([0.0, 1.0, 0.0, 1.0] * 25)
+    error = 1.959964 * gains.std(ddof=1) / 10
+    expected = (
+        "RL changed test Recall@3 by +0.5000, from 0.2500 to 0.7500; 95 % interval over 100 users "
+        f"{0.5 - error:+.4f} to {0.5 + error:+.4f}: above 0: a gain."
+    )
+    assert expected in page.text
+    assert page.text.index(expected) < page.text.index("recall@1")
+
+
+def test_a_change_that_users_do_not_show_is_called_one(tmp_path):
+    folder = with_ranks(make_run(tmp_path / "demo"), [0, 9, -1, 1], [0, 1, -1, 9])
+    page = Page(write_report([folder]).read_text(encoding="utf-8"))
+    assert "by +0.0000, from 0.5000 to 0.5000" in page.text
+    assert "0 lies within: these users show no change" in page.text
+
+
+def test_a_users_change_over_several_seeds_is_one(tmp_path):
+    """Whoever was evaluated twice is no two users."""
+    first = with_ranks(make_run(tmp_path / "a", seed=1), [5, 5, 5], [0, 0, 5], user_ids=[7, 8, 9])
+    second = with_ranks(make_run(tmp_path / "b", seed=2), [5, 5, 5], [0, 5, 5], user_ids=[7, 8, 4])
+    page = Page(write_report([first, second]).read_text(encoding="utf-8"))
+    error = 1.959964 * np.array([1.0, 0.5, 0.0, 0.0]).std(ddof=1) / 2
+    difference = (2 / 3 + 1 / 3) / 2
+    assert f"over 4 users {difference - error:+.4f} to {difference + error:+.4f}" in page.text
+
+
+def test_a_run_without_ranks_or_without_rl_says_so(tmp_path):
+    page = Page(write_report([make_run(tmp_path / "old")]).read_text(encoding="utf-8"))
+    assert "without an interval: no ranks by user were kept" in page.text
+    page = Page(write_report([make_run(tmp_path / "half", after=None)]).read_text(encoding="utf-8"))
+    assert "RL has not been evaluated yet" in page.text
+
+
+@pytest.mark.parametrize("metric", ["recall@1", "recall@3", "ndcg@3", "ndcg@10"])
+def test_what_users_gain_has_the_metric_as_its_mean(metric):
+    ranks = np.random.default_rng(0).integers(-1, 14, size=200)
+    found = RanksByUser(np.arange(200), ranks)
+    assert gains(found, metric).mean() == pytest.approx(ranking_metrics(ranks)[metric], abs=1e-12)
+
+
+def test_the_tables_of_twelve_rows_are_folded(single):
+    folder, _ = single
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    for part in ("Test", "Valid"):
+        assert f"<details><summary>{part}</summary><div" in html
+
+
 def test_data_users_and_seconds_are_told(single):
     _, page = single
     seconds = "sft 12.3, sft evaluation 1,234.5"
@@ -94,7 +160,7 @@ def test_runs_that_differ_in_their_seed_alone_are_averaged(tmp_path):
     expected = [f"{values.mean():.4f} ± {values.std(ddof=1):.4f}" for values in (before, after)]
     assert ["recall@10", *expected, f"{100 * (after.mean() / before.mean() - 1):+.1f} %"] in page.rows
     assert [row[1] for row in page.rows if row[0].startswith("run-")] == ["0", "1", "2"]
-    assert page.tags.count("details") == 1
+    assert page.tags.count("details") == 3  # test, valid, options
 
 
 def test_runs_with_different_options_stand_side_by_side_with_the_options_that_differ(tmp_path):
@@ -134,7 +200,7 @@ def test_a_half_written_last_line_is_left_out(tmp_path):
     with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write('{"stage": "grpo", "step": 41, "rewa')
     page = Page(write_report([folder]).read_text(encoding="utf-8"))
-    assert page.rows[1][:4] == ["run", "0", "synthetic", "not complete: grpo step 40"]
+    assert ["run", "0", "synthetic", "not complete: grpo step 40"] in [row[:4] for row in page.rows]
     assert ["recall@3", "0.0300", "-", "-"] in page.rows
 
 
@@ -152,7 +218,7 @@ def test_a_damaged_line_in_the_middle_is_refused_with_its_number(tmp_path, damag
 def test_a_run_that_has_only_begun_has_a_page_and_its_weight_window(tmp_path):
     RunFolder.create(tmp_path / "run", Config())
     page = Page(write_report([tmp_path / "run"]).read_text(encoding="utf-8"))
-    assert page.rows[1] == ["run", "0", "?", "not complete: nothing logged yet", "none yet", "none yet"]
+    assert ["run", "0", "?", "not complete: nothing logged yet", "none yet", "none yet"] in page.rows
     assert len(page.images["light"]) == 1
     assert (tmp_path / "run" / "tawin_window.png").exists() and not (tmp_path / "run" / "recall.png").exists()
 
@@ -160,7 +226,7 @@ def test_a_run_that_has_only_begun_has_a_page_and_its_weight_window(tmp_path):
 def test_runs_of_one_name_are_told_apart_and_a_folder_given_twice_counts_once(tmp_path):
     first, second = (make_run(tmp_path / parent / "run", steps=2) for parent in "ab")
     page = Page(write_report([first, second, first]).read_text(encoding="utf-8"))
-    assert [row[0] for row in page.rows[1:3]] == ["a/run", "b/run"]
+    assert [row[0] for row in page.rows if row[0].endswith("/run") and "complete" in row] == ["a/run", "b/run"]
     assert "tawin: a/run and 1 more seed" in page.text
 
 

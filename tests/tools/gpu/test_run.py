@@ -238,6 +238,7 @@ def test_the_checks_pass_on_tiny_shapes_in_the_interpreter() -> None:
     assert all(check["compared"] for check in result["checks"])
 
 
+@pytest.mark.slow
 @WITHOUT_GPU
 def test_a_rehearsal_runs_a_suite_as_compiled(tmp_path: Path) -> None:
     arguments = ["--out", str(tmp_path), "--rehearse", "--minutes", "8", "--parts", "ceilings,grpo_loss"]
