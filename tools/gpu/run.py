@@ -20,7 +20,7 @@ on a machine without a GPU, kernels as compiled for sm_90 (tools.ptx_machine), t
 
 All but the ceilings are processes of their own: what crashes or hangs takes nothing else with it. FOLDER gets three
 files named by device and time (UTC), all written as results come, so that a call that is cut off leaves what it had:
-.json, anew after every part; .jsonl, a line for each benchmark; .log, the processes' output, the checks in it.
+.json, anew after every part; .jsonl, a line per test and benchmark; .log, the processes' output, the checks in it.
 The exit status is 1 if a test or check failed, or a benchmark failed to agree or to run. A part that is out of time has
 what it had by then; that is a failure of the checks and the tests, not of a benchmark. 2: nothing was run.
 """
@@ -33,6 +33,7 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -72,15 +73,18 @@ class Run:
         return self.base.with_name(f"{self.base.name}.{ending}")
 
     def pytest(self, *arguments: str, limit: float) -> dict[str, Any]:
-        """A session, with the benchmarks and compilations that it wrote down."""
+        """A session, with the outcomes, benchmarks and compilations that it wrote down."""
         lines = self.file("jsonl")
         lines.touch()
         before = len(lines.read_text())
         command = [*pytest_command(*arguments, limit=limit), "-p", "tools.gpu.session", f"--lines={lines.resolve()}"]
         result = run_process(command, limit, log=self.file("log"))
         written = lines.read_text()[before:]
+        tests = lines_of(written, "test")
         return {
             **result,
+            "outcomes": dict(Counter(test["outcome"] for test in tests)),
+            "failed": [test["test"] for test in tests if test["outcome"] == "failed"],
             "compiled": lines_of(written, "compiled"),
             "benchmarks": [line["benchmark"] for line in lines_of(written, "benchmark")],
         }
@@ -135,7 +139,10 @@ def optional_parts() -> list[Part]:
 def run_tests(run: Run, limit: float) -> dict[str, Any]:
     workers = min(8, len(os.sched_getaffinity(0)))
     chosen = f"--compiled={_REHEARSED}" if run.rehearsal else "--few-examples"
-    return _judged(run.pytest("tests/kernels", f"--numprocesses={workers}", chosen, limit=limit))
+    result = run.pytest("tests/kernels", f"--numprocesses={workers}", chosen, limit=limit)
+    counts = [f"{count} {outcome}" for outcome, count in result["outcomes"].items()]
+    cut = ["out of time"] if result["out_of_time"] or result["status"] == _PYTEST_STOPPED else []
+    return {**result, "passed": result["status"] == 0, "summary": ", ".join([*counts, *cut, *result["failed"]])}
 
 
 def run_checks(run: Run, limit: float) -> dict[str, Any]:

@@ -1,14 +1,15 @@
-"""A pytest plugin of GPU runs: every benchmark is written down when it ends, and what was compiled during the tests.
+"""A pytest plugin of GPU runs: every test and benchmark is written down when it ends, and every compilation.
 
 `pytest -p tools.gpu.session --lines FILE [--points NAME ...]`: a run that is cut off leaves what it had. FILE gets a
-line of JSON for each benchmark and for each kernel that Triton compiled because it was in no cache. --points: only
-benchmarks of these shapes; what torch.compile has to compile first comes after all else.
+line of JSON for each test, each benchmark and each kernel that Triton compiled because it was in no cache. --points:
+only benchmarks of these shapes; what torch.compile has to compile first comes after all else.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,25 @@ from triton import knobs
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--lines", metavar="FILE", help="append a line of JSON there for each benchmark and compilation")
+    parser.addoption("--lines", metavar="FILE", help="append a line of JSON for each test, benchmark, compilation")
     parser.addoption("--points", action="append", metavar="NAME", help="only benchmarks of this shape (repeatable)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if file := config.getoption("--lines"):
         tell_compilations(Path(file))
+        if not hasattr(config, "workerinput"):  # what processes of pytest-xdist report comes together in the first
+            config.pluginmanager.register(_Outcomes(Path(file)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Outcomes:
+    file: Path
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" or report.outcome != "passed":
+            what = {"test": report.nodeid, "outcome": report.outcome, "seconds": round(report.duration, 2)}
+            append(self.file, what)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -64,6 +77,6 @@ def append(file: Path | None, what: dict[str, Any]) -> None:
 
 
 def lines_of(text: str, kind: str) -> list[dict[str, Any]]:
-    """The lines of one kind, "benchmark", "check" or "compiled", among whatever else was printed."""
+    """The lines of one kind, "test", "benchmark", "check" or "compiled", among whatever else was printed."""
     start = json.dumps({kind: 0})[:-2]
     return [json.loads(line) for line in text.splitlines() if line.startswith(start)]

@@ -196,7 +196,7 @@ def test_what_a_killed_suite_had_measured_stands_in_the_lines(suite: Suite, run:
     result = gpu.run_suite(suite, replace(run, sweep=True), 60.0)
     assert result["status"] == -signal.SIGKILL
     assert len(result["benchmarks"]) == 3
-    assert len(run.file("jsonl").read_text().splitlines()) == 3
+    assert result["outcomes"] == {"passed": 3}
     assert "bench_sleep.py" in run.file("log").read_text() or "..." in run.file("log").read_text()
 
 
