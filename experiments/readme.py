@@ -89,7 +89,7 @@ def _figure(rl: Sequence[Record], others: Sequence[Record], data: str, names: Se
     for records in (rl, others):
         for name in names:
             if values := values_by_seed(records, data, name, METRIC):
-                return mean_and_deviation(spread(list(values.values())))
+                return mean_and_deviation(spread(list(values.values()))).replace("± ", "±")
     return "not run"
 
 
@@ -106,7 +106,7 @@ def with_table(page: str, new: str) -> str:
     """The page with `new` between its two marks."""
     before, rest = page.split(BEGIN)
     _, after = rest.split(END)
-    return before + BEGIN + "\n" + new + "\n" + END + after
+    return before + BEGIN + new + END + after
 
 
 if __name__ == "__main__":

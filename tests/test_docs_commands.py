@@ -39,7 +39,7 @@ from .tawin.text_models import save_pretrained_model
 NOT_RUN = {
     r"pip install ": "installs; .ci/run does README's two",
     r"pytest( -n 2 --dist loadfile| bench/\S+)?$": "this suite itself, or a benchmark of minutes",
-    r"(python train\.py|tawin train)$": "the demo takes minutes; .ci/run runs it",
+    r"tawin train --out RUN$": "the demo takes minutes; .ci/run runs it",
     r"torchrun ": "several processes on GPUs; tests/test_distributed.py runs two on a CPU",
     r"accelerate launch ": "several processes on GPUs; tests/test_distributed.py runs two on a CPU",
     r"python examples/": "tests/test_examples.py runs them",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import json
 import os
 import re
 import subprocess
@@ -88,3 +89,31 @@ def test_the_raw_loop_has_40_lines_of_code_at_most_and_needs_torch_and_the_kerne
     lines = {token.start[0] for token in tokens if not token.string.startswith('"""')}
     assert 20 < len(lines) <= 40, len(lines)
     assert imports(script) == {"torch", "tawin_kernels"}
+
+
+@pytest.mark.slow  # a training of the preset, at its full size
+def test_the_shop_of_own_csv_is_recommended_what_goes_with_its_tents(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [EXAMPLES / "own_csv" / "run.sh", "--sft.epochs", "4", "--grpo.steps", "5"],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=2 * SECONDS,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"│ +1 │ +lamp-00 ", done.stdout), done.stdout[-2000:]
+
+
+@pytest.mark.slow  # three minutes on two free cores
+def test_the_notebook_of_the_demo_runs_and_rl_gains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    notebook = nbformat.read(EXAMPLES / "demo.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    assert not [cell for cell in notebook.cells if cell.get("outputs")]  # committed without
+    nbclient.NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    results = json.loads((tmp_path / "RUN" / "results.json").read_text())
+    assert results["grpo"]["test"]["recall@3"] > results["sft"]["test"]["recall@3"]
+    shown = notebook.cells[-2].outputs[0]["data"]["text/plain"]
+    assert len(ast.literal_eval(shown)) == 5
