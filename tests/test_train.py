@@ -460,14 +460,15 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     train.main([*SMALL, "--dry-run", *options])
     assert list(tmp_path.iterdir()) == []
     printed = capsys.readouterr().out
-    steps = 4 if "--sft.epochs=0" in options else 6
+    assert ("SFT: measuring" in printed) == ("--sft.epochs=0" not in options)
     for words in (
         "60 users",
         "steps",
         "weights, fp32",
-        "peak of the probe",
+        "peak of memory while measuring",
         "together",
-        f"from {steps} measured steps",
+        "measured micro-batch",
+        "GRPO with hits: measuring",
     ):
         assert words in printed
     assert "dry run: nothing was written" in printed

@@ -1,4 +1,4 @@
-"""Real steps of a run to come, timed: a few of SFT and GRPO and one batch of an evaluation, on this machine.
+"""Real steps of a run to come, timed: a micro-batch of SFT, of GRPO and of an evaluation, on this machine.
 
 Models are changed by them and thrown away after. A checkpoint is never written.
 """
@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
 
 import numpy as np
 import torch
@@ -27,15 +26,15 @@ from ..rl.step import grpo_step
 from ..run.folder import RunFolder
 from ..train.engine import Stage
 from ..train.grpo import reference_log_probs
-from ..train.sft import epoch_batches, sft_step, sft_windows
+from ..train.sft import sft_step, sft_windows
+from .work import Work, flops_a_second
 
-WARM_UP = 1
-MEASURED = 2
+LIMIT = 60.0  # seconds that all measuring takes, about: no call is begun that is not predicted to end within it
 
 
 @dataclass(frozen=True)
 class Seconds:
-    """What was measured; None for a stage that the run does not have."""
+    """What one step and one batch take; None for a stage that the run does not have."""
 
     sft_step: float | None
     grpo_step_without_hits: float | None
@@ -45,11 +44,40 @@ class Seconds:
     evaluation_batch: float
     peak_bytes: int
     """The most memory in use: of the GPU where there is one, else of this process, all it had loaded included."""
+    predicted: tuple[str, ...] = ()
+    """Names of the above that were not measured, but follow from FLOPs and the speed of what was."""
 
-    @property
-    def steps(self) -> int:
-        """Steps that were measured."""
-        return MEASURED * ((self.sft_step is not None) + 2 * (self.grpo_step_with_hits is not None))
+
+@dataclass
+class _Clock:
+    """Measures calls as long as there is time, and predicts the others."""
+
+    deadline: float
+    speed: float
+    """FLOPs a second, first of plain products, then of the calls that were measured."""
+    calls_left: int
+    predicted: list[str]
+
+    def seconds(self, name: str, flops: float, size: int, call: Callable[[int], object]) -> float:
+        """Seconds of `call(size)`, of `flops` each; measured on fewer where so many would take too long."""
+        expected, share = flops / self.speed, (self.deadline - time.perf_counter()) / self.calls_left
+        self.calls_left -= 1
+        if expected > share:
+            print(f"{name}: one alone would take about {expected:,.0f} s: predicted, not measured", flush=True)
+            self.predicted.append(name)
+            return size * expected
+        print(f"{name}: measuring, {share:,.0f} s at most", flush=True)
+        one = _timed(call, 1)
+        fit = min(size, int(0.5 * (share - one) / one))  # the first call warms up, so it is slow
+        if fit < 1:
+            return self._learn(flops, one) * size
+        taken = _timed(call, fit)
+        self._learn(fit * flops, taken)
+        return taken * size / fit
+
+    def _learn(self, flops: float, seconds: float) -> float:
+        self.speed = flops / seconds
+        return seconds
 
 
 def probe(
@@ -60,32 +88,41 @@ def probe(
     catalog: Catalog,
     split: Split,
     config: Config,
+    work: Work,
+    limit: float = LIMIT,
 ) -> Seconds:
-    """Time the steps of a run of `config` from its untrained model.
+    """Time a micro-batch of each kind of work of a run of `config`, from its untrained model, within `limit` seconds.
 
     model, reference: as `train_sft` and `train_grpo` take them. The model is trained a little.
     """
     steps = config.grpo.steps_on(len(split.rl))
-    config = replace(config, grpo=replace(config.grpo, steps=steps))
+    config = decided(replace(config, grpo=replace(config.grpo, steps=steps)), split)
+    model.to(accelerator.device)
+    speed = flops_a_second(model, accelerator.device, bf16=accelerator.mixed_precision == "bf16")
+    calls = 1 + (config.sft.epochs > 0) + 2 * (steps > 0)
+    clock = _Clock(time.perf_counter() + limit, speed, calls, [])
+    valid = split.valid
+
+    def evaluate(size: int) -> None:
+        users = sampled(valid, size, config.seed)
+        recommend(model, catalog, users.histories, config.evaluation, seen=users.seen)
+
+    batch = clock.seconds("evaluation", work.evaluated_user, min(config.evaluation.batch_size, len(valid)), evaluate)
     with tempfile.TemporaryDirectory() as folder:  # where a stage would look for a checkpoint: there is none
         run = RunFolder.create(Path(folder) / "probe", config)
         sft = with_hits = without_hits = None
         if config.sft.epochs > 0:
-            sft = _sft_seconds(accelerator, model, tokenizer, catalog, split, config, run)
+            sft = _sft_seconds(clock, work, accelerator, model, tokenizer, catalog, split, config, run)
         if steps > 0:
             without_hits, with_hits = _grpo_seconds(
-                accelerator, model, reference, tokenizer, catalog, split, config, run
+                clock, work, accelerator, model, reference, tokenizer, catalog, split, config, run
             )
-        model.to(accelerator.device)
-        valid = sampled(split.valid, config.evaluation.batch_size, config.seed)
-        evaluation = decided(config, split).evaluation
-        batch = 0.0
-        if valid:
-            batch = _seconds(lambda: recommend(model, catalog, valid.histories, evaluation, seen=valid.seen), 1)
-    return Seconds(sft, without_hits, with_hits, batch, _peak_bytes())
+    return Seconds(sft, without_hits, with_hits, batch, _peak_bytes(), tuple(clock.predicted))
 
 
 def _sft_seconds(
+    clock: _Clock,
+    work: Work,
     accelerator: Accelerator,
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -95,16 +132,21 @@ def _sft_seconds(
     run: RunFolder,
 ) -> float:
     windows, first_targets = sft_windows(catalog, split, config)
-    size = config.sft.batch_size * config.sft.gradient_accumulation
     stage = Stage.start("sft", accelerator, model, tokenizer, config.sft, 100, run, config.guards)
-    batches = list(epoch_batches(windows.lengths, size, np.random.default_rng((config.seed, 0, 0))))
-    rows = iter(batches * (WARM_UP + MEASURED))
-    seconds = _seconds(lambda: sft_step(stage, catalog, windows, first_targets, next(rows), config), MEASURED)
+    drawn = np.random.default_rng((config.seed, 0, 0)).permutation(len(windows))
+    size = min(config.sft.batch_size, len(windows))
+
+    def step(rows: int) -> None:
+        sft_step(stage, catalog, windows, first_targets, drawn[:rows], config)
+
+    seconds = clock.seconds("SFT", work.sft_sequence, size, step)
     accelerator.free_memory()
-    return seconds
+    return seconds * config.sft.gradient_accumulation
 
 
 def _grpo_seconds(
+    clock: _Clock,
+    work: Work,
     accelerator: Accelerator,
     model: nn.Module,
     reference: nn.Module | None,
@@ -121,16 +163,17 @@ def _grpo_seconds(
     """
     stage = Stage.start("grpo", accelerator, model, tokenizer, config.grpo, 100, run, config.guards)
     frozen = reference_log_probs(stage, reference) if config.grpo.beta > 0 else None
-    points = []
-    for ensured in (config.grpo.ensure_positive, True):
-        chosen = replace(config, grpo=replace(config.grpo, ensure_positive=ensured))
-        live: list[float] = []
+    size, points = min(config.grpo.batch_size, len(split.rl)), []
+    kinds = (("GRPO", work.grpo_prompt_without_hit), ("GRPO with hits", work.grpo_prompt_with_hit))
+    for (name, flops), ensured in zip(kinds, (config.grpo.ensure_positive, True), strict=True):
+        live: list[float] = [float(ensured)]  # of a step that is predicted
 
-        def step(chosen: Config = chosen, live: list[float] = live) -> None:
-            live.append(grpo_step(stage, catalog, split.rl, chosen, frozen)["live_share"])
+        def step(prompts: int, ensured: bool = ensured, live: list[float] = live) -> None:
+            grpo = replace(config.grpo, ensure_positive=ensured, batch_size=prompts, gradient_accumulation=1)
+            live.append(grpo_step(stage, catalog, split.rl, replace(config, grpo=grpo), frozen)["live_share"])
 
-        seconds = _seconds(step, MEASURED)
-        points.append((fmean(live[-MEASURED:]), seconds))
+        seconds = clock.seconds(name, flops, size, step)
+        points.append((live[-1], seconds * config.grpo.gradient_accumulation))
     accelerator.free_memory()
     return _ends(*points)
 
@@ -144,16 +187,12 @@ def _ends(first: tuple[float, float], second: tuple[float, float]) -> tuple[floa
     return max(0.0, few - slope * low), many + slope * (1 - high)
 
 
-def _seconds(work: Callable[[], object], times: int) -> float:
-    """Mean seconds of one call, the first one aside."""
-    for _ in range(WARM_UP):
-        work()
+def _timed(call: Callable[[int], object], size: int) -> float:
     _wait()
     started = time.perf_counter()
-    for _ in range(times):
-        work()
+    call(size)
     _wait()
-    return (time.perf_counter() - started) / times
+    return time.perf_counter() - started
 
 
 def _wait() -> None:
