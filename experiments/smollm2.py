@@ -9,6 +9,7 @@ Called by `workspace`, where a table names one of the two as `model` or `catalog
 from __future__ import annotations
 
 import importlib.util
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,20 @@ EMBEDDINGS = f"{NAME}-embeddings"
 
 
 def model_folder(name: str | None, out: Path) -> str | None:
-    """The folder of a model that a table names, made where it is missing; any other name as it is."""
-    if name not in (NAME, EMBEDDINGS):
-        return name
-    folder = out / "models" / name
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        replace_folder(folder, lambda new: _write(gguf_file(), new, layers=name == NAME))
-    return str(folder)
+    """The folder of a model that a table names; any other name as it is."""
+    return str(out / "models" / name) if name in (NAME, EMBEDDINGS) else name
+
+
+def make_models(*folders: str | None) -> None:
+    """Make those of the folders that `model_folder` gave and that are not there yet.
+
+    Raises:
+        ValueError: the package that carries the model is not installed.
+    """
+    for folder in (Path(each) for each in folders if each is not None):
+        if folder.name in (NAME, EMBEDDINGS) and folder.parent.name == "models" and not folder.exists():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            replace_folder(folder, partial(_write, gguf_file(), layers=folder.name == NAME))
 
 
 def gguf_file() -> Path:

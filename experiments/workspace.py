@@ -39,7 +39,7 @@ from tawin.train.pipeline import trainable
 from tawin.train.sft import train_sft
 
 from .plan import TRAINED, Cell
-from .smollm2 import model_folder
+from .smollm2 import make_models, model_folder
 
 NOT_TRAINERS = ("sdpo", "exact", "probes")  # options of a row that are not fields of the trainer's config
 # What an SFT start does not depend on; the data set counts by its name, guards only where a run broke down.
@@ -152,6 +152,7 @@ def catalog_of(start: RunFolder) -> tuple[PreTrainedTokenizerBase, Catalog]:
 
 
 def _train_start(config: Config, folder: Path) -> None:
+    make_models(config.model, config.catalog.text_encoder)
     run = open_or_create(folder, config)
     job = prepare(config, run)
     if not run.catalog.exists():
