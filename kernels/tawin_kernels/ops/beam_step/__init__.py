@@ -37,7 +37,8 @@ from ...dispatch import op
 from ...launch import launch, multiprocessors
 from ...trie import ItemTrie
 from ...types import BeamStep, Normalizer
-from ..log_prob.logsumexp import RowStatistics, rows_in_place, token_logits, vocabulary_statistics
+from ..log_prob.logsumexp import RowStatistics, token_logits, vocabulary_statistics
+from ..log_prob.tiles import rows_in_place
 from . import reference
 from .selection import MAX_BEAM_WIDTH, RowInputs, Selection, plan_selection, select_children
 

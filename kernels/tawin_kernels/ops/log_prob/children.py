@@ -26,8 +26,9 @@ from ...launch import launch
 from ...trie import ItemTrie
 from .gradient_sums import matrix_product, segment_sum, unit_of
 from .log_softmax import log_softmax_of
-from .logsumexp import rows_in_place, token_logits
+from .logsumexp import token_logits
 from .segments import group_by
+from .tiles import rows_in_place
 
 _MAX_LOGITS = 2**24
 _CHILDREN_AT_ONCE = 256

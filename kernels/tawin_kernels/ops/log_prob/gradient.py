@@ -37,9 +37,10 @@ import triton.language as tl
 
 from ...launch import launch
 from .gradient_sums import matrix_product, segment_sum, unit_of
-from .logsumexp import LOG2_E, MatrixTiles, RowStatistics, dot_tile, matrix_sizes, matrix_tiles
+from .logsumexp import LOG2_E, RowStatistics
 from .pair_lists import PairLists, Pairs, list_pairs
 from .segments import Segments
+from .tiles import MatrixTiles, dot_tile, matrix_sizes, matrix_tiles
 
 _MAX_SLAB_BYTES = 2**25
 _MAX_SLAB_ROWS = 4096  # with more of them a slab's columns would be few, and its sums into dhidden bound by memory

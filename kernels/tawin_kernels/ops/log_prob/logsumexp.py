@@ -18,13 +18,14 @@ n = 16: 4.4 GFLOP and 272 MB: bound by memory, 63 us. Times on a GPU: not measur
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from ...launch import REGISTERS, launch, multiprocessors, target_of
+from ...launch import REGISTERS, launch, multiprocessors
+from .tiles import dot_tile, matrix_sizes, matrix_tiles, programs_at_once, rows_in_place
 
 LOG2_E = 1.4426950408889634
 _MAX_PARTIAL_BYTES = 2**24
@@ -33,82 +34,12 @@ _ROWS_TO_COMBINE = 16
 _SPANS_TO_COMBINE = 64  # at once: one after another, their loads would be waited for one after another
 
 
-class MatrixTiles(NamedTuple):
-    """Block sizes of a product [rows, H] x [tokens, H]^T."""
-
-    rows: int
-    tokens: int
-    hidden: int
-    num_warps: int
-    num_stages: int
-
-
 class RowStatistics(NamedTuple):
     """Rows that were not wanted are not written. Maximum and sum stay apart: `log_softmax` says why."""
 
     maxima: torch.Tensor  # fp32 [R], the largest logit before the temperature
     log_sums: torch.Tensor  # fp32 [R], log sum_v exp((z_v - maximum) / temperature), at least 0
     entropy: torch.Tensor | None  # fp32 [R], in nats
-
-
-def matrix_tiles(rows: int, hidden: torch.Tensor, weight: torch.Tensor) -> MatrixTiles:
-    """The block sizes for at most `rows` rows of hidden [R, H] times weight [V, H].
-
-    Many rows: as large a tile as the registers hold, since a tile's operands come from L2 for every tile anew; one
-    program a multiprocessor (on sm_90 147,456 bytes of shared memory and 256 threads of 219 registers, without bias
-    and entropy). Few rows: the weight is read once and that is all, so the tile is flat and more of them are on their
-    way. Rows that do not begin at multiples of 8 elements and of 16 bytes are loaded an element at a time, through
-    registers that the tile then lacks.
-    """
-    target = target_of(hidden.device)
-    is_aligned = row_multiple(hidden, weight) > 1 or _is_specialized(hidden, weight)
-    if hidden.dtype == torch.float32:
-        # Plain fused multiply-adds, one thread an element: tensor cores would round the operands to tf32.
-        if rows <= 16:
-            return MatrixTiles(16, 64, 32, 4, 2)
-        return MatrixTiles(64 if is_aligned else 32, 64, 32, 8, 2)
-    if rows <= 16:
-        return MatrixTiles(16, 128, 64, 4, 2 if target.backend == "hip" else 4)
-    if not is_aligned:
-        return MatrixTiles(64, 128, 32, 8, 2)
-    if target.backend == "hip":
-        return MatrixTiles(64, 128, 64, 4, 2) if rows <= 64 else MatrixTiles(128, 128, 64, 8, 2)
-    if rows <= 64:
-        return MatrixTiles(64, 128, 64, 4, 3)
-    if target.shared_memory >= 227 * 1024:
-        return MatrixTiles(128, 256, 64, 8, 3)
-    return MatrixTiles(128, 128, 32, 8, 4)
-
-
-def row_multiple(hidden: torch.Tensor, weight: torch.Tensor) -> int:
-    """What a kernel multiplies H and the strides of rows by: a factor of them that the compiler can rely on.
-
-    By itself Triton sees whether an argument is a multiple of 16. Multiples of 8, as an H of 1,000, are enough for
-    loads of 16 bytes: they are passed divided by 8.
-    """
-    sizes = (hidden.shape[1], hidden.stride(0), weight.stride(0))
-    begin_aligned = all(matrix.data_ptr() % 16 == 0 for matrix in (hidden, weight))
-    return 8 if begin_aligned and all(size % 8 == 0 for size in sizes) and any(size % 16 for size in sizes) else 1
-
-
-def _is_specialized(hidden: torch.Tensor, weight: torch.Tensor) -> bool:
-    """All that Triton looks at is a multiple of 16: sizes, and the addresses of the first elements."""
-    sizes = (hidden.shape[1], hidden.stride(0), weight.stride(0), hidden.data_ptr(), weight.data_ptr())
-    return all(size % 16 == 0 for size in sizes)
-
-
-def matrix_sizes(hidden: torch.Tensor, weight: torch.Tensor, tiles: MatrixTiles) -> dict[str, Any]:
-    """The arguments of a kernel that calls `dot_tile`, those of block sizes but BLOCK_V among them."""
-    multiple = row_multiple(hidden, weight)
-    return {
-        "H": hidden.shape[1] // multiple,
-        "stride_hidden_row": hidden.stride(0) // multiple,
-        "stride_weight_row": weight.stride(0) // multiple,
-        "BLOCK_R": tiles.rows,
-        "BLOCK_H": tiles.hidden,
-        "EVEN_H": hidden.shape[1] % tiles.hidden == 0,
-        "MULTIPLE": multiple,
-    }
 
 
 @triton.jit(do_not_specialize=["R"])
@@ -121,31 +52,6 @@ def live_rows_kernel(is_live_ptr, row_ids_ptr, num_rows_ptr, R, BLOCK_R: tl.cons
         tl.store(row_ids_ptr + place, rows, mask=live != 0)
         count += tl.sum(live, 0)
     tl.store(num_rows_ptr, count)
-
-
-@triton.jit
-def dot_tile(
-    hidden_ptrs,
-    weight_ptrs,
-    H,
-    BLOCK_R: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    EVEN_H: tl.constexpr,
-):
-    """fp32 [BLOCK_R, BLOCK_V]: rows at hidden_ptrs [BLOCK_R, BLOCK_H] times rows at weight_ptrs [BLOCK_H, BLOCK_V]."""
-    products = tl.zeros([BLOCK_R, BLOCK_V], dtype=tl.float32)
-    offsets_h = tl.arange(0, BLOCK_H)
-    for start in range(0, H, BLOCK_H):
-        if EVEN_H:
-            hidden = tl.load(hidden_ptrs + start)
-            weight = tl.load(weight_ptrs + start)
-        else:
-            inside = start + offsets_h < H
-            hidden = tl.load(hidden_ptrs + start, mask=inside[None, :], other=0.0)
-            weight = tl.load(weight_ptrs + start, mask=inside[:, None], other=0.0)
-        products = tl.dot(hidden, weight, products, input_precision="ieee")
-    return products
 
 
 @triton.jit(do_not_specialize=["R", "tiles_per_span"])
@@ -346,6 +252,9 @@ def vocabulary_statistics(
     tiles = matrix_tiles(R, hidden, weight)
     num_tiles = triton.cdiv(V, tiles.tokens)
     most_spans = max(1, _MAX_PARTIAL_BYTES // (12 * max(1, R)))
+    programs = multiprocessors(hidden.device) * programs_at_once(tiles, hidden)
+    if tiles.rows >= R:  # one program combines them all: no more of them than are in flight
+        most_spans = min(most_spans, programs)
     tiles_per_span = triton.cdiv(num_tiles, most_spans)
     num_spans = triton.cdiv(num_tiles, tiles_per_span)
 
@@ -357,7 +266,7 @@ def vocabulary_statistics(
     moments = new(num_spans, R) if with_entropy else None
     launch(
         vocabulary_kernel,
-        (min(multiprocessors(hidden.device), triton.cdiv(R, tiles.rows) * num_spans),),
+        (min(programs, triton.cdiv(R, tiles.rows) * num_spans),),
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
         hidden_ptr=hidden,
@@ -439,8 +348,3 @@ def token_logits(
         **matrix_sizes(hidden, weight, tiles),
     )
     return logits
-
-
-def rows_in_place(matrix: torch.Tensor) -> torch.Tensor:
-    """The matrix itself if the elements of a row lie side by side, else a copy in which they do."""
-    return matrix if matrix.stride(-1) == 1 else matrix.contiguous()

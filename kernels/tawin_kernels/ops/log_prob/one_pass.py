@@ -32,8 +32,9 @@ from ...autograd import apply, differentiable_once
 from ...launch import launch
 from .gradient import DenseRows, Head, clear_pairs, pair_gradients
 from .gradient_sums import matrix_product, segment_sum
-from .logsumexp import LOG2_E, dot_tile, matrix_sizes, matrix_tiles, rows_in_place
+from .logsumexp import LOG2_E
 from .pair_lists import PairLists, Pairs, list_pairs
+from .tiles import dot_tile, matrix_sizes, matrix_tiles, rows_in_place
 
 _MAX_SLAB_BYTES = 2**28
 _PAIRS_AT_ONCE = 16

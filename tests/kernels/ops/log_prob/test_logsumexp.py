@@ -10,13 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tawin_kernels.launch import Target, recorded_launches
 from tawin_kernels.ops.log_prob import logsumexp as linear_logsumexp
-from tawin_kernels.ops.log_prob.logsumexp import (
-    live_rows,
-    matrix_tiles,
-    row_multiple,
-    token_logits,
-    vocabulary_statistics,
-)
+from tawin_kernels.ops.log_prob.logsumexp import live_rows, token_logits, vocabulary_statistics
+from tawin_kernels.ops.log_prob.tiles import matrix_tiles, row_multiple
 
 from ...devices import DEVICE, KERNEL_DTYPES
 
@@ -175,6 +170,19 @@ def test_a_launch_is_recorded_without_a_gpu_and_its_partial_results_stay_small()
     spans = stream.arguments["maxima_ptr"].shape[0]
     assert spans * stream.arguments["tiles_per_span"] * 256 >= V
     assert combine.arguments["num_spans"] == spans
+
+
+@pytest.mark.parametrize(("target", "at_once"), [("80", 2), ("90", 4), ("100", 4), ("120", 1)])
+def test_few_rows_keep_as_many_tiles_on_their_way_as_fit_and_leave_no_more_sums(target, at_once):
+    with recorded_launches(Target("cuda", target)) as launches:
+        row_ids, num_rows = (torch.zeros(size, dtype=torch.int32, device="meta") for size in (16, 1))
+        hidden, weight = (torch.zeros(n, 896, dtype=torch.bfloat16, device="meta") for n in (16, V_OF_QWEN))
+        vocabulary_statistics(hidden, weight, None, 1.0, row_ids, num_rows)
+    stream, combine = launches
+    spans, tiles_per_span = combine.arguments["num_spans"], stream.arguments["tiles_per_span"]
+    assert stream.grid == (spans,) and spans <= 132 * at_once
+    # As few rounds of tiles as so many programs can do.
+    assert tiles_per_span == -(-V_OF_QWEN // 128 // (132 * at_once)) and spans * tiles_per_span * 128 >= V_OF_QWEN
 
 
 def test_matrices_that_cannot_be_read_16_bytes_at_a_time_take_smaller_tiles():
