@@ -3,7 +3,7 @@
 A node with one child decides nothing: the token behind it is forced. Nine tenths of a title's tokens are. With
 normaliser "trie" a forced token has log p 0: it is run only as part of a chain to a choice below, and only when some
 beam has come to a choice without its state. With "vocab" it has a log p: the chain behind a choice is run and scored in
-one forward, as soon as a beam is on it.
+one forward, as soon as a beam is on it. Samples gain by that; a search, which prunes, does not (`has_chains`).
 
 Beams still move a token at a time, so scores, their order and what is pruned are those of a decode that runs every
 step. Called by `decode` and `completions.sample_sequences`.
@@ -22,8 +22,12 @@ from ..model.tree_attention import ChainTree, Prompt
 
 
 def has_chains(trie: ItemTrie, normalizer: Normalizer) -> bool:
-    """Whether a decode in chains saves anything: a forward of a forced token, or several of them at once."""
-    return trie.longest_chain >= (1 if normalizer == "trie" else 2)
+    """Whether a search is faster in chains: over the trie where it has some.
+
+    Over the vocabulary beams are pruned within chains that have been run to their ends: on industrial titles more
+    tokens were run than step by step (docs/LOG.md).
+    """
+    return normalizer == "trie" and trie.longest_chain >= 1
 
 
 class Chains:

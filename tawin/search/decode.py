@@ -52,20 +52,22 @@ def decode(
     options: BeamOptions,
     *,
     stops_early: bool = True,
-    in_chains: bool = True,
+    in_chains: bool | None = None,
     excluded: Excluded | None = None,
 ) -> Sequences:
     """All steps of the search.
 
     stops_early: leave out the steps after which no prompt's result can change. To know that, the host waits for the
     device; the result is the same without it.
-    in_chains: run forced tokens in blocks, or not at all, where the trie has chains of them (`chains`). For that, too,
-    the host waits for the device; the result is the same without it, to rounding.
+    in_chains: run forced tokens in blocks, or not at all (`chains`); None: by the rule of `has_chains`. For that,
+    too, the host waits for the device; the result is the same without it, to rounding.
     excluded: what each prompt may not get.
     """
     trie = options.trie
     search = _Search(len(prompt.lengths), trie, options.beam_width, options.length_penalty)
-    if in_chains and options.attention is None and has_chains(trie, options.normalizer):
+    if in_chains is None:
+        in_chains = options.attention is None and has_chains(trie, options.normalizer)
+    if in_chains:
         beams: Chains | _Steps = Chains(model, prompt, trie, options.normalizer)
     else:
         beams = _Steps(model, prompt, options)

@@ -37,7 +37,7 @@ def both(model: nn.Module, trie: ItemTrie, width: int, normalizer: str, penalty:
     """What a decode in chains finds, and what one of every step does."""
     parts, prompts = backbone(model), ragged_prompts(3, 5)
     options = BeamOptions(trie, width, normalizer, penalty)
-    assert has_chains(trie, options.normalizer)
+    assert has_chains(trie, "trie") and not has_chains(trie, "vocab")
     return [decode(parts, prefill(parts, *prompts), options, in_chains=chained) for chained in (True, False)]
 
 
@@ -90,7 +90,7 @@ def test_each_node_that_is_waited_for_is_run_once_and_no_other(
     monkeypatch.setattr(tawin.search.chains, "linear_log_probs", counted_log_probs)
     prompt = prefill(parts, *prompts)
     with model.get_input_embeddings().register_forward_pre_hook(count_tokens):
-        found = decode(parts, prompt, BeamOptions(trie, trie.num_sequences, normalizer))
+        found = decode(parts, prompt, BeamOptions(trie, trie.num_sequences, normalizer), in_chains=True)
     assert (found.nodes >= 0).all()
     assert tokens == 3 * inner_nodes(trie, normalizer)
     inner = torch.arange(trie.num_nodes)[~trie.is_leaf(torch.arange(trie.num_nodes))]
@@ -107,5 +107,5 @@ def test_items_that_differ_in_their_first_token_need_no_forward_over_the_trie_an
         forwards: list[None] = []
         prompt = prefill(parts, *prompts)
         with model.model.register_forward_pre_hook(lambda *_, forwards=forwards: forwards.append(None)):
-            decode(parts, prompt, BeamOptions(trie, 4, normalizer))
+            decode(parts, prompt, BeamOptions(trie, 4, normalizer), in_chains=True)
         assert len(forwards) == expected
