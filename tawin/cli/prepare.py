@@ -43,8 +43,10 @@ def _add_format(formats: argparse._SubParsersAction, chosen: Format) -> None:
     command.add_argument("--before", metavar="DATE", help="leave out what is of that time or later")
     command.add_argument(
         "--duplicates",
+        "--dedup",
         choices=get_args(Duplicates),
-        help="keep all, drop repeats of user, item and time, or keep the first of user and item "
+        help="keep all, drop repeats of user, item and time, keep the first or the last of user and item, or drop "
+        "what repeats the item before it "
         f"(default: {chosen.duplicates})",
     )
     command.add_argument(
@@ -68,6 +70,8 @@ def _add_format(formats: argparse._SubParsersAction, chosen: Format) -> None:
 def _add_columns(command: argparse.ArgumentParser) -> None:
     for name in _COLUMNS:
         command.add_argument(f"--{name}-column", help="its name, where it is none of the usual ones")
+    command.add_argument("--event-column", metavar="NAME", help="the column that says what happened; with --keep")
+    command.add_argument("--keep", metavar="EVENTS", help="the events of --event-column that count: purchase,cart")
     command.add_argument("--no-times", action="store_true", help="there is no time: the rows stand oldest first")
     command.add_argument("--time-unit", choices=get_args(Unit), default="auto", help="of numbers since 1970")
     command.add_argument(
@@ -101,6 +105,7 @@ def _prepare(options: argparse.Namespace) -> None:
         columns = dataclasses.replace(
             columns,
             **{name: given[f"{name}_column"] for name in _COLUMNS},
+            event=options.event_column,
             has_header=not options.no_header,
             has_times=not options.no_times,
             delimiter=options.delimiter,
@@ -113,6 +118,7 @@ def _prepare(options: argparse.Namespace) -> None:
         min_interactions=options.min_interactions,
         duplicates=options.duplicates,
         min_rating=options.min_rating,
+        keep=_events(given.get("keep")),
         after=options.after,
         before=options.before,
         keep_unseen_items=options.keep_unseen_items or None,
@@ -121,6 +127,10 @@ def _prepare(options: argparse.Namespace) -> None:
     )
     report = prepare(options.format, options.source, options.folder, chosen, progress=True)
     print(summary(report, options.folder))
+
+
+def _events(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(each.strip() for each in text.split(","))
 
 
 def summary(report: dict[str, Any], folder: Path) -> str:
@@ -135,6 +145,7 @@ def summary(report: dict[str, Any], folder: Path) -> str:
         "below --min-rating": counts["below_min_rating"],
         "outside --after and --before": counts["outside_dates"],
         "duplicates": counts["duplicates"],
+        **{f"{name!r}": count for name, count in counts.get("other_events", {}).items()},
     }
     lines.append(f"{counts['read']:,} interactions" + "".join(f", {n:,} {why}" for why, n in left_out.items() if n))
     times = report["times"]

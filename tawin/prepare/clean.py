@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-Duplicates = Literal["keep", "drop", "first"]
+Duplicates = Literal["keep", "drop", "first", "last", "consecutive"]
 
 
 def order_by_time(users: np.ndarray, times: np.ndarray | None) -> np.ndarray:
@@ -20,23 +20,23 @@ def not_repeated(users: np.ndarray, items: np.ndarray, times: np.ndarray | None,
     """bool [rows], for rows in order: whether a row is kept.
 
     "drop": of rows with the same user, item and time one is kept (without times: of rows that repeat the one before
-    them); "first": of rows with the same user and item the first; "keep": all.
+    them); "first", "last": of rows with the same user and item the first or the last; "consecutive": a row goes that
+    repeats the item before it, whenever that was; "keep": all.
     """
     kept = np.ones(len(users), dtype=bool)
     if duplicates == "keep" or len(users) == 0:
         return kept
-    if duplicates == "drop" and times is None:
+    if duplicates == "consecutive" or (duplicates == "drop" and times is None):
         kept[1:] = (users[1:] != users[:-1]) | (items[1:] != items[:-1])
         return kept
     # Stable, so that equal rows stand in their own order and the first of them is the earliest.
-    keys = (items, users) if duplicates == "first" else (items, times, users)
+    keys = (items, times, users) if duplicates == "drop" else (items, users)
     order = np.lexsort(keys)  # type: ignore[arg-type]
-    is_new = np.zeros(len(users), dtype=bool)
-    is_new[0] = True
+    differs = np.zeros(len(users) - 1, dtype=bool)  # a row from the one before it
     for key in keys:
         ordered = key[order]  # type: ignore[index]
-        is_new[1:] |= ordered[1:] != ordered[:-1]
-    kept[order] = is_new
+        differs |= ordered[1:] != ordered[:-1]
+    kept[order] = np.append(differs, True) if duplicates == "last" else np.append(True, differs)
     return kept
 
 

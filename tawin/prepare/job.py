@@ -20,6 +20,7 @@ from .readers.lines import Reading
 from .source import Options, Source, date_option
 from .write import Prepared, numbering_notes, require_new, write_folder
 
+OTHER_EVENTS = 20  # kinds that are left out and named
 _1990 = 631_152_000_000  # milliseconds since 1970
 
 
@@ -58,7 +59,8 @@ def prepare(
     opened = chosen.open(source, options)
     reading = Reading(max_malformed=options.max_malformed, progress=progress)
     after, before = date_option("--after", options.after), date_option("--before", options.before)
-    log = Log(Selection(options.min_rating, after, before))
+    events = None if options.keep is None else frozenset(options.keep)
+    log = Log(Selection(options.min_rating, events, after, before))
     opened.read_log(reading, log)
     kept, counts = _filter(log, minimum, duplicates, source, reading)
     times = _times(log, reading)
@@ -89,7 +91,8 @@ def _filter(
     if len(log) == 0:
         raise DataError(
             f"{source}: expected interactions, got none ({log.rows:,} read, {log.below_min_rating:,} below "
-            f"--min-rating, {log.outside_dates:,} outside --after and --before; {left_out}){reading.reasons()}"
+            f"--min-rating, {log.outside_dates:,} outside --after and --before{_other_events(log)}; {left_out})"
+            f"{reading.reasons()}"
         )
     kept = _Kept(*log.arrays())  # one name for all stages: what a stage was made from is not held any longer
     kept = kept.take(order_by_time(kept.users, kept.times))
@@ -101,6 +104,7 @@ def _filter(
         **missing,
         "below_min_rating": log.below_min_rating,
         "outside_dates": log.outside_dates,
+        **({"other_events": dict(log.other_events.most_common(OTHER_EVENTS))} if log.wants_event else {}),
         "duplicates": len(log) - before["interactions"],
         "before_k_core": before,
         "after_k_core": kept.sizes(),
@@ -113,6 +117,12 @@ def _filter(
             f"{reading.reasons()}"
         )
     return kept, counts
+
+
+def _other_events(log: Log) -> str:
+    """How many are of which other event, as it ends a list; nothing where all events are wanted."""
+    counts = log.other_events.most_common(OTHER_EVENTS)
+    return "" if not counts else f", not kept: {', '.join(f'{name!r} {count:,}' for name, count in counts)}"
 
 
 def _times(log: Log, reading: Reading) -> dict[str, Any] | None:

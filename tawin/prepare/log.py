@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,8 @@ class Selection:
     """Which interactions of a source are wanted at all."""
 
     min_rating: float | None = None
+    events: frozenset[str] | None = None
+    """The kinds of event that are wanted, as the source writes them; None: all are."""
     after: int | None = None
     """Milliseconds since 1970, the first that is wanted."""
     before: int | None = None
@@ -37,10 +40,25 @@ class Log:
         self.time_reader: TimeReader | None = None
         """By which the source's times are read; None: it has none."""
         self.below_min_rating = self.outside_dates = 0
+        self.other_events: Counter[str] = Counter()
+        """Interactions of each kind that is not wanted."""
 
     @property
     def wants_rating(self) -> bool:
         return self._selection.min_rating is not None
+
+    @property
+    def wants_event(self) -> bool:
+        return self._selection.events is not None
+
+    def is_other_event(self, event: str | None) -> bool:
+        """Whether a row is of a kind that is not wanted, which is counted: nothing else of it is looked at then."""
+        name = str(event or "").strip()
+        if self._selection.events is None or name in self._selection.events:
+            return False
+        self.rows += 1
+        self.other_events[name] += 1
+        return True
 
     def add_row(self, user: str, item: str, time: Value, rating: str | float | None = None) -> None:
         """`add` of a time as the source writes it. A row without an id is that, whatever its time is."""

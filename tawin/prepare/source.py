@@ -24,6 +24,7 @@ class Columns:
     item: str | None = None
     time: str | None = None
     rating: str | None = None
+    event: str | None = None
     title: str | None = None
     """Of the table of items, as are the next two."""
     items_item: str | None = None
@@ -64,6 +65,8 @@ class Options:
     min_interactions: int | None = None
     duplicates: Duplicates | None = None
     min_rating: float | None = None
+    keep: tuple[str, ...] | None = None
+    """The kinds of event that are kept, by `columns.event`; None: all are."""
     after: str | None = None
     before: str | None = None
     keep_unseen_items: bool | None = None
@@ -81,6 +84,11 @@ class Options:
             raise ValueError(f"--duplicates: expected one of {expected}, got {self.duplicates!r}")
         if self.min_rating is not None and math.isnan(self.min_rating):
             raise ValueError(f"--min-rating: expected a number, got {self.min_rating}")
+        if (self.keep is None) != (self.columns.event is None):
+            given, missing = ("--event-column", "--keep") if self.keep is None else ("--keep", "--event-column")
+            raise ValueError(f"{given}: expected it with {missing}, got {given} alone")
+        if self.keep is not None and not all(self.keep):
+            raise ValueError(f"--keep: expected names of events, as in view,purchase, got {','.join(self.keep)!r}")
         for name, text in (("--after", self.after), ("--before", self.before)):
             date_option(name, text)
             if text is not None and not self.columns.has_times:

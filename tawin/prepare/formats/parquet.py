@@ -40,8 +40,10 @@ class ParquetTable:
                         numbers = self._numbers(reading.look())
                         chosen = choose_reader(numbers, path, columns.time_unit, columns.time_format)
                     log.time_reader = chosen
-                for user, item, time, rating in _rows(reading, file, path, places):
+                for user, item, time, rating, event in _rows(reading, file, path, places):
                     count.lines += 1
+                    if places.event is not None and log.is_other_event(event):
+                        continue
                     try:
                         log.add_row(user, item, time, rating)
                     except ValueError as error:
@@ -63,21 +65,26 @@ class ParquetTable:
             yield from read_item_table(reading, self.items, self.columns)
 
 
-def _rows(reading: Reading, file: ParquetReader, path: Path, places: Places) -> Iterator[tuple[str, str, Any, Any]]:
-    """User, item, time and rating; None where there is no such column, or null."""
+def _rows(
+    reading: Reading, file: ParquetReader, path: Path, places: Places
+) -> Iterator[tuple[str, str, Any, Any, Any]]:
+    """User, item, time, rating and event; None where there is no such column, or null."""
     header = file.schema_arrow.names
     user, item = header[places.user], header[places.item]
     time = None if places.time is None else header[places.time]
     rating = None if places.rating is None else header[places.rating]
-    for batch in read_batches(reading, file, path, [user, item, time, rating]):
+    event = None if places.event is None else header[places.event]
+    for batch in read_batches(reading, file, path, [user, item, time, rating, event]):
         nothing = [None] * len(batch[user])
         with reading_parquet(path):
             ratings = nothing if rating is None else batch[rating].to_pylist()
+            events = nothing if event is None else batch[event].to_pylist()
         yield from zip(
             ids(batch[user], user, path),
             ids(batch[item], item, path),
             nothing if time is None else times(batch[time], path),
             ratings,
+            events,
             strict=True,
         )
 

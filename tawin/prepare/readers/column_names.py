@@ -54,6 +54,7 @@ class Places:
     item: int
     time: int | None
     rating: int | None
+    event: int | None = None
 
     @classmethod
     def find(cls, header: Sequence[str], columns: Columns, wants_rating: bool, path: Path) -> Places:
@@ -78,14 +79,16 @@ class Places:
         if user == item:
             both = header[user].strip()
             raise DataError(f"{path}: expected a column for the user and another for the item, got {both!r} for both")
-        return cls(user, item, time if columns.has_times else None, rating if wants_rating else None)
+        event = None if columns.event is None else find_column(header, columns.event, (), "event", path)
+        return cls(user, item, time if columns.has_times else None, rating if wants_rating else None, event)
 
     @classmethod
     def numbered(cls, columns: Columns, wants_rating: bool) -> Places:
         """The columns of a table without a header: user, item, time unless numbers say otherwise."""
         time = _number(columns.time or "3", "time") if columns.has_times else None
         rating = _number(columns.rating or "4", "rating") if wants_rating else None
-        return cls(_number(columns.user or "1", "user"), _number(columns.item or "2", "item"), time, rating)
+        event = None if columns.event is None else _number(columns.event, "event")
+        return cls(_number(columns.user or "1", "user"), _number(columns.item or "2", "item"), time, rating, event)
 
 
 def find_column(header: Sequence[str], wanted: str | None, usual: Sequence[str], what: str, path: Path) -> int | None:
@@ -104,6 +107,23 @@ def find_column(header: Sequence[str], wanted: str | None, usual: Sequence[str],
     plain = [_plain(name) for name in bare]
     found = next((name for name in map(_plain, usual) if name in plain), None)
     return None if found is None else _only(plain, found, what, path)
+
+
+def places_of_items(header: Sequence[str], path: Path, columns: Columns) -> tuple[int, int]:
+    """Where a table of items has the item and its title. DataError where one is missing."""
+    item = find_column(header, columns.items_item, OF_ITEMS, "item", path)
+    title = find_column(header, columns.title, USUAL["title"], "title", path)
+    if item is None or title is None:
+        raise DataError(
+            f"{path}: expected columns for the item (item_id, id, ... or --items-item-column) and the title (title, "
+            f"name, ... or --title-column), got {', '.join(header)}"
+        )
+    return item, title
+
+
+def bare_name(name: str) -> str:
+    """Without spaces around it and without RecBole's type."""
+    return _RECBOLE.sub("", name.strip())
 
 
 def _only(names: Sequence[str], name: str, what: str, path: Path) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from ...data.columns import DataError, open_parquet, reading_parquet
+from ...data.columns import open_parquet, reading_parquet
 from ..ids import plain_id
 from ..source import Columns, Item
-from .column_names import OF_ITEMS, USUAL, find_column
+from .column_names import places_of_items
 from .delimited import read_rows
 from .lines import Reading
 from .parquet_columns import ids, read_batches
@@ -24,7 +24,7 @@ def _csv(reading: Reading, path: Path, columns: Columns) -> Iterator[Item]:
     width = 0
     for count, number, lines, row in read_rows(reading, path, columns.items_delimiter):
         if not width:
-            item, title = _places(row, path, columns)
+            item, title = places_of_items(row, path, columns)
             width = len(row)
             continue
         try:
@@ -39,7 +39,7 @@ def _parquet(reading: Reading, path: Path, columns: Columns) -> Iterator[Item]:
     count = reading.start(path, "row")
     with open_parquet(path, ()) as file:
         header = file.schema_arrow.names
-        item, title = (header[place] for place in _places(header, path, columns))
+        item, title = (header[place] for place in places_of_items(header, path, columns))
         for batch in read_batches(reading, file, path, [item, title]):
             with reading_parquet(path):
                 texts = batch[title].to_pylist()
@@ -50,14 +50,3 @@ def _parquet(reading: Reading, path: Path, columns: Columns) -> Iterator[Item]:
                 except ValueError as error:
                     reading.leave_out(count, count.lines, error)
     reading.finish(count)
-
-
-def _places(header: Sequence[str], path: Path, columns: Columns) -> tuple[int, int]:
-    item = find_column(header, columns.items_item, OF_ITEMS, "item", path)
-    title = find_column(header, columns.title, USUAL["title"], "title", path)
-    if item is None or title is None:
-        raise DataError(
-            f"{path}: expected columns for the item (item_id, id, ... or --items-item-column) and the title (title, "
-            f"name, ... or --title-column), got {', '.join(header)}"
-        )
-    return item, title

@@ -89,3 +89,10 @@ def test_of_repeated_rows_the_first_is_kept(
 def test_codes_are_numbered_anew_without_gaps(codes: list[int], occurring: list[int], places: list[int]) -> None:
     found, renumbered = renumber(np.array(codes, dtype=np.int32))
     assert (found.tolist(), renumbered.tolist()) == (occurring, places)
+
+
+def test_the_last_of_repeated_items_or_none_that_repeats_the_one_before_is_kept() -> None:
+    users, items = np.array([0, 0, 0, 0, 0, 1]), np.array([7, 7, 8, 7, 8, 8])
+    times = np.arange(6)
+    assert not_repeated(users, items, times, "last").tolist() == [False, False, False, True, True, True]
+    assert not_repeated(users, items, times, "consecutive").tolist() == [True, False, True, True, True, True]

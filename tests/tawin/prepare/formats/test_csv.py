@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
 from tawin.data.columns import DataError
-from tawin.prepare import Columns
+from tawin.prepare import Columns, Options
 
 from ..folders import made, sequences, times, titles, write
 
@@ -83,7 +84,11 @@ def test_other_tables_are_read_as_the_options_say(tmp_path: Path, columns: Colum
         ({"min_interactions": -1}, [], r"--min-interactions: expected 0 or more, got -1"),
         ({"max_malformed": 2}, [], r"--max-malformed: expected a share in \[0, 1\], got 2"),
         ({"min_rating": float("nan")}, [], r"--min-rating: expected a number, got nan"),
-        ({"duplicates": "last"}, [], r"--duplicates: expected one of keep, drop, first, got 'last'"),
+        (
+            {"duplicates": "middle"},
+            [],
+            r"--duplicates: expected one of keep, drop, first, last, consecutive, got 'middle'",
+        ),
         ({"columns": Columns(has_times=False), "after": "2018-01-01"}, [], r"--after: expected a source with times"),
         (
             {"columns": Columns(user="item")},
@@ -219,3 +224,38 @@ def test_a_file_of_recbole_is_one_too_and_its_columns_go_by_either_name(tmp_path
         made("csv", log, tmp_path / str(place), items=items, columns=columns, min_rating=1.5)
         assert sequences(tmp_path / str(place)) == {"1": ["6", "7", "9"]}
         assert titles(tmp_path / str(place))["7"] == "Seven, the"
+
+
+EVENTS = [
+    f"{user},{item},{time},{kind}" for user in "ab" for time, item in enumerate("xyz") for kind in ("view", "buy")
+]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_only_the_events_that_are_kept_count_and_the_others_are_named(tmp_path: Path, suffix: str) -> None:
+    rows = ["user,item,time,event_type", *EVENTS, "a,q,9,view", ",q,9,view", "a,w,9, buy "]
+    path = write(tmp_path / "log.csv", *rows)
+    if suffix == "parquet":
+        pq.write_table(pyarrow.csv.read_csv(path), tmp_path / "log.parquet")
+        path = tmp_path / "log.parquet"
+    columns = Columns(event="event_type", time_unit="s")
+    report = made(suffix, path, tmp_path / "data", columns=columns, keep=("buy",))
+    assert sequences(tmp_path / "data") == {"a": ["x", "y", "z", "w"], "b": ["x", "y", "z"]}
+    assert report["counts"]["other_events"] == {"view": 8} and report["counts"]["read"] == 15
+    with pytest.raises(DataError, match=r"expected interactions, got none .*not kept: 'view' 8, 'buy' 7"):
+        made(suffix, path, tmp_path / "none", columns=columns, keep=("purchase",))
+    with pytest.raises(DataError, match="expected a column 'kind' for the event, got user, item"):
+        made(suffix, path, tmp_path / "none", columns=Columns(event="kind"), keep=("buy",))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep": ("buy",)}, "--keep: expected it with --event-column"),
+        ({"columns": Columns(event="kind")}, "--event-column: expected it with --keep"),
+        ({"columns": Columns(event="kind"), "keep": ("buy", "")}, "--keep: expected names of events"),
+    ],
+)
+def test_events_are_kept_by_a_column_and_its_names(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Options(**options)
