@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import metrics
     from .catalog.catalog import Catalog, load_catalog
+    from .evaluate.candidates import score_candidates
     from .evaluate.exact import exact_metrics, exact_ranks, score_catalog
+    from .evaluate.vectors import item_vectors, user_vectors
     from .search.completions import BeamOutput, beam_search
 
 __all__ = [
@@ -21,9 +23,12 @@ __all__ = [
     "beam_search",
     "exact_metrics",
     "exact_ranks",
+    "item_vectors",
     "load_catalog",
     "metrics",
+    "score_candidates",
     "score_catalog",
+    "user_vectors",
 ]
 __version__ = "0.1.0"
 
@@ -33,9 +38,12 @@ _MODULES = {
     "beam_search": "search.completions",
     "exact_metrics": "evaluate.exact",
     "exact_ranks": "evaluate.exact",
+    "item_vectors": "evaluate.vectors",
     "load_catalog": "catalog.catalog",
     "metrics": "metrics",
+    "score_candidates": "evaluate.candidates",
     "score_catalog": "evaluate.exact",
+    "user_vectors": "evaluate.vectors",
 }
 
 

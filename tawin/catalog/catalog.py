@@ -34,6 +34,7 @@ from ..data.columns import (
     require_distinct,
 )
 from ..data.dataset import Dataset, Items, load_dataset, training_sequences
+from ..data.item_columns import arrays_of, read_item_columns
 from ..data.ragged import Ragged
 from ..data.source_ids import order_of
 from ..data.transitions import Transitions
@@ -90,6 +91,9 @@ class Catalog:
     """Counts of the training data that recommendations are mixed with; None: none are."""
     source_ids: list[str] | None = None
     """The log's own ids, distinct, by which items are known in other folders; None where earlier versions saved it."""
+
+    columns: pa.Table | None = None
+    """What else the data says of items, a row an item; None: nothing. Other prices are no other catalogue."""
 
     @property
     def one_target(self) -> bool:
@@ -203,6 +207,7 @@ class Catalog:
                 "semantic_id": optional_array(self.semantic_ids, self.num_items, pa.list_(pa.int64())),
                 "token_ids": pa.array(list(rows_of(self.token_ids)), type=pa.list_(pa.int64())),
                 "history_tokens": optional_array(history, self.num_items, pa.list_(pa.int64())),
+                **arrays_of(self.columns),
             }
         )
         if self.transitions is not None:
@@ -240,6 +245,7 @@ class Catalog:
                 semantic_ids=semantic_ids,
                 tokens=_split(*read_integer_lists(table, "token_ids", path)),
                 history=history,
+                columns=read_item_columns(path),
                 **header,
             )
             return replace(catalog, transitions=transitions)
@@ -342,6 +348,7 @@ def build_catalog(
         item_ids=dataset.items.item_ids,
         titles=dataset.items.titles,
         source_ids=dataset.items.names,
+        columns=dataset.items.columns,
         semantic_ids=codes,
         tokens=tokens,
         history=history,

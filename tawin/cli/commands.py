@@ -5,7 +5,7 @@ function that runs it, in `options.act`. ValueErrors and OSErrors of that are me
 have so many options that tyro parses them, and end in ways of their own: `cli` calls their `run`.
 """
 
-from . import evaluate, export, extend, prepare, recommend, report, train
+from . import evaluate, export, extend, prepare, recommend, report, score, train, vectors
 
-COMMANDS = (prepare, train, evaluate, recommend, extend, export, report)
+COMMANDS = (prepare, train, evaluate, recommend, score, vectors, extend, export, report)
 """Modules with the `add_command` of one command each, as `tawin --help` lists them."""

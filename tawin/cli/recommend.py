@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ from ..data.dataset import ITEMS_FILE
 from ..evaluate.ranking import recommend
 from ..serve.histories import rows_of_folder
 from ..serve.load import Serving, load_serving
-from ..serve.recommend import recommend_file, require_out
+from ..serve.narrow import allowed_items
+from ..serve.parts import Request, recommend_in_parts
+from ..serve.recommend import Served, recommend_file, require_out
 from .arguments import Commands, add_exclude_history, add_stage, positive
 
 
@@ -42,7 +45,18 @@ def add_command(commands: Commands) -> None:
     command.add_argument("--out", type=Path, metavar="FILE", help="with --histories: the new file, .parquet or .csv")
     command.add_argument("--top", type=int, default=10, help="items a history (default: 10)")
     command.add_argument("--batch-size", type=positive, help="with --histories: of one search (default: the run's)")
+    command.add_argument(
+        "--processes",
+        type=positive,
+        help="with --histories: on so many processes with a thread each, and the same command goes on after a stop",
+    )
     command.add_argument("--titles", action="store_true", help="with --histories: write the items' titles too")
+    command.add_argument(
+        "--where",
+        metavar="CONDITION",
+        help="only items that fit it: \"category = 'shoes' and price < 100\"; columns are those of the items' file",
+    )
+    command.add_argument("--leave-out", type=Path, metavar="FILE", help="items never to recommend, an id a line")
     add_stage(command)
     add_exclude_history(command)
     command.set_defaults(act=_recommend)
@@ -52,7 +66,7 @@ def _recommend(options: argparse.Namespace) -> None:
     if options.top < 1:
         raise ValueError(f"--top: expected at least 1, got {options.top}")
     if options.histories is None:
-        for name in ("out", "batch_size", "titles"):
+        for name in ("out", "batch_size", "titles", "processes"):
             if getattr(options, name):
                 raise ValueError(f"--{name.replace('_', '-')}: expected it with --histories, not with --history")
         _print_one(options)
@@ -60,21 +74,27 @@ def _recommend(options: argparse.Namespace) -> None:
     if options.out is None:
         raise ValueError("--out: expected the file to write to, .parquet or .csv, with --histories")
     require_out(options.out)  # before the model is loaded
-    served = recommend_file(
-        load_serving(options.run, options.stage),
-        options.histories,
-        options.out,
-        top=options.top,
-        batch_size=options.batch_size,
-        exclude_history=options.exclude_history,
-        titles=options.titles,
-        numbers=options.source_ids,
-        progress=True,
+    started = time.monotonic()
+    served = (
+        _in_parts(options)
+        if options.processes
+        else recommend_file(
+            _serving(options),
+            options.histories,
+            options.out,
+            top=options.top,
+            batch_size=options.batch_size,
+            exclude_history=options.exclude_history,
+            titles=options.titles,
+            numbers=options.source_ids,
+            progress=True,
+        )
     )
-    print(
-        f"{options.out}: {served.users:,} users in {served.seconds:.1f} s, "
-        f"{served.users / max(served.seconds, 1e-9):,.0f} users/s"
-    )
+    seconds = time.monotonic() - started if options.processes else served.seconds
+    rate = (served.users - served.known_before) / max(seconds, 1e-9)
+    print(f"{options.out}: {served.users:,} users in {seconds:.1f} s, {rate:,.0f} users/s")
+    if served.known_before:
+        print(f"{served.known_before:,} of them were done before the command was stopped")
     if served.unknown_items:
         print(f"{served.unknown_items:,} items of histories are not in the catalogue and were left out")
     if served.empty_histories:
@@ -83,8 +103,34 @@ def _recommend(options: argparse.Namespace) -> None:
         print(f"note: the history of {served.null_histories:,} of them is null, which was read as an empty one")
 
 
-def _print_one(options: argparse.Namespace) -> None:
+def _in_parts(options: argparse.Namespace) -> Served:
+    request = Request(
+        options.run,
+        stage=options.stage,
+        top=options.top,
+        batch_size=options.batch_size,
+        exclude_history=options.exclude_history,
+        titles=options.titles,
+        where=options.where,
+        leave_out=options.leave_out,
+    )
+    return recommend_in_parts(
+        request,
+        options.histories,
+        options.out,
+        processes=options.processes,
+        numbers=options.source_ids,
+        progress=True,
+    )
+
+
+def _serving(options: argparse.Namespace) -> Serving:
     serving = load_serving(options.run, options.stage)
+    return dataclasses.replace(serving, among=allowed_items(serving.catalog, options.where, options.leave_out))
+
+
+def _print_one(options: argparse.Namespace) -> None:
+    serving = _serving(options)
     catalog = serving.catalog
     if options.source_ids is not None:
         catalog = _with_source_ids(catalog, options.source_ids)
@@ -123,6 +169,6 @@ def _ranked(serving: Serving, seen: np.ndarray, options: argparse.Namespace) -> 
     """At most `--top` items and their log p, best first."""
     asked = serving.options.asked_for(options.top, exclude_history=options.exclude_history)
     history = seen[-serving.options.max_history :]
-    found = recommend(serving.model, serving.catalog, [history], asked.evaluation, seen=[seen])
+    found = recommend(serving.model, serving.catalog, [history], asked.evaluation, seen=[seen], among=serving.among)
     pairs = zip(found.items[0].tolist(), found.scores[0].tolist(), strict=True)
     return [(item, score) for item, score in pairs if item >= 0][: options.top]

@@ -34,6 +34,7 @@ from .columns import (
     require_distinct,
 )
 from .interactions import map_interactions, read_interactions
+from .item_columns import arrays_of, read_item_columns
 from .ragged import Ragged, count_within
 from .times import map_times, read_times
 
@@ -54,6 +55,8 @@ class Items:
     """One code a level, all of one length; items may share one. None where the data has none."""
     source_ids: list[str] | None = None
     """The log's own ids, distinct; None: `item_ids` are these."""
+    columns: pa.Table | None = None
+    """What else the data says of items, a row an item: `item_columns`. None: nothing."""
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -65,9 +68,14 @@ class Items:
 
     def take(self, order: np.ndarray) -> Items:
         """The items at `order`, in that order."""
-        lists = (self.titles, self.semantic_ids, self.source_ids)
-        taken: list[Any] = [each if each is None else [each[place] for place in order] for each in lists]
-        return Items(self.item_ids[order], *taken)
+
+        def taken(values: list[Any] | None) -> list[Any] | None:
+            return None if values is None else [values[place] for place in order]
+
+        columns = None if self.columns is None else self.columns.take(pa.array(order))
+        return Items(
+            self.item_ids[order], taken(self.titles), taken(self.semantic_ids), taken(self.source_ids), columns
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,6 +225,7 @@ def save_dataset(dataset: Dataset, folder: str | Path) -> None:
             "title": optional_array(items.titles, len(items), pa.string()),
             "semantic_id": optional_array(items.semantic_ids, len(items), pa.list_(pa.int64())),
             "source_id": optional_array(items.source_ids, len(items), pa.string()),
+            **arrays_of(items.columns),
         }
     )
     with writing(folder):
@@ -401,6 +410,7 @@ def _load_items(path: Path) -> Items:
         titles=read_titles(table, path),
         semantic_ids=_semantic_ids(table, item_ids, path),
         source_ids=read_source_ids(table, path),
+        columns=read_item_columns(path),
     )
 
 

@@ -23,6 +23,7 @@ from ..run import signals
 from ..run.processes import ALONE, Processes
 from ..search.completions import beam_search
 from .exact import score_catalog
+from .pool import pool_of
 
 RARE = 0.005  # share of interactions that repeat an item below which a repetition is taken for noise
 USERS_ASKED = 100_000  # for that share; their first ones
@@ -44,6 +45,7 @@ def recommend(
     config: EvaluationConfig,
     *,
     seen: Sequence[np.ndarray] | None = None,
+    among: np.ndarray | None = None,
     description: str = "recommend",
     progress: bool = False,
     processes: Processes = ALONE,
@@ -53,6 +55,8 @@ def recommend(
     By beam search; where the catalogue carries counts, by the model's share of every item mixed with theirs.
 
     seen: each user's items, of which the histories may be the last ones only; None: the histories.
+    among: int64, ascending, distinct: the items that may be recommended; None: all. The search runs on their trie
+        alone, so it is as exact as one over all, and what is found keeps its score.
 
     Histories of like length share a batch, so little is padded. The model is put into eval mode and back. Of several
     processes each takes every so many batches, and all get the whole result: the very one that one process gets.
@@ -66,7 +70,8 @@ def recommend(
     if excluded is not None and len(excluded) != len(histories):
         raise ValueError(f"seen: expected the items of each of {len(histories)} histories, got {len(excluded)}")
     weight = _counts_weight(catalog, config)
-    width = min(config.beam_width, catalog.num_items)
+    pool = pool_of(catalog, among, config.normalizer, scored=weight > 0)
+    width = min(config.beam_width, catalog.num_items if among is None else len(among))
     items = np.zeros((len(histories), width), dtype=np.int64)
     scores = np.zeros((len(histories), width), dtype=np.float32)
     batches = list(_batches(histories, config.batch_size))[processes.rank :: processes.count]
@@ -76,16 +81,14 @@ def recommend(
         batch = histories.take(rows)
         input_ids, attention_mask = catalog.encode_histories(batch)
         bf16 = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")  # as in training
-        left_out = None if excluded is None else excluded.take(rows)
+        left_out = pool.left_out(None if excluded is None else excluded.take(rows), len(rows))
         prompts = (input_ids.to(device), attention_mask.to(device))
         with evaluating(model), bf16:
             if weight > 0:
                 best, log_p = _with_counts(model, *prompts, catalog, batch, config, weight, width, left_out)
             else:
-                found = beam_search(
-                    model, *prompts, catalog.trie, width, normalizer=config.normalizer, exclude=left_out
-                )
-                best, log_p = found.item_ids, found.scores
+                found = beam_search(model, *prompts, pool.trie, width, normalizer=config.normalizer, exclude=left_out)
+                best, log_p = pool.items(found.item_ids), found.scores
         items[rows], scores[rows] = best.cpu().numpy(), log_p.cpu().numpy()
     signals.stop_if_asked(processes)
     if processes.count > 1:  # rows of others are zero here: the sum over the processes is exact
@@ -111,7 +114,7 @@ def _with_counts(
     config: EvaluationConfig,
     weight: float,
     width: int,
-    excluded: Ragged | None,
+    excluded: Sequence[np.ndarray] | None,
 ) -> tuple[Tensor, Tensor]:
     """The best items by the model's share mixed with that of the counts, -1 = missing, and the log of the mixed share.
 
@@ -123,8 +126,9 @@ def _with_counts(
     weights = weight * (counted.sum(1, keepdim=True) > 0)  # [B, 1]
     scores = ((1.0 - weights) * log_probs.exp() + weights * counted).log()
     if excluded is not None:
-        users = np.repeat(np.arange(len(excluded)), excluded.lengths)
-        scores[torch.from_numpy(users), torch.from_numpy(excluded.flat().astype(np.int64))] = -torch.inf
+        gone = Ragged.of(excluded)
+        users = np.repeat(np.arange(len(gone)), gone.lengths)
+        scores[torch.from_numpy(users), torch.from_numpy(gone.flat().astype(np.int64))] = -torch.inf
     best, items = top_k_stable(scores.float(), width)
     return items.masked_fill(best == -torch.inf, -1), best
 

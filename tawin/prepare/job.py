@@ -16,8 +16,9 @@ from .dates import date_text
 from .formats import FORMATS
 from .ids import MISSING_TITLES
 from .log import Log, Selection
+from .readers.item_columns import read_other_columns
 from .readers.lines import Reading
-from .source import Options, Source, date_option
+from .source import Columns, Options, Source, date_option
 from .write import Prepared, numbering_notes, require_new, write_folder
 
 OTHER_EVENTS = 20  # kinds that are left out and named
@@ -65,7 +66,8 @@ def prepare(
     kept, counts = _filter(log, minimum, duplicates, source, reading)
     times = _times(log, reading)
     keeps_unseen = chosen.keeps_unseen_items or bool(options.keep_unseen_items)
-    prepared = _described(kept, log, opened, reading, keeps_unseen=keeps_unseen)
+    columns = options.columns if chosen.has_columns else None
+    prepared = _described(kept, log, opened, reading, keeps_unseen=keeps_unseen, columns=columns)
     report = {
         "format": format_name,
         "source": source.name,
@@ -140,7 +142,9 @@ def _times(log: Log, reading: Reading) -> dict[str, Any] | None:
     return {"read_as": read_as, "first": date_text(int(times.min())), "last": date_text(int(times.max()))}
 
 
-def _described(kept: _Kept, log: Log, source: Source, reading: Reading, *, keeps_unseen: bool) -> Prepared:
+def _described(
+    kept: _Kept, log: Log, source: Source, reading: Reading, *, keeps_unseen: bool, columns: Columns | None
+) -> Prepared:
     user_codes, users = renumber(kept.users)
     item_codes, items = renumber(kept.items)
     user_names, item_names = list(log.users), list(log.items)
@@ -175,6 +179,7 @@ def _described(kept: _Kept, log: Log, source: Source, reading: Reading, *, keeps
         times=kept.times,
         titles=titles if any(titles) else None,
         semantic_ids=_complete(semantic_ids, item_sources),
+        columns=None if columns is None else read_other_columns(source.items, columns, item_sources),
     )
 
 

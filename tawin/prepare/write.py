@@ -1,7 +1,7 @@
 """The data folder that preparing makes: written beside its place, then put there whole.
 
     interactions.parquet   user_id, item_ids (oldest first), and where the source has times `times`, milliseconds
-    items.parquet          item_id, title, semantic_id, source_id: the source's own id, as text
+    items.parquet          item_id, title, semantic_id, source_id: the source's own id, as text; others
     users.parquet          user_id, source_id
     prepare.json           how it was made
 
@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from ..data.columns import DataError, integer_type, optional_array
 from ..data.dataset import INTERACTIONS_FILE, ITEMS_FILE
+from ..data.item_columns import arrays_of
 from ..run.atomic import sync_file, sync_folder, writing
 
 USERS_FILE = "users.parquet"
@@ -48,6 +49,8 @@ class Prepared:
     """int64 [interactions], milliseconds since 1970"""
     titles: list[str | None] | None
     semantic_ids: list[tuple[int, ...]] | None
+    columns: pa.Table | None = None
+    """What else the source says of its items, a row an item."""
 
 
 def require_new(folder: Path) -> None:
@@ -69,6 +72,7 @@ def write_folder(prepared: Prepared, report: dict[str, Any], folder: Path) -> No
                 "title": optional_array(prepared.titles, len(item_ids), pa.string()),
                 "semantic_id": optional_array(prepared.semantic_ids, len(item_ids), pa.list_(pa.int32())),
                 "source_id": pa.array(prepared.item_sources, pa.string()),
+                **arrays_of(prepared.columns),
             }
         )
         pq.write_table(catalogue, part / ITEMS_FILE, write_page_checksum=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -112,6 +113,8 @@ class Serving:
     model: nn.Module
     catalog: Catalog
     options: ServingOptions
+    among: np.ndarray | None = None
+    """int64, ascending: rows of the items that may be recommended; None: all."""
 
 
 def load_serving(folder: Path, stage: str | None = None) -> Serving:

@@ -26,7 +26,7 @@ from ..data.columns import DataError
 from ..data.ragged import Ragged, count_within
 from ..evaluate.ranking import Recommendations, recommend
 from ..run.atomic import replacing_file
-from .histories import Histories, open_histories
+from .histories import Histories, HistoryFile, open_histories
 from .load import Serving
 
 BATCHES_A_CHUNK = 16  # users of like history length are searched for together: so many batches are sorted at a time
@@ -45,6 +45,8 @@ class Served:
     null_histories: int = 0
     """Those of them whose history is null."""
     seconds: float = 0.0
+    known_before: int = 0
+    """Users whose part was there already: `recommend_in_parts`."""
 
     def __add__(self, other: Served) -> Served:
         return Served(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
@@ -89,26 +91,32 @@ def recommend_file(
     serving = dataclasses.replace(serving, options=options)
     served, users_at_once = Served(), options.evaluation.batch_size * BATCHES_A_CHUNK
     with open_histories(histories, serving.catalog, numbers, users_at_once) as file:
-        fields = [] if file.user_type is None else [pa.field("user_id", file.user_type)]
-        ids = _item_ids(serving.catalog, as_text=file.as_text)
-        kinds = {"item_ids": ids.type, "scores": pa.float32(), **({"titles": pa.string()} if titles else {})}
-        schema = pa.schema([*fields, *(pa.field(name, pa.list_(kind)) for name, kind in kinds.items())])
+        ids = item_ids_of(serving.catalog, as_text=file.as_text)
+        schema = schema_of(file, ids, titles)
         bar = tqdm(total=file.rows, desc="recommend", unit="user", disable=None if progress else True)
         with bar, replacing_file(out) as part:
             out.parent.mkdir(parents=True, exist_ok=True)
-            with _writer(part, schema, out.suffix.lower()) as write:
+            with writer_of(part, schema, out.suffix.lower()) as write:
                 for chunk in file.chunks:
                     started = time.monotonic()
-                    columns, counts = _recommend_chunk(serving, chunk, ids, top, titles)
-                    users = [chunk.users] if fields else []
+                    columns, counts = recommend_chunk(serving, chunk, ids, top, titles)
+                    users = [] if chunk.users is None else [chunk.users]
                     write(pa.table([*users, *columns], schema=schema), served.users)
                     served += dataclasses.replace(counts, seconds=time.monotonic() - started)
                     bar.update(counts.users)
-                _require_known(served, serving.catalog, histories)
+                require_known(served, serving.catalog, histories)
     return served
 
 
-def _require_known(served: Served, catalog: Catalog, histories: Path) -> None:
+def schema_of(file: HistoryFile, ids: pa.Array, titles: bool) -> pa.Schema:
+    """Of the output as parquet. ids: what items are called in it."""
+    fields = [] if file.user_type is None else [pa.field("user_id", file.user_type)]
+    kinds = {"item_ids": ids.type, "scores": pa.float32(), **({"titles": pa.string()} if titles else {})}
+    return pa.schema([*fields, *(pa.field(name, pa.list_(kind)) for name, kind in kinds.items())])
+
+
+def require_known(served: Served, catalog: Catalog, histories: Path) -> None:
+    """DataError where no item of any history is one of the catalogue."""
     if served.unknown_items and served.empty_histories == served.users:
         raise DataError(
             f"{histories}: expected items of the run, like {', '.join(catalog.names[:3])}, but none of "
@@ -116,7 +124,7 @@ def _require_known(served: Served, catalog: Catalog, histories: Path) -> None:
         )
 
 
-def _item_ids(catalog: Catalog, *, as_text: bool) -> pa.Array:
+def item_ids_of(catalog: Catalog, *, as_text: bool) -> pa.Array:
     """What items are called in the output: numbers where the log's ids are these, unless histories have text."""
     if not as_text and catalog.has_numbers:
         return pa.array(catalog.item_ids, pa.int64())
@@ -124,7 +132,7 @@ def _item_ids(catalog: Catalog, *, as_text: bool) -> pa.Array:
 
 
 @contextmanager
-def _writer(part: Path, schema: pa.Schema, suffix: str) -> Iterator[Any]:
+def writer_of(part: Path, schema: pa.Schema, suffix: str) -> Iterator[Any]:
     """A function that writes a table of some users, of which so many others stand before."""
     if suffix == ".parquet":
         with pq.ParquetWriter(part, schema, compression="zstd", write_page_checksum=True) as parquet:
@@ -149,17 +157,24 @@ def _flat(table: pa.Table, before: int) -> pa.Table:
     return pa.table(columns)
 
 
-def _recommend_chunk(
+def known_items(chunk: Histories) -> Ragged:
+    """Each user's items that the catalogue has, as its rows."""
+    user = np.repeat(np.arange(len(chunk.lengths)), chunk.lengths)
+    known = chunk.items >= 0
+    counts = np.bincount(user[known], minlength=len(chunk.lengths))
+    return Ragged.of(np.split(chunk.items[known], np.cumsum(counts)[:-1]))
+
+
+def recommend_chunk(
     serving: Serving, chunk: Histories, ids: pa.Array, top: int, titles: bool
 ) -> tuple[list[pa.Array], Served]:
-    items, lengths = chunk.items, chunk.lengths
-    user = np.repeat(np.arange(len(lengths)), lengths)
-    known = items >= 0
-    counts = np.bincount(user[known], minlength=len(lengths))
-    seen = Ragged.of(np.split(items[known], np.cumsum(counts)[:-1]))
+    """The columns of the output but the users, for some of them, and what became of these."""
+    lengths, known = chunk.lengths, chunk.items >= 0
+    seen = known_items(chunk)
+    counts = seen.lengths
     histories = seen.last(serving.options.max_history)
     asked = np.flatnonzero(counts)
-    top = min(top, serving.catalog.num_items)
+    top = min(top, serving.catalog.num_items if serving.among is None else len(serving.among))
     found_items = np.full((len(lengths), top), -1, dtype=np.int64)
     found_scores = np.full((len(lengths), top), -np.inf, dtype=np.float32)
     if len(asked):
@@ -169,6 +184,7 @@ def _recommend_chunk(
             histories.take(asked),
             serving.options.evaluation,
             seen=seen.take(asked),
+            among=serving.among,
         )
         found_items[asked], found_scores[asked] = found.items[:, :top], found.scores[:, :top]
     columns = _columns(serving.catalog, Recommendations(found_items, found_scores), ids, titles)

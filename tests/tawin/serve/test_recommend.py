@@ -250,3 +250,29 @@ def test_options_that_do_not_go_together_are_refused(
     with pytest.raises(SystemExit, match=message):
         cli.main(["recommend", str(run), *(argument.format(**places) for argument in arguments)])
     assert not places["out"].exists()
+
+
+def test_the_command_narrows_the_search_and_leaves_items_out(
+    run: Path, serving: Serving, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    histories = write(tmp_path / "in.parquet", random_histories(serving, 5))
+    gone = serving.catalog.item_ids[[7, 8]].tolist()
+    (tmp_path / "gone.txt").write_text("".join(f"{item}\n" for item in (*gone, UNKNOWN)))
+    narrowed = ["--where", f"item_id <= {serving.catalog.item_ids[9]}", "--leave-out", str(tmp_path / "gone.txt")]
+    out = tmp_path / "out.parquet"
+    cli.main(["recommend", str(run), "--histories", str(histories), "--out", str(out), "--top", "20", *narrowed])
+    expected = sorted(set(serving.catalog.item_ids[:10].tolist()) - set(gone))
+    for items in pq.read_table(out)["item_ids"].to_pylist():
+        assert sorted(items) == expected
+    capsys.readouterr()
+    history = str(serving.catalog.item_ids[0])
+    cli.main(["recommend", str(run), "--history", history, "--top", "20", *narrowed])
+    assert len(re.findall(r"^│ +\d+ │", capsys.readouterr().out, re.MULTILINE)) == 8
+    (tmp_path / "gone.txt").write_text("absent")
+    for options, message in (
+        (["--where", "price < 3"], "expected a column of the items, item_id, title, got price"),
+        (["--leave-out", str(tmp_path / "gone.txt")], "expected ids of the log, like .* none of 1 is one"),
+        (["--leave-out", "absent.txt"], "expected a text file of item ids, cannot read it"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            cli.main(["recommend", str(run), "--history", history, *options])

@@ -259,3 +259,20 @@ def test_only_the_events_that_are_kept_count_and_the_others_are_named(tmp_path: 
 def test_events_are_kept_by_a_column_and_its_names(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Options(**options)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".parquet"])
+def test_other_columns_of_the_items_are_carried_along_by_type(tmp_path: Path, suffix: str) -> None:
+    log = write(
+        tmp_path / "log.csv", "user,item,time", *(f"{user},00{item},{item}" for user in "ab" for item in range(3))
+    )
+    lines = ["sku,name,price:float,kind,title2,source_id", "002,Two,2.5,shoes,x,s", "000,Zero,,hats,y,s", "002,B,9,z,,"]
+    items = write(tmp_path / f"items{suffix}", *lines)
+    if suffix == ".parquet":
+        text = pyarrow.csv.ConvertOptions(column_types={"sku": "string"}, strings_can_be_null=True)
+        pq.write_table(pyarrow.csv.read_csv(write(tmp_path / "i.csv", *lines), convert_options=text), items)
+    made("csv", log, tmp_path / "data", items=items, columns=Columns(time_unit="s"))
+    table = pq.read_table(tmp_path / "data" / "items.parquet")
+    assert table.column_names == ["item_id", "title", "semantic_id", "source_id", "price", "kind", "title2"]
+    rows = {row["source_id"]: (row["title"], row["price"], row["kind"]) for row in table.to_pylist()}
+    assert rows == {"000": ("Zero", None, "hats"), "001": (None, None, None), "002": ("Two", 2.5, "shoes")}
