@@ -67,17 +67,15 @@ class _Clock:
             self.predicted.append(name)
             return size * expected
         print(f"{name}: measuring, {share:,.0f} s at most", flush=True)
-        one = _timed(call, 1)
-        fit = min(size, int(0.5 * (share - one) / one))  # the first call warms up, so it is slow
-        if fit < 1:
-            return self._learn(flops, one) * size
+        one = _timed(call, 1)  # with what does not grow with the size: the optimizer's step, the first call's start
+        fit = min(size, int(1 + (share - 2 * one) / (2 * expected)))
+        if fit < min(2, size):
+            self.predicted.append(name)
+            return one + (size - 1) * expected
         taken = _timed(call, fit)
-        self._learn(fit * flops, taken)
-        return taken * size / fit
-
-    def _learn(self, flops: float, seconds: float) -> float:
-        self.speed = flops / seconds
-        return seconds
+        each = max(expected, (taken - one) / max(1, fit - 1))
+        self.speed = min(self.speed, fit * flops / taken)
+        return taken + (size - fit) * each
 
 
 def probe(

@@ -63,13 +63,13 @@ def test_without_rl_the_final_evaluation_is_one() -> None:
 class Machine:
     """Time that passes by what is asked for alone: so many seconds a sequence."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, each: float) -> None:
-        self.now, self.each, self.sizes = 0.0, each, []
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, each: float, fixed: float = 0.0) -> None:
+        self.now, self.each, self.fixed, self.sizes = 0.0, each, fixed, []
         monkeypatch.setattr(time, "perf_counter", lambda: self.now)
 
     def __call__(self, size: int) -> None:
         self.sizes.append(size)
-        self.now += size * self.each
+        self.now += self.fixed + size * self.each
 
 
 def test_a_micro_batch_that_fits_the_time_is_measured_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,15 +86,22 @@ def test_one_that_does_not_is_measured_on_fewer_sequences_and_scaled(monkeypatch
     assert machine.sizes == [1, 7] and machine.now <= 30.0
 
 
+def test_what_does_not_grow_with_the_size_is_not_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch, each=0.1, fixed=8.0)  # an optimizer's step
+    clock = _Clock(60.0, speed=1e9, calls_left=3, predicted=[])
+    assert clock.seconds("SFT", 1e8, 64, machine) == pytest.approx(14.4)
+    assert machine.now <= 20.0
+
+
 def test_what_would_take_too_long_alone_is_predicted_by_the_speed_that_was_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    machine = Machine(monkeypatch, each=10.0)
+    machine = Machine(monkeypatch, each=4.0)
     clock = _Clock(60.0, speed=1e9, calls_left=3, predicted=[])
-    clock.seconds("evaluation", 1e9, 4, machine)  # ten times slower than plain products
-    assert clock.seconds("SFT", 9e9, 8, machine) == pytest.approx(8 * 90.0)
+    clock.seconds("evaluation", 1e9, 4, machine)  # four times slower than plain products
+    assert clock.seconds("SFT", 9e9, 8, machine) == pytest.approx(8 * 36.0)
     assert clock.predicted == ["SFT"] and machine.now <= 60.0
-    assert "SFT: one alone would take about 90 s: predicted, not measured" in capsys.readouterr().out
+    assert "SFT: one alone would take about 36 s: predicted, not measured" in capsys.readouterr().out
 
 
 def test_evaluation_is_named_with_what_to_change_where_it_takes_most_of_a_run() -> None:
