@@ -40,7 +40,7 @@ def work_of(model: Any, catalog: Catalog, plan: Plan, config: Config) -> Work:
         return 2 * (body * (prompt + run) + head.numel() * (1 + run))
 
     completions = config.grpo.completions(catalog.num_sequences)
-    forward = 2 * (body * (prompt + completions * item) + head.numel() * completions * item)
+    forward = search(completions)  # the policy runs the tokens that the rollout ran: no last one
     rollout = 0.0 if config.grpo.negatives == "random" else search(completions)
     hit = rollout + (4 if config.grpo.beta > 0 else 3) * forward
     sft = plan.sft.tokens / max(1, plan.sft.sequences)
