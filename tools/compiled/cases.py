@@ -23,10 +23,11 @@ from tawin_kernels import (
     tawin_weights,
 )
 from tawin_kernels.ops.advantage.kernels import GroupRewards
-from tawin_kernels.ops.log_prob.gradient import Head, gradient_of_lists
+from tawin_kernels.ops.log_prob.gradient import gradient_of_lists
 from tawin_kernels.ops.log_prob.logsumexp import RowStatistics
 from tawin_kernels.ops.log_prob.one_pass import one_pass_of_lists, pair_logits
 from tawin_kernels.ops.log_prob.pair_lists import Pairs, list_pairs_on_device
+from tawin_kernels.ops.log_prob.tiles import Head
 from tawin_kernels.ops.loss.kernels import LossOptions, triton_grpo_loss
 from tawin_kernels.ops.loss.types import LossType
 from tawin_kernels.types import RankTransform

@@ -18,9 +18,10 @@ from functools import partial
 import torch
 from tawin_kernels import TAWin, beam_step, group_advantages, grpo_loss, linear_log_probs
 from tawin_kernels.launch import INTERPRETED, Launch, Target, recorded_launches
-from tawin_kernels.ops.log_prob.gradient import Head, gradient_of_lists
+from tawin_kernels.ops.log_prob.gradient import gradient_of_lists
 from tawin_kernels.ops.log_prob.logsumexp import RowStatistics
 from tawin_kernels.ops.log_prob.pair_lists import Pairs, list_pairs_on_device
+from tawin_kernels.ops.log_prob.tiles import Head
 
 from .cases import trie_without_memory
 from .code import job_of

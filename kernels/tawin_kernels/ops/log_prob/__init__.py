@@ -29,11 +29,11 @@ from ...launch import launch
 from ...trie import ItemTrie
 from ...types import Normalizer
 from . import children, reference
-from .gradient import Head, log_prob_gradient
+from .gradient import log_prob_gradient
 from .log_softmax import log_softmax_of
 from .logsumexp import RowStatistics, live_rows, vocabulary_statistics
 from .pair_lists import Pairs
-from .tiles import dot_tile, matrix_sizes, matrix_tiles, rows_in_place
+from .tiles import Head, dot_tile, matrix_sizes, matrix_tiles, rows_in_place
 
 
 @triton.jit(do_not_specialize=["N"])

@@ -37,99 +37,17 @@ import triton.language as tl
 
 from ...launch import launch
 from .gradient_sums import matrix_product, segment_sum, unit_of
-from .logsumexp import LOG2_E, RowStatistics
-from .pair_lists import PairLists, Pairs, list_pairs
+from .logsumexp import RowStatistics
+from .pair_lists import DenseRows, PairLists, Pairs, clear_pairs, list_pairs
 from .segments import Segments
-from .tiles import MatrixTiles, dot_tile, matrix_sizes, matrix_tiles
+from .slab_kernels import gradient_slab
+from .tiles import Head, matrix_tiles
 
 _MAX_SLAB_BYTES = 2**25
 _MAX_SLAB_ROWS = 4096  # with more of them a slab's columns would be few, and its sums into dhidden bound by memory
 _MEMBERS_AT_ONCE = 32  # pairs of a row
 _TILES_AT_ONCE = 256
 _COLUMNS_AT_ONCE = 256
-
-
-@triton.jit(do_not_specialize=["n", "first_tile", "stride_sums_row"])
-def gradient_slab_kernel(
-    hidden_ptr,
-    weight_ptr,
-    bias_ptr,
-    row_ids_ptr,
-    coefficients_ptr,
-    targets_ptr,
-    maxima_ptr,
-    log_sums_ptr,
-    slab_ptr,
-    sums_ptr,
-    n,
-    first_token,
-    first_tile,
-    width,
-    H,
-    scale,
-    stride_hidden_row,
-    stride_weight_row,
-    stride_slab_row,
-    stride_sums_row,
-    BLOCK_R: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    EVEN_H: tl.constexpr,
-    MULTIPLE: tl.constexpr,
-):
-    scale = tl.cast(scale, tl.float32)
-    H, stride_hidden_row, stride_weight_row = H * MULTIPLE, stride_hidden_row * MULTIPLE, stride_weight_row * MULTIPLE
-    place = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    is_row = place < n
-    known_place = tl.minimum(place, n - 1)
-    rows = tl.load(row_ids_ptr + known_place)
-    columns = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
-    tokens = first_token + tl.minimum(columns, width - 1)
-    offsets_h = tl.arange(0, BLOCK_H)
-
-    hidden_ptrs = hidden_ptr + rows[:, None] * stride_hidden_row + offsets_h[None, :]
-    weight_ptrs = weight_ptr + tokens.to(tl.int64)[None, :] * stride_weight_row + offsets_h[:, None]
-    logits = dot_tile(hidden_ptrs, weight_ptrs, H, BLOCK_R, BLOCK_V, BLOCK_H, EVEN_H)
-    if bias_ptr is not None:
-        logits += tl.load(bias_ptr + tokens).to(tl.float32)[None, :]
-
-    # scale is log2 e / temperature: p = 2^((logit - maximum) scale - log2 sum).
-    maxima = tl.load(maxima_ptr + rows)
-    log_sums = tl.load(log_sums_ptr + rows) * 1.4426950408889634
-    coefficients = tl.load(coefficients_ptr + known_place)
-    targets = tl.load(targets_ptr + known_place)
-    slab = -coefficients[:, None] * tl.exp2((logits - maxima[:, None]) * scale - log_sums[:, None])
-    is_other = (tokens[None, :] != targets[:, None]) & (columns < width)[None, :]
-    slab = tl.where(is_other, slab, 0.0)
-    slab_ptrs = slab_ptr + place.to(tl.int64)[:, None] * stride_slab_row + columns[None, :]
-    tl.store(slab_ptrs, slab.to(slab_ptr.dtype.element_ty), mask=is_row[:, None] & (columns < width)[None, :])
-    sums_ptrs = sums_ptr + place.to(tl.int64) * stride_sums_row + first_tile + tl.program_id(1)
-    tl.store(sums_ptrs, tl.sum(slab, 1), mask=is_row)
-
-
-@triton.jit(do_not_specialize=["first_token", "width"])
-def clear_pairs_kernel(
-    segments_ptr,
-    order_ptr,
-    offsets_ptr,
-    tokens_ptr,
-    slab_ptr,
-    first_token,
-    width,
-    stride_slab_row,
-    BLOCK_M: tl.constexpr,
-):
-    """Zeros at the tokens of the pairs of slab row i, which belongs to segment segments[i]."""
-    place = tl.program_id(0).to(tl.int64)
-    segment = tl.load(segments_ptr + place)
-    end = tl.load(offsets_ptr + segment + 1)
-    for start in range(tl.load(offsets_ptr + segment), end, BLOCK_M):
-        places = start + tl.arange(0, BLOCK_M)
-        members = tl.load(order_ptr + places, mask=places < end, other=0)
-        columns = tl.load(tokens_ptr + members, mask=places < end, other=-1) - first_token
-        is_here = (columns >= 0) & (columns < width) & (places < end)
-        zeros = tl.zeros([BLOCK_M], dtype=slab_ptr.dtype.element_ty)
-        tl.store(slab_ptr + place * stride_slab_row + columns, zeros, mask=is_here)
 
 
 @triton.jit(do_not_specialize=["num_tiles"])
@@ -188,27 +106,6 @@ def keep_rows_kernel(keys_ptr, rows_ptr, kept_ptr, first, count, H, BLOCK_H: tl.
     if (row >= 0) & (row < count):
         values = tl.load(rows_ptr + row * H + columns, mask=columns < H)
         tl.store(kept_ptr + place * H + columns, values, mask=columns < H)
-
-
-class Head(NamedTuple):
-    """The LM head and what goes into it."""
-
-    hidden: torch.Tensor  # [R, H], the elements of a row side by side
-    weight: torch.Tensor  # [V, H], likewise
-    bias: torch.Tensor | None  # [V]
-    temperature: float
-
-
-class DenseRows(NamedTuple):
-    """Rows with a dense part, n of them."""
-
-    segments: torch.Tensor  # int32 [n], which of `PairLists.by_row` each is
-    ids: torch.Tensor  # int64 [n], rows of hidden
-    coefficients: torch.Tensor  # fp32 [n], C in units
-    targets: torch.Tensor  # int64 [n], the token left out of the slab
-
-    def part(self, first: int, last: int) -> DenseRows:
-        return DenseRows(*(column[first:last] for column in self))
 
 
 def log_prob_gradient(
@@ -341,66 +238,6 @@ def slabs(weight: torch.Tensor, n: int) -> Iterator[tuple[int, torch.Tensor]]:
     room = torch.empty(rows, -(-columns // 16) * 16, dtype=weight.dtype, device=weight.device)
     for first_token in range(0, V, columns):
         yield first_token, room[:, : min(columns, V - first_token)]
-
-
-def gradient_slab(
-    head: Head,
-    dense: DenseRows,
-    statistics: RowStatistics,
-    first_token: int,
-    slab: torch.Tensor,
-    slab_sums: torch.Tensor,
-    tiles: MatrixTiles,
-) -> None:
-    """Write -C p of tokens first_token .. of dense row i to slab[i], and 0 at its target; slab [n, width].
-
-    The sum of each tile, as it was before rounding, goes to its column of slab_sums, fp32 [n, tiles of V].
-    """
-    hidden, weight, bias, temperature = head
-    n, width = slab.shape
-    launch(
-        gradient_slab_kernel,
-        (triton.cdiv(n, tiles.rows), triton.cdiv(width, tiles.tokens)),
-        num_warps=tiles.num_warps,
-        num_stages=tiles.num_stages,
-        hidden_ptr=hidden,
-        weight_ptr=weight,
-        bias_ptr=bias,
-        row_ids_ptr=dense.ids,
-        coefficients_ptr=dense.coefficients,
-        targets_ptr=dense.targets,
-        maxima_ptr=statistics.maxima,
-        log_sums_ptr=statistics.log_sums,
-        slab_ptr=slab,
-        sums_ptr=slab_sums,
-        n=n,
-        first_token=first_token,
-        first_tile=first_token // tiles.tokens,
-        width=width,
-        scale=LOG2_E / float(temperature),
-        stride_slab_row=slab.stride(0),
-        stride_sums_row=slab_sums.stride(0),
-        BLOCK_V=tiles.tokens,
-        **matrix_sizes(hidden, weight, tiles),
-    )
-
-
-def clear_pairs(pairs: Pairs, lists: PairLists, dense: DenseRows, first_token: int, slab: torch.Tensor) -> None:
-    """Write 0 to `slab`, which holds the tokens from first_token on of the dense rows, where a pair has its token."""
-    launch(
-        clear_pairs_kernel,
-        (len(slab),),
-        num_warps=1,
-        segments_ptr=dense.segments,
-        order_ptr=lists.by_row.order,
-        offsets_ptr=lists.by_row.offsets,
-        tokens_ptr=pairs.tokens,
-        slab_ptr=slab,
-        first_token=first_token,
-        width=slab.shape[1],
-        stride_slab_row=slab.stride(0),
-        BLOCK_M=_MEMBERS_AT_ONCE,
-    )
 
 
 def pair_gradients(

@@ -50,6 +50,18 @@ class PairLists(NamedTuple):
     by_token: Segments | None
 
 
+class DenseRows(NamedTuple):
+    """Rows with a dense part, n of them."""
+
+    segments: torch.Tensor  # int32 [n], which of `PairLists.by_row` each is
+    ids: torch.Tensor  # int64 [n], rows of hidden
+    coefficients: torch.Tensor  # fp32 [n], C in units
+    targets: torch.Tensor  # int64 [n], the token left out of the slab
+
+    def part(self, first: int, last: int) -> DenseRows:
+        return DenseRows(*(column[first:last] for column in self))
+
+
 @triton.jit
 def row_totals_kernel(
     order_ptr,
@@ -171,3 +183,46 @@ def _row_totals(pairs: Pairs, by_row: Segments, num_rows: torch.Tensor, most: in
         BLOCK_M=_MEMBERS_AT_ONCE,
     )
     return result
+
+
+@triton.jit(do_not_specialize=["first_token", "width"])
+def clear_pairs_kernel(
+    segments_ptr,
+    order_ptr,
+    offsets_ptr,
+    tokens_ptr,
+    slab_ptr,
+    first_token,
+    width,
+    stride_slab_row,
+    BLOCK_M: tl.constexpr,
+):
+    """Zeros at the tokens of the pairs of slab row i, which belongs to segment segments[i]."""
+    place = tl.program_id(0).to(tl.int64)
+    segment = tl.load(segments_ptr + place)
+    end = tl.load(offsets_ptr + segment + 1)
+    for start in range(tl.load(offsets_ptr + segment), end, BLOCK_M):
+        places = start + tl.arange(0, BLOCK_M)
+        members = tl.load(order_ptr + places, mask=places < end, other=0)
+        columns = tl.load(tokens_ptr + members, mask=places < end, other=-1) - first_token
+        is_here = (columns >= 0) & (columns < width) & (places < end)
+        zeros = tl.zeros([BLOCK_M], dtype=slab_ptr.dtype.element_ty)
+        tl.store(slab_ptr + place * stride_slab_row + columns, zeros, mask=is_here)
+
+
+def clear_pairs(pairs: Pairs, lists: PairLists, dense: DenseRows, first_token: int, slab: torch.Tensor) -> None:
+    """Write 0 to `slab`, which holds the tokens from first_token on of the dense rows, where a pair has its token."""
+    launch(
+        clear_pairs_kernel,
+        (len(slab),),
+        num_warps=1,
+        segments_ptr=dense.segments,
+        order_ptr=lists.by_row.order,
+        offsets_ptr=lists.by_row.offsets,
+        tokens_ptr=pairs.tokens,
+        slab_ptr=slab,
+        first_token=first_token,
+        width=slab.shape[1],
+        stride_slab_row=slab.stride(0),
+        BLOCK_M=_MEMBERS_AT_ONCE,
+    )

@@ -16,6 +16,15 @@ from ...launch import target_of
 _WARPS_AT_ONCE = 16  # of a multiprocessor, with 128 registers a thread
 
 
+class Head(NamedTuple):
+    """The LM head and what goes into it."""
+
+    hidden: torch.Tensor  # [R, H], the elements of a row side by side
+    weight: torch.Tensor  # [V, H], likewise
+    bias: torch.Tensor | None  # [V]
+    temperature: float
+
+
 class MatrixTiles(NamedTuple):
     """Block sizes of a product [rows, H] x [tokens, H]^T."""
 
