@@ -24,7 +24,7 @@ from tawin.cli import train
 from tawin.config import SyntheticConfig
 from tawin.data.dataset import split_leave_one_out
 from tawin.data.synthetic import make_synthetic
-from tawin.evaluate.ranking import decided, evaluate, sampled
+from tawin.evaluate.ranking import decided, evaluate, ranks_of, sampled
 from tawin.model.policy import load_model
 from tawin.report.page import write_report
 from tawin.run.folder import RunFolder
@@ -503,11 +503,11 @@ def test_bf16_autocast_trains_as_on_a_gpu(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_run_without_rl_is_evaluated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluated: list[str] = []
 
-    def counted(*arguments: Any, description: str, **options: Any) -> dict[str, float]:
+    def counted(*arguments: Any, description: str, **options: Any) -> np.ndarray:
         evaluated.append(description)
-        return evaluate(*arguments, description=description, **options)
+        return ranks_of(*arguments, description=description, **options)
 
-    monkeypatch.setattr(pipeline, "evaluate", counted)
+    monkeypatch.setattr(pipeline, "ranks_of", counted)
     results = run(tmp_path / "run", "--grpo.steps=0")
     assert evaluated == ["sft valid", "sft test"]
     assert results["grpo"] == results["sft"]

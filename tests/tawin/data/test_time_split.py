@@ -157,7 +157,7 @@ def test_made_up_data_cannot_be_split_by_time() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "random"}, r"split.method: expected one of \('leave_one_out', 'time'\), got 'random'"),
+        ({"method": "random"}, r"split.method: expected one of \('leave_one_out', 'time', 'none'\), got 'random'"),
         ({"valid_share": 0.0}, r"split.valid_share: expected a share in \(0, 1\), got 0.0"),
         ({"valid_share": 0.6, "test_share": 0.4}, r"split.valid_share: expected a sum with split.test_share below 1"),
     ],
