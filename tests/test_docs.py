@@ -77,9 +77,8 @@ def test_the_readme_is_short() -> None:
 
 
 def test_the_readmes_results_are_those_of_the_records() -> None:
-    main = read_records(readme.MAIN)
-    rl = read_records(next(path for path in readme.RL if path.exists()))
-    assert readme.with_table(PAGES["README.md"], readme.table(rl, main)) == PAGES["README.md"], (
+    records = [record for name in readme.TOKENS for record in read_records(readme.RESULTS / f"{name}.parquet")]
+    assert readme.with_table(PAGES["README.md"], readme.table(records)) == PAGES["README.md"], (
         "python -m experiments.readme writes them anew"
     )
 
