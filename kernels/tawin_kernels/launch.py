@@ -20,6 +20,9 @@ from triton import knobs
 
 # Enough for every kernel that is no matrix product, and 16 warps of them fit a multiprocessor.
 REGISTERS = 128
+# What a thread can have. Said of an fp32 tile: left to itself the assembler of Triton 3.9 spills a few of its registers
+# for one program more on a multiprocessor.
+MOST_REGISTERS = 255
 
 # Whether kernels were made for Triton's interpreter, which runs them on the CPU: decided when they are decorated.
 INTERPRETED: bool = knobs.runtime.interpret

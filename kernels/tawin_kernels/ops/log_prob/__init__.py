@@ -25,7 +25,7 @@ import triton.language as tl
 from ...arguments import IGNORED_TOKEN, Impl
 from ...autograd import apply, differentiable_once
 from ...dispatch import op
-from ...launch import launch
+from ...launch import MOST_REGISTERS, launch
 from ...trie import ItemTrie
 from ...types import Normalizer
 from . import children, reference
@@ -115,6 +115,7 @@ def _forward(
         (triton.cdiv(len(token_ids), tiles.rows),),
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
+        max_registers=MOST_REGISTERS if hidden.dtype == torch.float32 else None,
         hidden_ptr=hidden,
         weight_ptr=weight,
         bias_ptr=bias,

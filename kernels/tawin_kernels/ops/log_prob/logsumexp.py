@@ -24,7 +24,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ...launch import REGISTERS, launch, multiprocessors
+from ...launch import MOST_REGISTERS, launch, multiprocessors
 from .tiles import dot_tile, matrix_sizes, matrix_tiles, programs_at_once, rows_in_place
 
 LOG2_E = 1.4426950408889634
@@ -332,8 +332,7 @@ def token_logits(
         (triton.cdiv(places, tiles.rows), triton.cdiv(U, block_v)),
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
-        # Triton 3.9's assembler spills four registers of an fp32 tile at 80, for one program more on a multiprocessor.
-        max_registers=REGISTERS if hidden.dtype == torch.float32 else None,
+        max_registers=MOST_REGISTERS if hidden.dtype == torch.float32 else None,
         hidden_ptr=hidden,
         weight_ptr=weight,
         bias_ptr=bias,
