@@ -109,9 +109,9 @@ def test_the_tree_of_a_model_is_walked_again_only_where_a_module_was_put_elsewhe
     model.model.layers[0].mlp = other
     after = search()
     assert after is not None and walks > first
-    assert not torch.equal(after.scores, before.scores)
+    assert not torch.allclose(after.scores, before.scores, atol=1e-3)
     expected = decode(parts, prefill(parts, *ragged_prompts(2, 5)), options)
-    assert torch.equal(after.scores, expected.scores)
+    torch.testing.assert_close(after.scores, expected.scores)
     other.train()
     with pytest.warns(RuntimeWarning, match="is in training mode"):
         assert search() is None
@@ -197,6 +197,7 @@ def test_graphs_that_do_not_come_back_go_for_a_shape_that_does_and_all_go_with_a
     model.model.norm.weight = nn.Parameter(model.model.norm.weight.clone())
     replay(parts, prefill(parts, *ragged_prompts(2, 5)), BeamOptions(trie, 5))
     assert [key[2].beam_width for key in graphs] == [5]
+    gc.collect()  # of what earlier tests left
     models = len(decode_graphs._models)
     del model, parts
     gc.collect()
