@@ -122,7 +122,6 @@ def _from_start(cell: Cell, workspace: Workspace) -> Outcome:
     with workspace.lock(workspace.cell_folder(cell), wait=True):
         run = open_or_create(workspace.cell_folder(cell), config)
         config = decided(config, split)
-        torch.manual_seed(config.seed)
         if stage == "grpo":
             model, reference = policy_and_reference(sft, catalog, config)
             train_grpo(accelerator(), model, reference, tokenizer, catalog, split, config, run)

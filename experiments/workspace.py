@@ -20,7 +20,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
@@ -157,7 +156,6 @@ def _train_start(config: Config, folder: Path) -> None:
     job = prepare(config, run)
     if not run.catalog.exists():
         replace_folder(run.catalog, lambda new: save_catalog(job, config, new))
-    torch.manual_seed(config.seed)
     catalog = job.catalog.to(accelerator().device)
     model = trainable(job.model, catalog, config)
     train_sft(accelerator(), model, job.tokenizer, catalog, job.split, config, run)

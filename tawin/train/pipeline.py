@@ -57,7 +57,6 @@ def train(job: Job, config: Config, run: RunFolder, accelerator: Accelerator) ->
     found = processes.ask_first(lambda: find_state(run.checkpoints, run.config_digest))
     progress = None if found is None else found[1]
     if progress is None or (progress.stage == "sft" and not progress.finished):
-        torch.manual_seed(config.seed)
         model = trainable(job.model, catalog, config)
         progress = train_sft(accelerator, model, job.tokenizer, catalog, job.split, config, run)
         # GRPO loads its own model: this one and its optimizer make room on the GPU.
@@ -70,7 +69,6 @@ def train(job: Job, config: Config, run: RunFolder, accelerator: Accelerator) ->
     _evaluate_stage("sft", job, catalog, config, run, processes)
 
     if progress.stage == "sft" or not progress.finished:
-        torch.manual_seed(config.seed)
         model, reference = policy_and_reference(run.checkpoints / "sft", catalog, config)
         progress = train_grpo(accelerator, model, reference, job.tokenizer, catalog, job.split, config, run)
     _add_seconds(run, grpo=progress.seconds)
@@ -93,7 +91,11 @@ def policy_and_reference(start: Path, catalog: Catalog, config: Config) -> tuple
 
 
 def trainable(model: nn.Module, catalog: Catalog, config: Config) -> nn.Module:
-    """The model with what a config adds for training: adapters, dropout, recomputed activations."""
+    """The model with what a config adds for training: adapters, dropout, recomputed activations.
+
+    Adapters are drawn from the seed alone: loading a model may use up random numbers too.
+    """
+    torch.manual_seed(config.seed)
     if config.policy.lora_rank > 0:
         new = torch.unique(catalog.token_ids) if config.catalog.item_tokens != "title" else torch.tensor([])
         model = add_lora(model, config.policy, new[new >= 0].tolist())

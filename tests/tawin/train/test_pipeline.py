@@ -1,8 +1,24 @@
-"""What is said of a run that ends below a baseline."""
+"""What a stage begins with, and what is said of a run that ends below a baseline."""
 
 import pytest
+import torch
 
-from tawin.train.pipeline import behind_counts
+from tawin.config import Config, PolicyConfig
+from tawin.train.pipeline import behind_counts, trainable
+from tests.tawin.models import tiny_model
+from tests.tawin.small_groups import small_catalog
+
+
+def test_adapters_are_drawn_from_the_seed_whatever_random_numbers_were_used_before():
+    def adapters(seed: int, used: int) -> torch.Tensor:
+        model = tiny_model("qwen2", tie_word_embeddings=False)
+        torch.rand(used)
+        model = trainable(model, small_catalog(), Config(seed=seed, policy=PolicyConfig(lora_rank=2)))
+        return torch.cat([weight.flatten() for name, weight in model.named_parameters() if "lora_A" in name])
+
+    first = adapters(0, used=0)
+    assert torch.equal(adapters(0, used=4928), first)
+    assert not torch.equal(adapters(1, used=0), first)
 
 
 @pytest.mark.parametrize(
