@@ -1,7 +1,7 @@
 """Ranking metrics: AUC and its partial and windowed forms over scores, and Recall, NDCG, MRR over ranks.
 
 Two families. The AUC family takes all scores of one user: `pos` those of the relevant items, `neg` those of the others.
-The rank family takes one number a user, the zero-based rank of the one held-out target, and averages over the users.
+The rank family takes one number per user, the zero-based rank of the one held-out target, and averages over the users.
 This module knows nothing of models, catalogues or beams: whoever calls it has ranked the items.
 
 Source: arXiv 2604.22504, whose notation is kept: n+ = len(pos), n- = len(neg), f the score. All arithmetic is fp64 or
@@ -124,7 +124,7 @@ def recall_at_k(ranks: Array, k: int) -> float:
 def ndcg_at_k(ranks: Array, k: int) -> float:
     """Mean of 1 / log2(rank + 2) over the users, 0 where the target is not among the first k.
 
-    One target a user: the ideal DCG is 1. Arguments as in `recall_at_k`.
+    One target per user: the ideal DCG is 1. Arguments as in `recall_at_k`.
     """
     ranks, k = _ranks(ranks), _at_least_one("k", k)
     found = (ranks >= 0) & (ranks < k)
@@ -142,8 +142,8 @@ def wpauc_at_k(ranks: Array, k: int) -> float:
 
     With n+ = 1 the window is the single K-th negative, and WPAUC is 1 if the target stands above it, else 0. All items
     above the target are negatives, `rank` of them: the K-th negative is above the target if and only if rank >= K. So
-    this equals Recall@K user by user (Lemma 3.5) and is no second opinion; with several targets a user the two differ,
-    and then `wpauc` is the function to call. Arguments as in `recall_at_k`.
+    this equals Recall@K user by user (Lemma 3.5) and is no second opinion. With several targets per user the two
+    differ, and then `wpauc` is the function to call. Arguments as in `recall_at_k`.
     """
     ranks, k = _ranks(ranks), _at_least_one("k", k)
     # A target that was not found (-1) stands below the whole list, hence below the K-th negative.

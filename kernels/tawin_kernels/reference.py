@@ -1,9 +1,9 @@
 """Every op in plain PyTorch: the specification of the kernels, and what runs on the CPU.
 
-The mathematics is that of arXiv 2604.22504 in the notation B prompts, G completions a prompt, L tokens, H hidden size,
-V vocabulary. Each op stands in its folder in `ops`, beside the kernels. The functions have the signatures of the public
-ops and check their arguments as those do, once, where they enter; `impl` is "auto" or "reference". Floating inputs are
-accumulated in fp32, and in fp64 where they are fp64; advantages always in fp64.
+The mathematics is that of arXiv 2604.22504 in the notation B prompts, G completions per prompt, L tokens, H hidden
+size, V vocabulary. Each op stands in its folder in `ops`, beside the kernels. The functions have the signatures of the
+public ops and check their arguments as those do, once, where they enter; `impl` is "auto" or "reference". Floating
+inputs are accumulated in fp32, and in fp64 where they are fp64; advantages always in fp64.
 """
 
 from .ops.advantage.reference import group_advantages, tawin_weights

@@ -64,7 +64,7 @@ class Catalog:
     item_ids: np.ndarray
     """int64 [items], the original ids."""
     titles: list[str | None] | None
-    """One an item, None where an item has none; None: no item has one."""
+    """One per item, None where an item has none; None: no item has one."""
     semantic_ids: list[tuple[int, ...]] | None
     """The codes behind the tokens, the one that tells shared ids apart included; None where tokens are no codes."""
     token_ids: torch.Tensor
@@ -93,7 +93,7 @@ class Catalog:
     """The log's own ids, distinct, by which items are known in other folders; None where earlier versions saved it."""
 
     columns: pa.Table | None = None
-    """What else the data says of items, a row an item; None: nothing. Other prices are no other catalogue."""
+    """What else the data says of items, a row per item; None: nothing. Other prices are no other catalogue."""
 
     @property
     def one_target(self) -> bool:

@@ -176,7 +176,7 @@ class TAWinConfig:
 
 @dataclass(frozen=True)
 class GRPOConfig(OptimizerConfig):
-    """Reinforcement learning: G completions a prompt, reward 1 for a target item."""
+    """Reinforcement learning: G completions per prompt, reward 1 for a target item."""
 
     learning_rate: float = 1e-4
     batch_size: int = 64
@@ -187,7 +187,7 @@ class GRPOConfig(OptimizerConfig):
     updates: int = 1
     """Optimizer updates on each step's rollout, at the step's learning rate (TRL's num_iterations)."""
     group_size: int = 16
-    """G, completions a prompt; with beam negatives the width of the search too."""
+    """G, completions per prompt; with beam negatives the width of the search too."""
     negatives: Literal["beam", "random", "sample"] = "beam"
     """Where the completions come from: constrained beam search, uniform over the catalogue, sampled from the policy."""
     normalizer: Literal["auto", "vocab", "trie"] = "auto"
@@ -203,9 +203,9 @@ class GRPOConfig(OptimizerConfig):
     loss_type: LossType = "grpo"
     """As in TRL; cispo takes epsilon_high as the largest ratio itself (5 is customary)."""
     importance_level: ImportanceLevel = "token"
-    """A ratio a token, or one a completion."""
+    """One ratio per token, or one per completion."""
     epsilon_low: float = 0.2
-    """Clip range of the ratio. With one update a rollout the ratio is 1: nothing is clipped, and gspo is grpo."""
+    """Clip range of the ratio. With one update per rollout the ratio is 1: nothing is clipped, and gspo is grpo."""
     epsilon_high: float = 0.2
     """Its upper end, 1 + epsilon_high."""
     beta: float = 0.0

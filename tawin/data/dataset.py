@@ -56,7 +56,7 @@ class Items:
     source_ids: list[str] | None = None
     """The log's own ids, distinct; None: `item_ids` are these."""
     columns: pa.Table | None = None
-    """What else the data says of items, a row an item: `item_columns`. None: nothing."""
+    """What else the data says of items, a row per item: `item_columns`. None: nothing."""
 
     def __len__(self) -> int:
         return len(self.item_ids)

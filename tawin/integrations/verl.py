@@ -67,7 +67,7 @@ def advantages_by_index(
     for name, tensor in (("rewards", rewards), ("scores", scores), ("valid", valid)):
         if rewards.dim() != 1 or tensor.shape != rewards.shape:
             raise ValueError(
-                f"{name}: expected a value a row, as rewards [N] has, got {list(tensor.shape)} for "
+                f"{name}: expected one value per row, as rewards [N] has, got {list(tensor.shape)} for "
                 f"{list(rewards.shape)}"
             )
     values = index.tolist() if hasattr(index, "tolist") else list(index)  # elements of a tensor would all be unequal

@@ -50,7 +50,7 @@ class Prepared:
     titles: list[str | None] | None
     semantic_ids: list[tuple[int, ...]] | None
     columns: pa.Table | None = None
-    """What else the source says of its items, a row an item."""
+    """What else the source says of its items, a row per item."""
 
 
 def require_new(folder: Path) -> None:

@@ -26,7 +26,7 @@ from .figures import DARK, FIGURES, LIGHT, png
 _MARK = '<meta name="generator" content="tawin">'
 NOTE = (
     "Means over the evaluated users. ±: sample standard deviation over runs that differ in nothing but their seed. "
-    "Change: of the means, over SFT. With one target a user WPAUC@K equals Recall@K (arXiv 2604.22504, Lemma 3.5)."
+    "Change: of the means, over SFT. With one target per user WPAUC@K equals Recall@K (arXiv 2604.22504, Lemma 3.5)."
 )
 STYLE = """
 :root { color-scheme: light dark; --ink: #24292f; --soft: #57606a; --line: #d8dee4; --page: #fff; }

@@ -1,4 +1,4 @@
-"""Files of histories: parquet with a list a user, csv with a row an item, or the interactions of a data folder.
+"""Files of histories: parquet with a list a user, csv with a row per item, or the interactions of a data folder.
 
 Items are the log's own ids, as text or as whole numbers. A data folder numbers its users and items; what its
 `interactions.parquet` speaks of is read from the files beside it. Called by `recommend`.
@@ -185,8 +185,8 @@ def _read_csv(path: Path) -> pa.Table:
     for name in names:
         if name not in table.column_names:
             raise DataError(
-                f"{path}: column '{name}': expected user_id and item_id, a row an item, oldest first, but the file has "
-                f"only {', '.join(table.column_names)}"
+                f"{path}: column '{name}': expected user_id and item_id, a row per item, oldest first, but the file "
+                f"has only {', '.join(table.column_names)}"
             )
     users = table["user_id"].combine_chunks().dictionary_encode()
     codes = users.indices.to_numpy(zero_copy_only=False)

@@ -1,7 +1,7 @@
 """Recommendations for a file of histories: parquet or csv in, parquet or csv out, a chunk of users in memory at a time.
 
 In: see `histories`. Out: as parquet the same users in the same order with `item_ids`, the log's own ids, and
-`scores` (log p), best first; as csv a row an item. The file appears whole or not at all.
+`scores` (log p), best first; as csv a row per item. The file appears whole or not at all.
 """
 
 from __future__ import annotations

@@ -25,9 +25,9 @@ _INT32_MAX = 2**31 - 1
 class ItemTrie:
     """A catalogue of token sequences. Build it with `ItemTrie.from_sequences`, not by hand.
 
-    Four int32 arrays, 12 bytes a node and 4 an item: the edges of node n are child_offsets[n] .. child_offsets[n + 1],
-    the items that end at node n are item_ids[item_offsets[n] : item_offsets[n + 1]], ascending. Items end at leaves
-    only.
+    Four int32 arrays, 12 bytes per node and 4 per item. The edges of node n are child_offsets[n] ..
+    child_offsets[n + 1], the items that end at node n are item_ids[item_offsets[n] : item_offsets[n + 1]], ascending.
+    Items end at leaves only.
     """
 
     child_offsets: torch.Tensor  # int32 [nodes + 1]

@@ -106,7 +106,7 @@ class _Beams:
 
 
 class BeamRollout:
-    """What `beam_rollout` makes: called with prompts and a trainer, it returns what TRL expects, a value a row."""
+    """What `beam_rollout` makes: called with prompts and a trainer, it returns what TRL expects, one value per row."""
 
     def __init__(self, trie: ItemTrie, prompts_at_once: int) -> None:
         if not isinstance(trie, ItemTrie):

@@ -188,9 +188,9 @@ def test_bad_input_is_refused_by_name(change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"scores": torch.zeros(1)}, r"scores: expected a value a row, as rewards \[N\] has, got \[1\] for \[4\]"),
-        ({"valid": torch.ones(5, dtype=torch.bool)}, r"valid: expected a value a row, .* got \[5\] for \[4\]"),
-        ({"rewards": torch.ones(4, 1)}, r"rewards: expected a value a row, .* got \[4, 1\]"),
+        ({"scores": torch.zeros(1)}, r"scores: expected one value per row, as rewards \[N\] has, got \[1\] for \[4\]"),
+        ({"valid": torch.ones(5, dtype=torch.bool)}, r"valid: expected one value per row, .* got \[5\] for \[4\]"),
+        ({"rewards": torch.ones(4, 1)}, r"rewards: expected one value per row, .* got \[4, 1\]"),
     ],
 )
 def test_rows_that_do_not_go_together_are_refused_and_never_stretched(change, message):

@@ -32,7 +32,7 @@ def grpo_loss(
 ) -> GRPOLoss:
     """The clipped surrogate -min(rho A, clip(rho, 1 - epsilon_low, 1 + epsilon_high) A) + beta KL of a batch of groups.
 
-    rho = exp(log_probs - old_log_probs); KL is the k3 estimate exp(ref - logp) - (ref - logp) - 1 a token. A
+    rho = exp(log_probs - old_log_probs); KL is the k3 estimate exp(ref - logp) - (ref - logp) - 1 per token. A
     log-ratio above 80 counts as 80, so that no exp overflows. At a bound itself a ratio is not clipped and has its full
     gradient, so an on-policy step is the policy gradient at any epsilon, 0 too.
 
