@@ -155,7 +155,8 @@ def require_valid(words: Sequence[str]) -> None:
             require_valid([*begun, launched.training_script, *launched.training_script_args])
         case ("accelerate", "launch", *arguments):
             launched = launch_command_parser().parse_args(arguments)
-            require_valid(["python", launched.training_script, *launched.training_script_args])
+            begun = () if launched.module else ("python",)
+            require_valid([*begun, launched.training_script, *launched.training_script_args])
         case ("python", "-m", "experiments.run", table, *arguments):
             assert table in table_names(), f"no table {table}"
             tyro.cli(experiments.run.Options, args=[table, *arguments])
