@@ -511,6 +511,8 @@ def test_a_run_without_rl_is_evaluated_once(tmp_path: Path, monkeypatch: pytest.
     results = run(tmp_path / "run", "--grpo.steps=0")
     assert evaluated == ["sft valid", "sft test"]
     assert results["grpo"] == results["sft"]
+    before, after = (RunFolder.open(tmp_path / "run").ranks(stage, "test") for stage in ("sft", "grpo"))
+    assert before and after and np.array_equal(after.ranks, before.ranks)  # the report's interval needs both
     assert (tmp_path / "run" / "checkpoints" / "grpo" / "model.safetensors").exists()
 
 

@@ -214,6 +214,12 @@ class RunFolder:
             tensors |= {f"{part}.user_ids": found.user_ids, f"{part}.ranks": found.ranks}
         write_atomically(self.path / f"ranks-{stage}.safetensors", save(tensors))
 
+    def copy_ranks(self, stage: str, to: str) -> None:
+        """The ranks of a stage whose best model is another stage's too; nothing where none were kept."""
+        path = self.path / f"ranks-{stage}.safetensors"
+        if self.writes and path.exists():
+            write_atomically(self.path / f"ranks-{to}.safetensors", path.read_bytes())
+
     def ranks(self, stage: str, part: str) -> RanksByUser | None:
         """The ranks of a stage's best model; None where it has not been evaluated yet, or before ranks were kept."""
         path = self.path / f"ranks-{stage}.safetensors"

@@ -142,8 +142,10 @@ def _evaluate_stage(
     *,
     known: dict[str, Any] | None = None,
 ) -> None:
-    """Valid and test figures of a stage's best model, once; known: on the first process, where they are already."""
+    """Valid and test figures of a stage's best model, once; known: the SFT start's on the first process, where
+    that is the best model."""
     if known is not None and name not in run.results:
+        run.copy_ranks("sft", name)
         run.add_results(**{name: known})
     known = processes.ask_first(lambda: run.results.get(name))
     if known is not None:
