@@ -11,7 +11,7 @@ import warnings
 import torch
 import triton
 
-TESTED = {"torch": ((2, 13), (2, 14)), "triton": ((3, 6), (3, 9))}
+TESTED = {"torch": ((2, 13), (2, 15)), "triton": ((3, 6), (3, 9))}
 """First and last release, both tested, as (major, minor)."""
 
 

@@ -31,23 +31,23 @@ def said(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     return said
 
 
-@pytest.mark.parametrize("version", ["2.13.0+cpu", "2.14.1+cu130", "2.14.0a0+git1"])
+@pytest.mark.parametrize("version", ["2.13.0+cpu", "2.14.1+cu130", "2.14.0a0+git1", "2.15.0+cu132"])
 def test_a_torch_that_is_tested_gives_no_warning(version: str, said: Callable[..., list[str]]) -> None:
     assert said(version, "3.9.0") == []
 
 
-@pytest.mark.parametrize("version", ["2.11.0", "2.15.0", "3.0.0"])
+@pytest.mark.parametrize("version", ["2.11.0", "2.16.0", "3.0.0"])
 def test_another_torch_is_named(version: str, said: Callable[..., list[str]]) -> None:
     (line,) = said(version, "3.6.0")
-    assert line == f"not tested with torch {version} (tested: 2.13 to 2.14); run its tests before you rely on results"
+    assert line == f"not tested with torch {version} (tested: 2.13 to 2.15); run its tests before you rely on results"
 
 
 def test_it_is_said_once_in_one_line() -> None:
-    code = "torch.__version__ = '2.15.0'; triton.__version__ = '3.10.0'; import tawin, tawin_kernels; tawin.beam_search"
+    code = "torch.__version__ = '2.16.0'; triton.__version__ = '3.10.0'; import tawin, tawin_kernels; tawin.beam_search"
     script = f"import sys; sys.path[:0] = {sys.path!r}\nimport torch, triton\n{code}"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stderr.splitlines() == [
-        "tawin_kernels:1: RuntimeWarning: not tested with torch 2.15.0 (tested: 2.13 to 2.14) and triton 3.10.0 "
+        "tawin_kernels:1: RuntimeWarning: not tested with torch 2.16.0 (tested: 2.13 to 2.15) and triton 3.10.0 "
         "(tested: 3.6 to 3.9); run its tests before you rely on results"
     ]
 
