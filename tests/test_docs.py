@@ -106,6 +106,13 @@ def test_modules_and_files_that_are_named_exist(page: str) -> None:
         assert (ROOT / file).exists(), f"{page}: {file}"
 
 
+@pytest.mark.parametrize("page", sorted({*PAGES} - {"docs/LOG.md"}))  # the log keeps options that are gone
+def test_options_that_prose_names_exist(page: str) -> None:
+    known = set(re.findall(r"--[a-z][\w.-]*", GENERATED["docs/api/options.md"]))
+    for option in re.findall(r"--[a-z]+\.[a-z][\w.-]*\w", PAGES[page]):
+        assert option in known or option.replace(".no-", ".") in known, f"{page}: {option}"
+
+
 @pytest.fixture(scope="module")
 def messages() -> list[str]:
     """Every string of the sources, with … where an f-string has a value."""
