@@ -22,6 +22,7 @@ import torch
 import tyro
 
 from tawin.config import Config, EvaluationConfig
+from tawin.config.retired import without_retired
 
 from .baselines import MODELS, SequenceModelOptions
 from .methods import check, run_cell
@@ -187,9 +188,10 @@ def _keep(wanted: list[Cell], workspace: Workspace, kept: Path) -> None:
 def _options_of(record: Record) -> dict[str, Any]:
     """A record's settings without what differs between its seeds and machines.
 
-    An option that did not exist when the record was made is at its default, which changes nothing.
+    An option that did not exist when the record was made is at its default, one that is none any more was at what it is
+    now: neither changes anything.
     """
-    known = merge(dataclasses.asdict(Config()), record.settings)
+    known = merge(dataclasses.asdict(Config()), without_retired(record.settings))
     # Older records have a boolean here, which the section reads as yes or no.
     known["evaluation"] = dataclasses.asdict(EvaluationConfig(**known["evaluation"]))
     for kind in known.keys() & MODELS.keys():

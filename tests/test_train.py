@@ -196,7 +196,7 @@ def stop_and_resume(out: Path, updates: int, monkeypatch: pytest.MonkeyPatch, *o
         ["--grpo.negatives=sample", "--grpo.loss-type=gspo", "--grpo.gradient-accumulation=2"],
         ["--grpo.beta=0.05", "--grpo.loss-type=dapo", "--policy.attention-dropout=0.1"],
         ["--policy.lora-rank=2", "--grpo.beta=0.05", "--grpo.loss-type=dr_grpo"],
-        ["--catalog.item-tokens=title", "--catalog.title-vocabulary=300", "--evaluation.exclude-history=yes"],
+        ["--catalog.item-tokens=title", "--evaluation.exclude-history=yes"],
         ["--catalog.item-tokens=item", "--grpo.negatives=sample", "--evaluation.exclude-history=yes"],
         ["--evaluation.counts-weight=0.4", "--catalog.levels=2"],
         ["--evaluation.counts-weight=0", "--catalog.item-tokens=item"],

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tawin.config import GRPOConfig
 from tawin.model.policy import evaluating
 from tawin.run.phases import phase
+from tawin.train.engine import MAX_GRAD_NORM
 
 from .generate import PeerSequences, PrefixTable, generate_sequences
 
@@ -99,7 +100,7 @@ class PeerStep:
     def update(self) -> float:
         """Clip, step, forget the gradients; the norm before clipping."""
         with phase("optimizer"):
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             return float(norm)

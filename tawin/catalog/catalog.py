@@ -55,6 +55,7 @@ from .tokenizer import (
 CATALOG_FILE = "catalog.json"
 ITEMS_FILE = "items.parquet"
 TRANSITIONS_FILE = "transitions.safetensors"
+TITLE_VOCABULARY = 2048  # tokens of the tokenizer that is trained on titles, at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -370,7 +371,7 @@ def make_tokenizer(
         return make_semantic_tokenizer(item_token_names(dataset.items.names))
     if config.item_tokens == "title":
         _require_titles(dataset)
-        return train_title_tokenizer(_titles(dataset), config.title_vocabulary)
+        return train_title_tokenizer(_titles(dataset), TITLE_VOCABULARY)
     if semantic_ids is None:
         raise ValueError("semantic_ids: expected the ids of all items for a tokenizer of semantic ids, got None")
     return make_semantic_tokenizer(semantic_token_names(semantic_ids))

@@ -15,6 +15,7 @@ import tyro
 from ..config import Config
 from ..config.files import load_yaml
 from ..config.presets import PRESETS
+from ..config.retired import refuse_in
 from ..run.folder import RunFolder
 from ..serve.load import catalog_of_model
 from ..train.extend import extended_config
@@ -69,6 +70,7 @@ def parse_training(arguments: Sequence[str]) -> TrainingOptions:
         parser.error("--dry-run: expected it without --resume; it plans a run from its start")
     name = first.preset or "demo"
     try:
+        refuse_in(rest)
         if first.resume and first.preset is None and first.config is None:
             base = RunFolder.open(first.out).config
         else:
@@ -102,6 +104,7 @@ def parse_extension(arguments: Sequence[str]) -> TrainingOptions:
         tyro.cli(Config, args=["--help"], prog="tawin extend RUN", description=_HELP_EXTEND)
     first, rest = parser.parse_known_args(arguments[1:])
     try:
+        refuse_in(rest)
         base = extended_config(RunFolder.open(Path(arguments[0])), first.data, first.stage)
         config = tyro.cli(Config, default=base, args=rest, prog="tawin extend RUN", description=_HELP_EXTEND)
     except (ValueError, OSError) as error:

@@ -108,8 +108,6 @@ class CatalogConfig:
     """What item vectors, which ids are built from and tokens begin at, are made of: co-occurrence in the training data,
     `text_encoder`, `vectors`. Of several, each is brought to unit length and they are put side by side. None named:
     file where there is one, else cooccurrence, and text where there is an encoder."""
-    title_vocabulary: int = 2048
-    """Tokens of the tokenizer trained on the titles (title mode without --model)."""
     extend: bool = False
     """Items that the run of --model knows keep their tokens, whatever else is in the data; others get new ones, or the
     nearest free semantic ids. `tawin extend` sets it."""
@@ -118,7 +116,7 @@ class CatalogConfig:
     mode."""
 
     def __post_init__(self) -> None:
-        for name in ("levels", "codes", "title_vocabulary"):
+        for name in ("levels", "codes"):
             require_type(f"catalog.{name}", getattr(self, name), int)
         require_type("catalog.separate_shared_ids", self.separate_shared_ids, bool)
         require_type("catalog.rebuild_ids", self.rebuild_ids, bool)
@@ -140,7 +138,6 @@ class CatalogConfig:
             "False where items are no semantic ids",
             self.rebuild_ids,
         )
-        require(self.title_vocabulary >= 300, "catalog.title_vocabulary", "at least 300", self.title_vocabulary)
 
     @property
     def vector_sources(self) -> tuple[VectorSource, ...]:

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from . import Config
+from .retired import RETIRED, set_otherwise, warn_of
 
 
 def dump_yaml(config: Config) -> str:
@@ -23,6 +24,10 @@ def load_yaml(path: Path, base: Config | None = None) -> Config:
 
     Raises ValueError that names the file and the unknown field, wrong type or value out of range.
     """
+    return with_options(base or Config(), _mapping(path), str(path))
+
+
+def _mapping(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -33,7 +38,7 @@ def load_yaml(path: Path, base: Config | None = None) -> Config:
         values = {}
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping of options, got {type(values).__name__}")
-    return with_options(base or Config(), values, str(path))
+    return values
 
 
 def with_options(config: Config, values: dict[str, Any], source: str) -> Config:
@@ -46,6 +51,9 @@ def _updated(section: Any, values: dict[str, Any], source: str, prefix: str) -> 
     changes: dict[str, Any] = {}
     for name, value in values.items():
         full = f"{prefix}{name}"
+        if full in RETIRED:
+            warn_of(source, full, value)
+            continue
         if name not in fields:
             raise ValueError(f"{source}: unknown option {full!r}; expected one of {sorted(fields)}")
         old = fields[name]
@@ -87,6 +95,11 @@ def _typed(section: type, name: str, value: Any, where: str) -> Any:
         # A few lines of YAML can name a value that is gigabytes of text.
         raise ValueError(f"{where}: expected {annotation}, got {reprlib.repr(value)}")
     return float(value) if isinstance(value, int) and is_float else value
+
+
+def differences_of_run(path: Path, new: Config) -> list[tuple[str, Any, Any]]:
+    """As `differences`, of the config in a run's config.yaml, the retired options that it set otherwise included."""
+    return [*differences(load_yaml(path), new), *set_otherwise(_mapping(path))]
 
 
 def differences(old: Config, new: Config) -> list[tuple[str, Any, Any]]:

@@ -81,22 +81,9 @@ class WatchdogConfig:
 
     action: Literal["warn", "stop", "off"] = "warn"
     """warn: a message and a line in metrics.jsonl, once until it is over. stop: these, and the run ends."""
-    window: int = 20
-    """Steps over which hits are summed up."""
-    hit_share: float = 0.2
-    """Hits of a window below this share of the best window's are a collapse,"""
-    patience: int = 10
-    """if they stay there for so many steps."""
-    max_kl: float = 10.0
-    """KL to the reference, nats a token, that is an explosion where three steps in a row are above it."""
 
     def __post_init__(self) -> None:
         require_choices(self, "watchdog")
-        for name in ("window", "patience"):
-            require_type(f"watchdog.{name}", getattr(self, name), int)
-            require(getattr(self, name) >= 1, f"watchdog.{name}", "at least 1", getattr(self, name))
-        require(0.0 < self.hit_share < 1.0, "watchdog.hit_share", "a share in (0, 1)", self.hit_share)
-        require(0.0 < self.max_kl < math.inf, "watchdog.max_kl", "above 0 and finite", self.max_kl)
 
 
 @dataclass(frozen=True)

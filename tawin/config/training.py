@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tawin_kernels import TAWin
-from tawin_kernels.ops.loss.types import LOSS_KINDS, ImportanceLevel, LossType
+from tawin_kernels.ops.loss.types import LOSS_KINDS, LossType
 from tawin_kernels.types import Normalizer, RankTransform
 
 from .checks import require, require_choices
@@ -33,9 +33,7 @@ class PolicyConfig:
     hidden_dropout: float = 0.0
     """Of the embeddings and of what each layer's attention and MLP add to them, while training, a --model's too."""
     lora_rank: int = 0
-    """0: train all weights."""
-    lora_alpha: float = 32.0
-    """An adapter adds lora_alpha / lora_rank times its product."""
+    """Rank r of the adapters, which add 32 / r times their product; 0: train all weights."""
     checkpoint_activations: bool = False
     """Keep only the layers' inputs for the backward pass and run each layer again there: less memory, a third more
     FLOPs."""
@@ -68,8 +66,6 @@ class OptimizerConfig:
     """Forwards of one optimizer step."""
     weight_decay: float = 0.01
     """AdamW's, a share of the learning rate."""
-    max_grad_norm: float = 1.0
-    """Gradients of a larger norm are scaled down to it."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """How the learning rate goes on after the warm-up: down to 0 along a cosine, or not at all."""
     warmup_share: float = 0.05
@@ -87,7 +83,6 @@ class OptimizerConfig:
             self.gradient_accumulation >= 1, f"{name}.gradient_accumulation", "at least 1", self.gradient_accumulation
         )
         require(self.weight_decay >= 0, f"{name}.weight_decay", "0 or more", self.weight_decay)
-        require(self.max_grad_norm > 0, f"{name}.max_grad_norm", "above 0", self.max_grad_norm)
         require_choices(self, name)
         require(0.0 <= self.warmup_share <= 1.0, f"{name}.warmup_share", "in [0, 1]", self.warmup_share)
 
@@ -136,19 +131,17 @@ class TAWinConfig:
     rank_transform: RankTransform = "identity"
     """What distances are measured in: the rank, log2(1 + rank), or rank / number of negatives."""
     anchor_start: float | None = None
-    """The anchor of the first step, from which it goes to `anchor` in equal steps; None: `anchor` from the start."""
-    anchor_steps_share: float = 1.0
-    """Share of grpo.steps after which a moving anchor has come to `anchor`, where it stays."""
+    """The anchor of the first step, from which it goes to `anchor` of the last in equal steps; None: `anchor` from the
+    start."""
 
     def __post_init__(self) -> None:
         try:
             self.kernel_options()
         except (ValueError, TypeError) as error:
             raise ValueError(f"grpo.tawin: {error}") from None
-        start, share = self.anchor_start, self.anchor_steps_share
+        start = self.anchor_start
         is_rank = start is None or 0.0 <= start < math.inf
         require(is_rank, "grpo.tawin.anchor_start", "0 or more and finite, or None", start)
-        require(0.0 < share <= 1.0, "grpo.tawin.anchor_steps_share", "a share in (0, 1]", share)
 
     @property
     def moves(self) -> bool:
@@ -158,12 +151,11 @@ class TAWinConfig:
     def at_step(self, step: int, steps: int) -> TAWinConfig:
         """As it is in step number `step`, from 0, of `steps`: with the anchor of that step, which does not move.
 
-        Step 0 has anchor_start and the last of the first anchor_steps_share of them, rounded to whole steps, has
-        `anchor`, as have all after it; where that is a single step, it has `anchor`.
+        Step 0 has anchor_start and the last one has `anchor`; a single step has `anchor`.
         """
         if self.anchor_start is None:
             return self
-        last = round(self.anchor_steps_share * steps) - 1
+        last = steps - 1
         anchor = self.anchor
         if step < last:
             anchor = self.anchor_start + (self.anchor - self.anchor_start) * step / last
@@ -202,8 +194,6 @@ class GRPOConfig(OptimizerConfig):
     without a target."""
     loss_type: LossType = "grpo"
     """As in TRL; cispo takes epsilon_high as the largest ratio itself (5 is customary)."""
-    importance_level: ImportanceLevel = "token"
-    """One ratio per token, or one per completion."""
     epsilon_low: float = 0.2
     """Clip range of the ratio. With one update per rollout the ratio is 1: nothing is clipped, and gspo is grpo."""
     epsilon_high: float = 0.2

@@ -31,6 +31,7 @@ from ..config import PolicyConfig
 from ..pretrained import source_of
 from .backbone import backbone
 
+LORA_ALPHA = 32.0  # an adapter adds LORA_ALPHA / rank times its product
 FAMILIES: dict[str, tuple[Any, Any]] = {
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
@@ -169,7 +170,7 @@ def add_lora(model: Any, config: PolicyConfig, new_tokens: list[int]) -> nn.Modu
     names = [name for name, module in model.named_modules() if module in embeddings[: 1 if tied else 2]]
     lora = LoraConfig(
         r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
+        lora_alpha=LORA_ALPHA,
         target_modules="all-linear",
         trainable_token_indices={name: new_tokens for name in names} if new_tokens else None,
         task_type="CAUSAL_LM",

@@ -58,7 +58,6 @@ def group_loss(
             old_log_probs=old_log_probs,
             ref_log_probs=ref_log_probs,
             loss_type=config.loss_type,
-            importance_level=config.importance_level,
             epsilon_low=config.epsilon_low,
             epsilon_high=config.epsilon_high,
             beta=config.beta,

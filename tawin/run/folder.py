@@ -31,7 +31,7 @@ import yaml
 from safetensors.numpy import load_file, save
 
 from ..config import Config
-from ..config.files import differences, dump_yaml, load_yaml
+from ..config.files import differences_of_run, dump_yaml, load_yaml
 from .atomic import WriteError, clean_leftovers, sync_file, write_atomically
 from .lock import NAME as LOCK
 from .lock import in_use_message, is_in_use
@@ -103,7 +103,7 @@ class RunFolder:
         """
         run = cls.open(path)
         may_differ = ("guards.", "watchdog.", "tracking.", "checkpoints.")
-        changed = [one for one in differences(run.config, config) if not one[0].startswith(may_differ)]
+        changed = [one for one in differences_of_run(path / "config.yaml", config) if not one[0].startswith(may_differ)]
         # Data may have moved: whoever loads it compares what is in it.
         changed = [(name, *values) for name, *values in changed if name != "data" or None in values]
         if changed:

@@ -34,6 +34,8 @@ from .checkpoint import Progress, find_state, load_state, save_model, save_state
 
 T = TypeVar("T")
 
+MAX_GRAD_NORM = 1.0  # gradients of a larger norm are scaled down to it
+
 
 @dataclass
 class Stage:
@@ -52,7 +54,6 @@ class Stage:
     scheduler: Any
     run: RunFolder
     progress: Progress
-    max_grad_norm: float
     saving: CheckpointConfig
     config_digest: str
     _started: float
@@ -105,7 +106,6 @@ class Stage:
             scheduler,
             run,
             progress,
-            config.max_grad_norm,
             saving,
             digest,
             now - progress.seconds,
@@ -170,7 +170,7 @@ class Stage:
             if wrong:
                 self.refuse(wrong, look)
                 return math.nan
-            nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, found)
+            nn.utils.clip_grads_with_norm_(parameters, MAX_GRAD_NORM, found)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             if ends_step:

@@ -191,11 +191,7 @@ def catalog_of_start(config: Config) -> Catalog | None:
         return None
     if (folder.parent / "config.yaml").exists():
         options = RunFolder(folder.parent).config.catalog
-        same_text = replace(
-            options,
-            instruction=config.catalog.instruction,
-            title_vocabulary=config.catalog.title_vocabulary,
-        )
+        same_text = replace(options, instruction=config.catalog.instruction)
         if same_text != config.catalog:
             print(
                 f"note: --model {config.model}: its run had other options of catalog, so items get new ids, which its "

@@ -128,9 +128,9 @@ def test_a_title_is_the_tokenizers_own_tokens_and_the_end_token() -> None:
 
 
 def test_without_a_model_title_mode_trains_a_tokenizer_on_the_titles() -> None:
-    catalog = catalog_of(item_tokens="title", title_vocabulary=400)
+    catalog = catalog_of(item_tokens="title")
     assert catalog.prefix == (1,) and catalog.end_token == 2
-    assert int(catalog.token_ids.max()) < 400
+    assert int(catalog.token_ids.max()) < 2048
 
 
 def test_title_mode_is_refused_where_no_item_has_a_title() -> None:
@@ -259,7 +259,7 @@ def test_ragged_sequences_are_encoded_as_the_same_arrays_are(item_tokens: str) -
         assert all(torch.equal(first, second) for first, second in zip(ours, expected, strict=True))
 
 
-CATALOGS = {mode: catalog_of(item_tokens=mode, title_vocabulary=300) for mode in ("item", "semantic_id", "title")}
+CATALOGS = {mode: catalog_of(item_tokens=mode) for mode in ("item", "semantic_id", "title")}
 
 
 def test_items_outside_the_catalogue_are_not_encoded() -> None:

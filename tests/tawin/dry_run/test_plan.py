@@ -152,6 +152,6 @@ def test_checkpointed_activations_are_fewer(catalog: Catalog, tmp_path: Path) ->
 
 
 def test_titles_have_tokens_too(tmp_path: Path) -> None:
-    config = dataclasses.replace(TINY, catalog=CatalogConfig(item_tokens="title", title_vocabulary=300))
+    config = dataclasses.replace(TINY, catalog=CatalogConfig(item_tokens="title"))
     plan = planned(Catalog.load(make_run(tmp_path / "run", config).catalog), config)
     assert plan.grpo.tokens > 32 * 3 and plan.grpo.known == "estimate"

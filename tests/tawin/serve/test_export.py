@@ -24,7 +24,7 @@ from ..runs import SMALL, make_run
 GUIDE = Path(__file__).parents[3] / "docs" / "SERVING.md"
 # fp32 log-probs summed over a few tokens; generate pads and batches differently, so the last digits differ.
 TOLERANCE = 2e-4
-TITLES = dataclasses.replace(SMALL, catalog=CatalogConfig(item_tokens="title", title_vocabulary=300))
+TITLES = dataclasses.replace(SMALL, catalog=CatalogConfig(item_tokens="title"))
 RERE = dataclasses.replace(TITLES, prompt=PromptConfig("rere"))
 BY_TRIE = dataclasses.replace(SMALL, evaluation=dataclasses.replace(SMALL.evaluation, normalizer="trie"))
 
