@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> int:
         if options.no_report:
             return int(failed > 0)
         with workspace.lock(workspace.out / "records" / table.name, wait=True):
-            _keep(wanted, workspace, kept)
+            _keep(table, wanted, workspace, kept)
     if not kept.exists():
         print(f"{kept}: no finished cell yet")
         return 1
@@ -165,10 +165,11 @@ def _run_side_by_side(arguments: list[str], jobs: int) -> int:
     return sum(worker.wait() != 0 for worker in workers)
 
 
-def _keep(wanted: list[Cell], workspace: Workspace, kept: Path) -> None:
+def _keep(table: Table, wanted: list[Cell], workspace: Workspace, kept: Path) -> None:
     """Merge the finished ones of the cells into the table's file, which keeps its other seeds, rows and data sets.
 
-    Seeds of a row that were run with other options than these now are no seeds of it any more, and are left out.
+    Seeds of a row that were run with other options than these now are no seeds of it any more, and are left out. So are
+    training curves: three quarters of a table's bytes, which the cells' own records go on to hold.
     """
     paths = [workspace.record_path(cell) for cell in wanted]
     new = {record.key: record for path in paths if path.exists() for record in read_records(path)}
@@ -182,7 +183,15 @@ def _keep(wanted: list[Cell], workspace: Workspace, kept: Path) -> None:
             merged.setdefault(record.key, record)
         elif record.key not in new:
             print(f"left out, as its options were others: {record.data}, {record.row}, seed {record.seed}")
-    write_records(list(merged.values()), kept)
+    write_records([_without_curves(record, table) for record in merged.values()], kept)
+
+
+def _without_curves(record: Record, table: Table) -> Record:
+    """A record with those series alone that figures of its table draw; one of theory, which trained nothing, whole."""
+    if not record.ranks:
+        return record
+    drawn = {name for entry in table.figures for name in (entry.get("series"), entry.get("x"))}
+    return dataclasses.replace(record, series={name: one for name, one in record.series.items() if name in drawn})
 
 
 def _options_of(record: Record) -> dict[str, Any]:

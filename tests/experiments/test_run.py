@@ -48,7 +48,9 @@ def test_a_table_is_run_resumed_and_grown_by_a_seed(tmp_path: Path, monkeypatch:
         assert record.ranks["test"].shape == record.ranks["valid"].shape == (120,)
         found = record.ranks["test"]
         assert record.values["test recall@10"] == pytest.approx(float(((found >= 0) & (found < 10)).mean()))
-    assert first["small", "synthetic", "Beam", 0].series["step"] == [1.0, 2.0, 3.0]
+    cells = {record.row: record for record in read_records(tmp_path / "out" / "records" / "small")}
+    assert cells["Beam"].series["step"] == [1.0, 2.0, 3.0]
+    assert first["small", "synthetic", "Beam", 0].series == {}  # no figure of the table draws a curve
     starts = list((tmp_path / "out" / "starts").iterdir())
     assert len(starts) == 1  # both rows stand on one SFT
 
@@ -69,6 +71,16 @@ def test_a_table_is_run_resumed_and_grown_by_a_seed(tmp_path: Path, monkeypatch:
     )
 
 
+def test_a_table_keeps_the_curves_that_its_figures_draw(tmp_path: Path) -> None:
+    figure = "  - {kind: series, series: valid recall@3, x: valid step}"
+    given = arguments(tmp_path, "--seeds", "0", "--rows", "Beam")
+    (tmp_path / "small.yaml").write_text(TABLE + figure + "\n")
+    assert run.main(given) == 0
+    (record,) = read_records(tmp_path / "results" / "small.parquet")
+    assert record.series.keys() == {"valid recall@3", "valid step"}
+    assert list((tmp_path / "results").glob("small-series-*.png"))
+
+
 def test_what_needs_no_training_is_a_row(tmp_path: Path) -> None:
     untrained = "\n".join(f"  - {{name: {name}, method: {name}}}" for name in ("popularity", "counts", "item_knn"))
     table = TABLE.replace("rows:\n", f"rows:\n{untrained}\n")
@@ -83,7 +95,7 @@ def test_what_needs_no_training_is_a_row(tmp_path: Path) -> None:
 
 def test_a_record_tells_what_rl_did_to_its_own_prompts(tmp_path: Path) -> None:
     assert run.main(arguments(tmp_path, "--seeds", "0", "--rows", "SFT", "Beam", "S-DPO")) == 0
-    records = {record.row: record for record in read_records(tmp_path / "results" / "small.parquet")}
+    records = {record.row: record for record in read_records(tmp_path / "out" / "records" / "small")}
     for row in ("Beam", "S-DPO"):
         values, curves = records[row].values, records[row].series
         for k in (1, 3, 5):
