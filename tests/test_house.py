@@ -28,7 +28,7 @@ MOST_BINARY, MOST_BINARIES = 2_000_000, 5_000_000  # bytes; the aim is 1 MB a fi
 # Lines of a module, of a function's body, arguments of an internal function, where they are more.
 MODULE_LINES = {
     "tawin/catalog/catalog.py": 500,
-    "tawin/data/dataset.py": 450,
+    "tawin/data/dataset.py": 480,
     "kernels/tawin_kernels/ops/beam_step/selection.py": 450,
     "kernels/tawin_kernels/ops/loss/kernels.py": 400,
     "kernels/tawin_kernels/checks.py": 400,
@@ -54,7 +54,7 @@ FUNCTION_LINES = {  # most are one call of many arguments
 ARGUMENTS = {
     "kernels/tawin_kernels/ops/loss/reference.py: _group_loss": 12,
     "tawin/train/loop.py: __init__": 11,
-    "tawin/rl/rollout.py: roll_out": 11,
+    "tawin/rl/rollout.py: roll_out": 12,
     "tawin/catalog/catalog.py: load_catalog": 11,  # public
 }
 

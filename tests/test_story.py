@@ -80,7 +80,9 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     july = rows_of(0, ITEMS)
     august = [row for row in [*july, *rows_of(1, ITEMS + 1)] if row[1] != GONE]
     for name, rows, items in (("JULY", july, ITEMS), ("AUGUST", august, ITEMS + 2)):
-        write(folder / f"{name}.csv", [("customer", "product_id", "time"), *rows])
+        events = [(*row, ("view", "purchase")[place % 2]) for place, row in enumerate(rows)]
+        clicks = [(*row, "click") for row in rows[:9]]
+        write(folder / f"{name}.csv", [("customer", "product_id", "time", "event_type"), *events, *clicks])
         titles = [
             (sku(item), f"{KINDS[item % 4]} number {item}")
             for item in range(items)
@@ -88,7 +90,10 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ]
         write(folder / f"{name}-items.csv", [("product_id", "name"), *titles])
         described = ["--items", str(folder / f"{name}-items.csv"), "--keep-unseen-items"]
-        cli.main(["prepare", "csv", str(folder / f"{name}.csv"), str(folder / name), *described])
+        weighed = ["--event-column", "event_type", "--weights", "view=.5,purchase=1"]
+        cli.main(["prepare", "csv", str(folder / f"{name}.csv"), str(folder / name), *described, *weighed])
+        weights = pq.read_table(folder / name / "interactions.parquet")["weights"].combine_chunks().flatten()
+        assert set(weights.to_pylist()) == {0.5, 1.0}
     words = CountVectorizer(vocabulary=list(KINDS))
     for name in ("JULY", "AUGUST"):
         np.save(folder / f"{name}.npy", words.transform(titles_of(folder / name)).toarray().astype(np.float32))

@@ -189,6 +189,13 @@ class Catalog:
         """
         return self._encoder.windows(windows, first_targets, one_target=self.one_target)
 
+    def label_weights(
+        self, windows: Ragged, first_targets: Sequence[int] | np.ndarray, labels: torch.Tensor
+    ) -> torch.Tensor | None:
+        """What each label of `encode_windows`, [B, S], weighs: float32 [B, S], 0 where there is none. None where the
+        windows have no weights."""
+        return self._encoder.label_weights(windows, first_targets, labels, one_target=self.one_target)
+
     def save(self, folder: str | Path) -> None:
         """Writes items.parquet (item_id, source_id, title, semantic_id, token_ids) and catalog.json.
 

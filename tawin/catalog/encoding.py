@@ -100,6 +100,20 @@ class Encoder:
         )
         return input_ids, attention_mask, labels
 
+    def label_weights(
+        self, windows: Ragged, first_targets: Sequence[int] | np.ndarray, labels: torch.Tensor, *, one_target: bool
+    ) -> torch.Tensor | None:
+        """float32 [B, S]: at the labels that `windows` gave, the weight of the item, elsewhere 0; None without any."""
+        weights = windows.of_weights()
+        if weights is None:
+            return None
+        is_target = count_within(windows.lengths) >= np.repeat(np.asarray(first_targets), windows.lengths)
+        pieces = self.completions if one_target else self.histories
+        counts = pieces.lengths[windows.flat()[is_target]]  # tokens of each target; labels stand in their order
+        found = torch.zeros(labels.shape)
+        found[labels != IGNORED] = torch.from_numpy(np.repeat(weights.flat()[is_target], counts))
+        return found
+
     def _items(self, argument: str, sequences: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """The items of all sequences one after another, and how many each has; checked."""
         if len(sequences) == 0:

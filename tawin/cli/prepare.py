@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import shlex
 from pathlib import Path
 from typing import Any, get_args
@@ -70,8 +71,15 @@ def _add_format(formats: argparse._SubParsersAction, chosen: Format) -> None:
 def _add_columns(command: argparse.ArgumentParser) -> None:
     for name in _COLUMNS:
         command.add_argument(f"--{name}-column", help="its name, where it is none of the usual ones")
-    command.add_argument("--event-column", metavar="NAME", help="the column that says what happened; with --keep")
+    command.add_argument(
+        "--event-column", metavar="NAME", help="the column that says what happened; with --keep or --weights"
+    )
     command.add_argument("--keep", metavar="EVENTS", help="the events of --event-column that count: purchase,cart")
+    command.add_argument(
+        "--weights",
+        metavar="EVENTS",
+        help="in place of --keep, events and how much they count in training: view=.2,cart=.5,purchase=1",
+    )
     command.add_argument("--no-times", action="store_true", help="there is no time: the rows stand oldest first")
     command.add_argument("--time-unit", choices=get_args(Unit), default="auto", help="of numbers since 1970")
     command.add_argument(
@@ -119,6 +127,7 @@ def _prepare(options: argparse.Namespace) -> None:
         duplicates=options.duplicates,
         min_rating=options.min_rating,
         keep=_events(given.get("keep")),
+        weights=_weights(given.get("weights")),
         after=options.after,
         before=options.before,
         keep_unseen_items=options.keep_unseen_items or None,
@@ -131,6 +140,25 @@ def _prepare(options: argparse.Namespace) -> None:
 
 def _events(text: str | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(each.strip() for each in text.split(","))
+
+
+def _weights(text: str | None) -> dict[str, float] | None:
+    """Of view=.2,purchase=1. ValueError for anything else."""
+    if text is None:
+        return None
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, number = part.rpartition("=")
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = math.nan
+        if not name.strip() or math.isnan(weight) or name.strip() in found:
+            raise ValueError(
+                f"--weights: expected each event once with a number, as in view=.2,purchase=1, got {text!r}"
+            )
+        found[name.strip()] = weight
+    return found
 
 
 def summary(report: dict[str, Any], folder: Path) -> str:

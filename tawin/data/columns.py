@@ -157,6 +157,23 @@ def read_integer_list_batches(path: Path, column: str, rows: int) -> Iterator[tu
         _require_rows(found, file, column, path)
 
 
+def read_number_list_batches(path: Path, column: str, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Lists of numbers, as `read_integer_list_batches` reads those of integers: float32 values and int64 lengths."""
+    with open_parquet(path, (column,)) as file:
+        found = 0
+        for batch in file.iter_batches(rows, columns=[column]):
+            lists = batch.column(0)
+            kind = lists.type.value_type if pa.types.is_list(lists.type) or pa.types.is_large_list(lists.type) else None
+            if kind is None or not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+                raise DataError(f"{path}: column '{column}': expected lists of numbers, got {lists.type}")
+            values = lists.flatten()
+            _require_no_nulls(lists.null_count + values.null_count, column, path)
+            found += len(lists)
+            lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)
+            yield values.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False), lengths
+        _require_rows(found, file, column, path)
+
+
 def _integer_lists(parts: Iterable[pa.Array], column: str, path: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     null_lists = null_values = 0
     for lists in parts:

@@ -1,7 +1,8 @@
 """Interaction data: a folder of parquet files in, users' item sequences and leave-one-out examples out.
 
 A folder holds `interactions.parquet` (`user_id`, `item_ids` oldest first, perhaps `times`) and `items.parquet`
-(`item_id`, and where known `title` and `semantic_id`, one code a level). Everything that comes out addresses an item by
+(`item_id`, and where known `title` and `semantic_id`, one code a level). Interactions may have `weights`, which go with
+the sequences as `Ragged.weights`. Everything that comes out addresses an item by
 its row in items.parquet, the dense index 0..items-1; the original ids stay at the border. Sequences are `Ragged`:
 bounds over one flat array, which `load_dataset` maps from a file where it is asked to. What is done to them here makes
 new bounds, 8 bytes a sequence (16 beyond 2**31 interactions), and never a Python object a user. This module knows
@@ -33,7 +34,7 @@ from .columns import (
     read_titles,
     require_distinct,
 )
-from .interactions import map_interactions, read_interactions
+from .interactions import map_interactions, read_interactions, with_weights
 from .item_columns import arrays_of, read_item_columns
 from .ragged import Ragged, count_within
 from .times import map_times, read_times
@@ -110,25 +111,30 @@ class Examples:
     """Dense indexes of the items after it that count as targets too, in order, N sequences; None: there are none."""
     seen: Ragged | None = None
     """All items before the target, of which `histories` are the last ones; None: the histories are whole."""
+    weights: np.ndarray | None = None
+    """float32 [N], what the target's interaction weighs; those of `also` go with it. None: they have no weights."""
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def all_targets(self) -> np.ndarray:
         """int64 [N, T], each example's target and the further ones, in order; a shorter row ends in its first again."""
-        if self.also is None:
-            return self.targets[:, None]
-        counts = self.also.lengths
-        found = np.repeat(self.targets[:, None], 1 + counts.max(initial=0), axis=1)  # [N, T]
-        found[np.repeat(np.arange(len(self)), counts), 1 + count_within(counts)] = self.also.flat()
-        return found
+        return _with_further(self.targets, self.also)
+
+    def all_weights(self) -> np.ndarray | None:
+        """float32 [N, T], what each of `all_targets` weighs; None: they have no weights."""
+        if self.weights is None:
+            return None
+        return _with_further(self.weights, None if self.also is None else self.also.of_weights())
 
     def take(self, indexes: Sequence[int] | np.ndarray) -> Examples:
         """The examples at `indexes`, in that order."""
         rows = np.asarray(indexes, dtype=np.int64)
         also = None if self.also is None else self.also.take(rows)
         seen = None if self.seen is None else self.seen.take(rows)
-        return Examples(self.user_ids[rows], Ragged.of(self.histories).take(rows), self.targets[rows], also, seen)
+        weights = None if self.weights is None else self.weights[rows]
+        histories = Ragged.of(self.histories).take(rows)
+        return Examples(self.user_ids[rows], histories, self.targets[rows], also, seen, weights)
 
     def sample(self, n: int, seed: int) -> Examples:
         """n examples without replacement, in their original order; all of them where n is not smaller."""
@@ -137,6 +143,16 @@ class Examples:
         if n >= len(self):
             return self
         return self.take(np.sort(np.random.default_rng(seed).choice(len(self), size=n, replace=False)))
+
+
+def _with_further(first: np.ndarray, also: Ragged | None) -> np.ndarray:
+    """[N, T]: `first` [N] and what is in `also` for each; a shorter row ends in its first again."""
+    if also is None:
+        return first[:, None]
+    counts = also.lengths
+    found = np.repeat(first[:, None], 1 + counts.max(initial=0), axis=1)  # [N, T]
+    found[np.repeat(np.arange(len(first)), counts), 1 + count_within(counts)] = also.flat()
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,11 +190,14 @@ def load_dataset(
 
     with_times: the column `times` of interactions.parquet too, a list of integers as long as `item_ids`.
 
+    A column `weights` of interactions.parquet, lists of numbers above 0 as long as `item_ids`, becomes the weights of
+    the sequences: how much each interaction counts in training.
+
     Raises:
         DataError: a file or column that is missing or of another type, nulls where a value is needed, repeated ids,
             items of interactions that items.parquet lacks, semantic ids that some items lack or that are of uneven
-            length or negative, no interactions, nobody with three items; with_times: no times, or not as many as
-            items, or times that fall.
+            length or negative, no interactions, nobody with three items, not as many weights as items, or weights that
+            are not above 0; with_times: no times, or not as many as items, or times that fall.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -190,13 +209,14 @@ def load_dataset(
         found = read_interactions(path, items.item_ids)
     else:
         found = map_interactions(path, items.item_ids, Path(memory_map))
+    sequences = with_weights(path, found.sequences, items.item_ids, None if memory_map is None else Path(memory_map))
     times = None
     if with_times:
         if memory_map is None:
             times = read_times(path, found.sequences)
         else:
             times = map_times(path, found.sequences, items.item_ids, Path(memory_map))
-    return Dataset(folder.resolve().name, found.user_ids, found.sequences, items, found.users_left_out, times=times)
+    return Dataset(folder.resolve().name, found.user_ids, sequences, items, found.users_left_out, times=times)
 
 
 def save_dataset(dataset: Dataset, folder: str | Path) -> None:
@@ -219,6 +239,9 @@ def save_dataset(dataset: Dataset, folder: str | Path) -> None:
     }
     if dataset.times is not None:
         columns["times"] = pa.array(list(dataset.times), type=pa.list_(pa.int64()))
+    weights = Ragged.of(dataset.sequences).of_weights()
+    if weights is not None:
+        columns["weights"] = pa.array(list(weights), type=pa.list_(pa.float32()))
     catalogue = pa.table(
         {
             "item_id": pa.array(items.item_ids, type=item_type),
@@ -385,7 +408,9 @@ def _rl_examples(
     last = train.last(targets)
     seen = train.drop_last(targets)
     further = last.last(targets - 1) if several else None
-    return Examples(user_ids[users], seen.last(max_history), last.at(0).astype(np.int64), further, seen)
+    weights = last.of_weights()
+    first = None if weights is None else weights.at(0)
+    return Examples(user_ids[users], seen.last(max_history), last.at(0).astype(np.int64), further, seen, first)
 
 
 def _examples_everywhere(user_ids: np.ndarray, train: Ragged, *, max_history: int) -> Examples:
@@ -395,7 +420,11 @@ def _examples_everywhere(user_ids: np.ndarray, train: Ragged, *, max_history: in
     places = starts + 1 + count_within(counts)  # of the targets
     seen = train.bounded(starts, places)
     return Examples(
-        np.repeat(user_ids, counts), seen.last(max_history), train.values[places].astype(np.int64), seen=seen
+        np.repeat(user_ids, counts),
+        seen.last(max_history),
+        train.values[places].astype(np.int64),
+        seen=seen,
+        weights=None if train.weights is None else train.weights[places],
     )
 
 

@@ -1,7 +1,8 @@
 """Which data a run was trained on: its folder and a digest of what is in it, kept beside the run's catalogue.
 
 Two folders are the same data if they have the same items, by the log's own ids, and the same histories, whoever the
-users are: files, row groups, numbers of items and the order of users do not count. Times do where the split is by time.
+users are: files, row groups, numbers of items and the order of users do not count. Times do where the split is by time,
+weights where interactions have them.
 """
 
 from __future__ import annotations
@@ -97,7 +98,8 @@ def digest_of(dataset: Dataset) -> Digest:
         if len(users) == 0:
             continue
         part = slice(int(users[0]), int(users[-1]) + 1)
-        hashes = _user_hashes(sequences[part], None if times is None else times[part], item_hashes)
+        of_times = None if times is None else times[part]
+        hashes = _user_hashes(sequences[part], item_hashes, of_times, sequences[part].of_weights())
         totals += np.array([hashes.sum(), _mixed(hashes).sum(), _mixed(hashes + _mixed(users)).sum()], dtype=np.uint64)
     counts = (len(sequences), int(sequences.lengths.sum()))
     return Digest(
@@ -114,14 +116,18 @@ def histories_in(dataset: Dataset, other: Dataset) -> np.ndarray:
     hashes = []
     for each in (dataset, other):
         items = np.array([_hash(text) for text in each.items.names], dtype=np.uint64)
-        hashes.append(_user_hashes(Ragged.of(each.sequences), None, items))
+        hashes.append(_user_hashes(Ragged.of(each.sequences), items))
     return np.isin(hashes[0], hashes[1])
 
 
-def _user_hashes(sequences: Ragged, times: Ragged | None, item_hashes: np.ndarray) -> np.ndarray:
-    """uint64 [users], of the items and their places, and of the times."""
+def _user_hashes(
+    sequences: Ragged, item_hashes: np.ndarray, times: Ragged | None = None, weights: Ragged | None = None
+) -> np.ndarray:
+    """uint64 [users], of the items and their places, of the times and of the weights."""
     lengths = sequences.lengths
     places = _mixed(item_hashes[sequences.flat()] + _mixed(count_within(lengths)))
+    if weights is not None:
+        places = _mixed(places + _mixed(weights.flat().view(np.uint32)))
     if times is not None:
         places = _mixed(places + _mixed(times.flat()))
     starts = np.cumsum(lengths) - lengths

@@ -6,6 +6,7 @@ as each has to be seen to be there once, the users' ids. The mapped form is kept
     <name>.values.npy    int32 (int64 beyond 2**31 items) [interactions], dense indexes
     <name>.offsets.npy   int32 (int64 beyond 2**31 interactions) [users + 1], where each user's items begin and end
     <name>.user_ids.npy  int64 [users]
+    <name>.weights.npy   float32 [interactions], where the file has a column `weights`
     <name>.json          what it was made of, written last: without it there is no mapped form
 
 The name is a digest of the source (path, size, time of change, column types) and of the items' ids, so a changed
@@ -20,7 +21,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from .columns import (
     open_parquet,
     read_integer_list_batches,
     read_integers,
+    read_number_list_batches,
     read_table,
     reading_parquet,
     require_distinct,
@@ -82,6 +84,22 @@ def map_interactions(path: Path, item_ids: np.ndarray, folder: Path) -> Interact
     return _open(header, fingerprint)
 
 
+def with_weights(path: Path, sequences: Ragged, item_ids: np.ndarray, memory_map: Path | None) -> Ragged:
+    """The sequences, which are what `read_interactions` or `map_interactions` made of the file, with their weights,
+    float32; as they are where the file has none.
+
+    Raises DataError: see `data.load_dataset`.
+    """
+    with open_parquet(path, ("user_id", "item_ids")) as file:
+        if "weights" not in file.schema_arrow.names:
+            return sequences
+    batches = _weight_batches(path, sequences.lengths)
+    if memory_map is None:
+        return replace(sequences, weights=np.concatenate(list(batches)))
+    header, _ = form_of(path, item_ids, memory_map)
+    return replace(sequences, weights=map_beside(header, "weights", np.float32, batches, len(sequences.values)))
+
+
 def form_of(path: Path, item_ids: np.ndarray, folder: Path) -> tuple[Path, dict[str, Any]]:
     """The header file of the mapped form, whether it is there or not, and what it is made of."""
     fingerprint = _fingerprint(path, item_ids)
@@ -125,6 +143,23 @@ def _dense_batches(path: Path, item_ids: np.ndarray) -> Iterator[tuple[np.ndarra
             f"{path}: column 'item_ids': expected items of items.parquet, but {len(unknown)} item ids are missing "
             f"there; the first: {', '.join(map(str, unknown[:5]))}"
         )
+
+
+def _weight_batches(path: Path, lengths: np.ndarray) -> Iterator[np.ndarray]:
+    """float32 weights of the users with enough items, one after another; lengths: how many items each of them has."""
+    done = 0
+    for values, counts in read_number_list_batches(path, "weights", BATCH_USERS):
+        is_kept = counts >= MIN_ITEMS
+        kept, values = counts[is_kept], values[np.repeat(is_kept, counts)]
+        if not np.array_equal(kept, lengths[done : done + len(kept)]):
+            raise DataError(f"{path}: column 'weights': expected as many weights as items of each user, got others")
+        done += len(kept)
+        wrong = values[~((values > 0) & (values < np.inf))]
+        if len(wrong):
+            raise DataError(f"{path}: column 'weights': expected numbers above 0, got {wrong[0]:g}")
+        yield values
+    if done != len(lengths):
+        raise DataError(f"{path}: column 'weights': expected weights of {len(lengths)} users, got {done}")
 
 
 def _integer_below(end: int) -> np.dtype[Any]:
@@ -201,6 +236,33 @@ def _open(header: Path, fingerprint: dict[str, Any]) -> Interactions:
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise DataError(f"{header}: expected {expected}: {error}") from error
     return Interactions(arrays["user_ids"], sequences, left_out)
+
+
+def map_beside(
+    header: Path, name: str, dtype: type[np.generic], batches: Iterator[np.ndarray], interactions: int
+) -> np.ndarray:
+    """[interactions], memory-mapped, read-only: what `batches` give one after another, written unless it is there.
+
+    Raises DataError for a file that is not what was written there.
+    """
+    whole = array_path(header, name)
+    if not whole.exists():
+        with writing(whole), tempfile.TemporaryDirectory(dir=header.parent, prefix=".part-") as scratch:
+            part = Path(scratch) / whole.name
+            with growing_array(part, np.dtype(dtype)) as add:
+                for values in batches:
+                    add(values)
+            os.replace(part, whole)
+    try:
+        # A plain view of the mapped file: slices of the class memmap are several times as slow.
+        found = np.asarray(np.load(whole, mmap_mode="r"))
+        if found.dtype != dtype or found.shape != (interactions,):
+            raise ValueError(f"{found.dtype} {found.shape} does not go with {interactions} interactions")
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"{whole}: expected the file that load_dataset wrote; remove it to have it made anew: {error}"
+        ) from error
+    return found
 
 
 def array_path(header: Path, name: str) -> Path:

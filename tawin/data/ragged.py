@@ -1,7 +1,8 @@
 """Ragged: many sequences of unequal length, all of them in one flat array, which may be a memory-mapped file.
 
 It stands wherever a list of arrays would. Cutting and choosing sequences makes new bounds and copies no value, and no
-Python object is made for a sequence that nobody asks for. The module knows nothing of what the values mean.
+Python object is made for a sequence that nobody asks for. Each value may have a weight, which goes where it goes. The
+module knows nothing of what the values mean.
 """
 
 from __future__ import annotations
@@ -26,10 +27,16 @@ class Ragged(Sequence[np.ndarray]):
     """int32 or int64 [sequences]"""
     stops: np.ndarray
     """[sequences], of the dtype of starts"""
+    weights: np.ndarray | None = None
+    """float32, of the shape of values; None: no value has one."""
 
     def __post_init__(self) -> None:
         if self.values.ndim != 1:
             raise ValueError(f"values: expected one dimension, got shape {list(self.values.shape)}")
+        if self.weights is not None and self.weights.shape != self.values.shape:
+            raise ValueError(
+                f"weights: expected the shape of values {list(self.values.shape)}, got {list(self.weights.shape)}"
+            )
         if self.starts.dtype not in (np.int32, np.int64) or self.starts.ndim != 1:
             raise ValueError(
                 f"starts: expected int32 or int64 [sequences], got {self.starts.dtype} {list(self.starts.shape)}"
@@ -83,11 +90,15 @@ class Ragged(Sequence[np.ndarray]):
     def bounded(self, starts: np.ndarray, stops: np.ndarray) -> Ragged:
         """Other sequences of the same values; the bounds may be integers of any dtype."""
         kind = self.starts.dtype
-        return Ragged(self.values, starts.astype(kind, copy=False), stops.astype(kind, copy=False))
+        return Ragged(self.values, starts.astype(kind, copy=False), stops.astype(kind, copy=False), self.weights)
 
     def take(self, rows: np.ndarray | slice) -> Ragged:
         """The sequences at `rows` (integers, booleans or a slice, as numpy indexes), in that order."""
-        return Ragged(self.values, self.starts[rows], self.stops[rows])
+        return Ragged(self.values, self.starts[rows], self.stops[rows], self.weights)
+
+    def of_weights(self) -> Ragged | None:
+        """The weights of each sequence's values in the values' place; None where they have none."""
+        return None if self.weights is None else Ragged(self.weights, self.starts, self.stops)
 
     def drop_last(self, count: int | np.ndarray) -> Ragged:
         """Each sequence without its last `count` values (0 or more, one number or one a sequence)."""

@@ -6,16 +6,13 @@ that is part of their mapped form (`<name>.times.npy`, see `interactions`). The 
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from ..run.atomic import writing
 from .columns import DataError, open_parquet, read_integer_list_batches
-from .interactions import BATCH_USERS, MIN_ITEMS, array_path, form_of, growing_array
+from .interactions import BATCH_USERS, MIN_ITEMS, form_of, map_beside
 from .ragged import Ragged
 
 
@@ -31,23 +28,8 @@ def read_times(path: Path, sequences: Ragged) -> Ragged:
 def map_times(path: Path, sequences: Ragged, item_ids: np.ndarray, folder: Path) -> Ragged:
     """The same, memory-mapped, read-only, from `folder`, where it is written unless it is there."""
     header, _ = form_of(path, item_ids, folder)
-    whole = array_path(header, "times")
-    if not whole.exists():
-        with writing(whole), tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as scratch:
-            part = Path(scratch) / whole.name
-            with growing_array(part, np.dtype(np.int64)) as add:
-                for values in _batches(path, sequences.lengths):
-                    add(values)
-            os.replace(part, whole)
-    try:
-        # A plain view of the mapped file: slices of the class memmap are several times as slow.
-        values = np.asarray(np.load(whole, mmap_mode="r"))
-        if values.dtype != np.int64 or values.shape != sequences.values.shape:
-            raise ValueError(f"{values.dtype} {values.shape} does not go with {len(sequences.values)} interactions")
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(
-            f"{whole}: expected the file that load_dataset wrote; remove it to have it made anew: {error}"
-        ) from error
+    batches = _batches(path, sequences.lengths)
+    values = map_beside(header, "times", np.int64, batches, len(sequences.values))
     return Ragged(values, sequences.starts, sequences.stops)
 
 

@@ -24,20 +24,40 @@ def not_repeated(users: np.ndarray, items: np.ndarray, times: np.ndarray | None,
     repeats the item before it, whenever that was; "keep": all.
     """
     kept = np.ones(len(users), dtype=bool)
-    if duplicates == "keep" or len(users) == 0:
-        return kept
-    if duplicates == "consecutive" or (duplicates == "drop" and times is None):
-        kept[1:] = (users[1:] != users[:-1]) | (items[1:] != items[:-1])
-        return kept
-    # Stable, so that equal rows stand in their own order and the first of them is the earliest.
-    keys = (items, times, users) if duplicates == "drop" else (items, users)
-    order = np.lexsort(keys)  # type: ignore[arg-type]
-    differs = np.zeros(len(users) - 1, dtype=bool)  # a row from the one before it
-    for key in keys:
-        ordered = key[order]  # type: ignore[index]
-        differs |= ordered[1:] != ordered[:-1]
-    kept[order] = np.append(differs, True) if duplicates == "last" else np.append(True, differs)
+    if duplicates != "keep" and len(users):
+        order, begins = _repeats(users, items, times, duplicates)
+        kept[order] = np.append(begins[1:], True) if duplicates == "last" else begins
     return kept
+
+
+def largest_of_repeats(
+    weights: np.ndarray, users: np.ndarray, items: np.ndarray, times: np.ndarray | None, duplicates: Duplicates
+) -> np.ndarray:
+    """float32 [rows], for rows in order: the largest weight of the rows of which `not_repeated` keeps one."""
+    if duplicates == "keep" or len(users) == 0:
+        return weights
+    order, begins = _repeats(users, items, times, duplicates)
+    largest = np.empty_like(weights)
+    largest[order] = np.maximum.reduceat(weights[order], np.flatnonzero(begins))[np.cumsum(begins) - 1]
+    return largest
+
+
+def _repeats(
+    users: np.ndarray, items: np.ndarray, times: np.ndarray | None, duplicates: Duplicates
+) -> tuple[np.ndarray, np.ndarray]:
+    """An order of the rows in which repeats follow each other, int64 [rows], and where others begin in it, bool."""
+    if duplicates == "consecutive" or (duplicates == "drop" and times is None):
+        keys, order = (items, users), np.arange(len(users))
+    else:
+        # Stable, so that equal rows stand in their own order and the first of them is the earliest.
+        keys = (items, times, users) if duplicates == "drop" else (items, users)  # type: ignore[assignment]
+        order = np.lexsort(keys)
+    begins = np.zeros(len(users), dtype=bool)
+    begins[0] = True
+    for key in keys:
+        ordered = key[order]
+        begins[1:] |= ordered[1:] != ordered[:-1]
+    return order, begins
 
 
 def k_core(users: np.ndarray, items: np.ndarray, minimum: int) -> np.ndarray:

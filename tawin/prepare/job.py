@@ -11,7 +11,7 @@ import numpy as np
 
 from ..data.columns import DataError
 from ..data.interactions import MIN_ITEMS
-from .clean import Duplicates, k_core, not_repeated, order_by_time, renumber
+from .clean import Duplicates, k_core, largest_of_repeats, not_repeated, order_by_time, renumber
 from .dates import date_text
 from .formats import FORMATS
 from .ids import MISSING_TITLES
@@ -32,9 +32,18 @@ class _Kept:
     users: np.ndarray
     items: np.ndarray
     times: np.ndarray | None
+    weights: np.ndarray | None
 
     def take(self, rows: np.ndarray) -> _Kept:
-        return _Kept(self.users[rows], self.items[rows], None if self.times is None else self.times[rows])
+        times, weights = (None if each is None else each[rows] for each in (self.times, self.weights))
+        return _Kept(self.users[rows], self.items[rows], times, weights)
+
+    def without_repeats(self, duplicates: Duplicates) -> _Kept:
+        """Of rows in order, see `not_repeated`; what stays has the largest weight of those that it stands for."""
+        rows, kept = (self.users, self.items, self.times), self
+        if self.weights is not None:
+            kept = dataclasses.replace(self, weights=largest_of_repeats(self.weights, *rows, duplicates))
+        return kept.take(not_repeated(*rows, duplicates))
 
     def sizes(self) -> dict[str, int]:
         users, items = (int(np.count_nonzero(np.bincount(codes))) for codes in (self.users, self.items))
@@ -60,8 +69,9 @@ def prepare(
     opened = chosen.open(source, options)
     reading = Reading(max_malformed=options.max_malformed, progress=progress)
     after, before = date_option("--after", options.after), date_option("--before", options.before)
-    events = None if options.keep is None else frozenset(options.keep)
-    log = Log(Selection(options.min_rating, events, after, before))
+    kinds = options.keep if options.weights is None else options.weights
+    events = None if kinds is None else frozenset(kinds)
+    log = Log(Selection(options.min_rating, events, options.weights, after, before))
     opened.read_log(reading, log)
     kept, counts = _filter(log, minimum, duplicates, source, reading)
     times = _times(log, reading)
@@ -98,7 +108,7 @@ def _filter(
         )
     kept = _Kept(*log.arrays())  # one name for all stages: what a stage was made from is not held any longer
     kept = kept.take(order_by_time(kept.users, kept.times))
-    kept = kept.take(not_repeated(kept.users, kept.items, kept.times, duplicates))
+    kept = kept.without_repeats(duplicates)
     before = kept.sizes()
     kept = kept.take(k_core(kept.users, kept.items, minimum))
     counts = {
@@ -177,6 +187,7 @@ def _described(
         items=items,
         offsets=np.concatenate([[0], np.cumsum(np.bincount(users, minlength=len(user_codes)))]),
         times=kept.times,
+        weights=kept.weights,
         titles=titles if any(titles) else None,
         semantic_ids=_complete(semantic_ids, item_sources),
         columns=None if columns is None else read_other_columns(source.items, columns, item_sources),

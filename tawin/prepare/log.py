@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,8 @@ class Selection:
     min_rating: float | None = None
     events: frozenset[str] | None = None
     """The kinds of event that are wanted, as the source writes them; None: all are."""
+    weights: Mapping[str, float] | None = None
+    """What each of them weighs; None: interactions have no weights."""
     after: int | None = None
     """Milliseconds since 1970, the first that is wanted."""
     before: int | None = None
@@ -35,6 +38,7 @@ class Log:
         self.users: dict[str, int] = {}
         self.items: dict[str, int] = {}
         self._user_codes, self._item_codes, self._times = array("i"), array("i"), array("q")
+        self._weights = array("f")
         self.rows = 0
         """Interactions that the source has, wanted or not."""
         self.time_reader: TimeReader | None = None
@@ -60,20 +64,30 @@ class Log:
         self.other_events[name] += 1
         return True
 
-    def add_row(self, user: str, item: str, time: Value, rating: str | float | None = None) -> None:
+    def add_row(
+        self, user: str, item: str, time: Value, rating: str | float | None = None, event: str | None = None
+    ) -> None:
         """`add` of a time as the source writes it. A row without an id is that, whatever its time is."""
         if user not in self.users:
             user = plain_id("user", user)
         if item not in self.items:
             item = plain_id("item", item)
-        self.add(user, item, None if self.time_reader is None else self.time_reader.read(time), rating)
+        self.add(user, item, None if self.time_reader is None else self.time_reader.read(time), rating, event)
 
-    def add(self, user: str, item: str, time: int | None, rating: str | float | None = None) -> None:
+    def add(
+        self,
+        user: str,
+        item: str,
+        time: int | None,
+        rating: str | float | None = None,
+        event: str | None = None,
+    ) -> None:
         """One interaction. ValueError, with the reason, for one that is none; then nothing is kept of it.
 
         user, item: as the source writes them, see `plain_id`.
         time: milliseconds since 1970, or None in every row where the source's own order is the order in time.
         rating: only looked at where a least rating is asked for.
+        event: only looked at where events have weights; a wanted one, see `is_other_event`.
         """
         if user not in self.users:
             user = plain_id("user", user)
@@ -91,20 +105,23 @@ class Log:
             self._item_codes.append(self.items.setdefault(item, len(self.items)))
             if time is not None:
                 self._times.append(time)
+            if chosen.weights is not None:
+                self._weights.append(chosen.weights[str(event).strip()])
         self.rows += 1
 
     def __len__(self) -> int:
         return len(self._user_codes)
 
-    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Codes of users and of items, int32, and times, int64 milliseconds; views of what is gathered."""
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """Codes of users and of items, int32, times, int64 milliseconds, and weights, float32; views of what is
+        gathered."""
         if len(self._times) not in (0, len(self)):
             raise DataError(f"expected a time in every row or in none, got {len(self._times):,} in {len(self):,} rows")
-        times = np.frombuffer(self._times, dtype=np.int64) if len(self._times) else None
         return (
             np.frombuffer(self._user_codes, dtype=np.int32),
             np.frombuffer(self._item_codes, dtype=np.int32),
-            times,
+            np.frombuffer(self._times, dtype=np.int64) if len(self._times) else None,
+            np.frombuffer(self._weights, dtype=np.float32) if len(self._weights) else None,
         )
 
 

@@ -67,6 +67,8 @@ class Options:
     min_rating: float | None = None
     keep: tuple[str, ...] | None = None
     """The kinds of event that are kept, by `columns.event`; None: all are."""
+    weights: dict[str, float] | None = None
+    """In its place: the kinds that are kept, and how much an interaction of each counts in training."""
     after: str | None = None
     before: str | None = None
     keep_unseen_items: bool | None = None
@@ -84,9 +86,20 @@ class Options:
             raise ValueError(f"--duplicates: expected one of {expected}, got {self.duplicates!r}")
         if self.min_rating is not None and math.isnan(self.min_rating):
             raise ValueError(f"--min-rating: expected a number, got {self.min_rating}")
-        if (self.keep is None) != (self.columns.event is None):
-            given, missing = ("--event-column", "--keep") if self.keep is None else ("--keep", "--event-column")
-            raise ValueError(f"{given}: expected it with {missing}, got {given} alone")
+        kinds = {"--keep": self.keep, "--weights": self.weights}
+        given = [name for name, value in kinds.items() if value is not None]
+        if len(given) == 2:
+            raise ValueError("--weights: expected it without --keep: the events that it names are kept")
+        if given and self.columns.event is None:
+            raise ValueError(f"{given[0]}: expected it with --event-column, got {given[0]} alone")
+        if self.columns.event is not None and not given:
+            raise ValueError("--event-column: expected it with --keep or --weights, got --event-column alone")
+        for name, weight in (self.weights or {}).items():
+            if not (name and 0 < weight < math.inf):
+                raise ValueError(
+                    f"--weights: expected names of events and numbers above 0, as in view=.2,purchase=1, got "
+                    f"{name}={weight:g}; events that it does not name are left out"
+                )
         if self.keep is not None and not all(self.keep):
             raise ValueError(f"--keep: expected names of events, as in view,purchase, got {','.join(self.keep)!r}")
         for name, text in (("--after", self.after), ("--before", self.before)):

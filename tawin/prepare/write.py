@@ -1,6 +1,7 @@
 """The data folder that preparing makes: written beside its place, then put there whole.
 
-    interactions.parquet   user_id, item_ids (oldest first), and where the source has times `times`, milliseconds
+    interactions.parquet   user_id, item_ids (oldest first), where the source has times `times`, milliseconds, and
+                           where events have weights `weights`
     items.parquet          item_id, title, semantic_id, source_id: the source's own id, as text; others
     users.parquet          user_id, source_id
     prepare.json           how it was made
@@ -47,6 +48,8 @@ class Prepared:
     """int64 [users + 1]"""
     times: np.ndarray | None
     """int64 [interactions], milliseconds since 1970"""
+    weights: np.ndarray | None
+    """float32 [interactions]"""
     titles: list[str | None] | None
     semantic_ids: list[tuple[int, ...]] | None
     columns: pa.Table | None = None
@@ -118,8 +121,11 @@ def _is_integer(text: str) -> bool:
 def _write_interactions(prepared: Prepared, item_ids: np.ndarray, path: Path) -> None:
     user_ids = public_ids(prepared.user_sources)
     fields = [("user_id", integer_type(user_ids)), ("item_ids", pa.list_(integer_type(item_ids)))]
-    if prepared.times is not None:
-        fields.append(("times", pa.list_(pa.int64())))
+    others: dict[str, np.ndarray] = {}
+    for name, values, kind in (("times", prepared.times, pa.int64()), ("weights", prepared.weights, pa.float32())):
+        if values is not None:
+            others[name] = values
+            fields.append((name, pa.list_(kind)))
     schema = pa.schema(fields)
     with pq.ParquetWriter(path, schema, write_page_checksum=True) as writer:
         for first in range(0, len(user_ids), BATCH_USERS):
@@ -127,8 +133,7 @@ def _write_interactions(prepared: Prepared, item_ids: np.ndarray, path: Path) ->
             flat = slice(int(bounds[0]), int(bounds[-1]))
             offsets = pa.array(bounds - bounds[0], pa.int32())
             columns = {"user_id": user_ids[first : first + BATCH_USERS], "item_ids": item_ids[prepared.items[flat]]}
-            if prepared.times is not None:
-                columns["times"] = prepared.times[flat]
+            columns |= {name: values[flat] for name, values in others.items()}
             arrays = [
                 pa.array(columns[name], kind)
                 if name == "user_id"

@@ -31,16 +31,24 @@ class Candidates:
     """The items that each prompt shows, oldest first; None where the caller of `roll_out` gave none."""
     catalog: Catalog
     """Titles, tokens and the trie."""
+    weights: Tensor | None = None
+    """fp32 [B, G], what the interaction with the target weighs, the largest of several; 1 where it is none. None:
+    interactions have no weights."""
 
     @property
     def valid(self) -> Tensor:
         """bool [B, G], the completions that exist."""
         return self.items >= 0
 
+    @property
+    def worth(self) -> Tensor:
+        """fp32 [B, G], what a completion is worth if it is a target: its weight, or 1."""
+        return torch.ones_like(self.scores, dtype=torch.float32) if self.weights is None else self.weights
+
 
 def binary(candidates: Candidates) -> Tensor:
-    """1 for a target, 0 for anything else."""
-    return candidates.is_target.float()
+    """1 for a target, or what it weighs, 0 for anything else."""
+    return candidates.is_target * candidates.worth
 
 
 def ranking(candidates: Candidates) -> Tensor:
@@ -55,14 +63,15 @@ def ranking(candidates: Candidates) -> Tensor:
     completions and a target that was put last are not. With one target, of rank i, the mean reward of the group is
     d_i / (G sum_j d_j): the better its place, the higher.
 
-    Of completions that are not valid nothing counts. A negative's reward is never above 0.
+    A target whose interaction has a weight has that in place of 1. Of completions that are not valid nothing counts.
+    A negative's reward is never above 0.
     """
     is_target, valid = candidates.is_target, candidates.valid
     order = candidates.scores.masked_fill(~valid, -torch.inf).argsort(dim=1, descending=True, stable=True)
     ranks = order.argsort(dim=1)  # [B, G]
     discounts = torch.log2(ranks.float() + 2.0).reciprocal().masked_fill(~valid, 0.0)
     penalties = discounts / discounts.sum(1, keepdim=True)
-    rewards = torch.where(is_target, 1.0, -penalties)
+    rewards = torch.where(is_target, candidates.worth, -penalties)
     return rewards.masked_fill(~(is_target.any(1, keepdim=True) & valid), 0.0)
 
 

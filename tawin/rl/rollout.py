@@ -43,6 +43,7 @@ def roll_out(
     part: slice = slice(None),
     whole: int | None = None,
     histories: Sequence[np.ndarray] | None = None,
+    weights: Tensor | None = None,
 ) -> Groups:
     """Completions, scores and rewards for a batch of prompts.
 
@@ -56,6 +57,8 @@ def roll_out(
             them (`may_share_prompts`).
         part, whole: these prompts are `part` of a batch of `whole`, and get what they would be drawn there.
         histories: the items that each prompt shows, for rewards that look at them.
+        weights: fp32, of the shape of targets, what each of them weighs: its reward is that many times as large. None:
+            1. With one target and `normalize_std` the scale of a group's rewards cancels.
 
     Raises:
         ValueError: `config.reward` names no reward.
@@ -95,7 +98,9 @@ def roll_out(
                 scores = torch.where(scores.isinf(), known, scores)
         with phase("reward"):
             items = _first_items(sequences.nodes, catalog)
-            rewards = reward(Candidates(is_target, scores, items, histories, catalog)).float()
+            if weights is not None:
+                weights = _weights_of(sequences.nodes, catalog.item_nodes[targets], weights.view_as(targets))
+            rewards = reward(Candidates(is_target, scores, items, histories, catalog, weights)).float()
             rewards = rewards.masked_fill(items < 0, 0.0)
     return Groups(input_ids, attention_mask, sequences.token_ids, rewards, scores, hits, trie, prompt)
 
@@ -144,6 +149,13 @@ def _complete(
 def _is_target(nodes: Tensor, target_nodes: Tensor) -> Tensor:
     """bool [B, G]: which nodes [B, G] are among the target_nodes [B, T] of their group."""
     return (nodes[:, :, None] == target_nodes[:, None, :]).any(2)
+
+
+def _weights_of(nodes: Tensor, target_nodes: Tensor, weights: Tensor) -> Tensor:
+    """fp32 [B, G]: the largest weight [B, T] of the targets that a node is; 1 where it is none."""
+    is_one = nodes[:, :, None] == target_nodes[:, None, :]  # [B, G, T]
+    found = torch.where(is_one, weights.float()[:, None, :], 0.0).amax(2)
+    return found.masked_fill(~is_one.any(2), 1.0)
 
 
 def _put_target_last(sequences: Sequences, keeps_last: Tensor, targets: Tensor, catalog: Catalog) -> Sequences:

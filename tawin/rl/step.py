@@ -18,10 +18,10 @@ from tawin_kernels import GRPOLoss
 from torch import Tensor, nn
 
 from ..catalog.catalog import Catalog
-from ..catalog.encoding import IGNORED
 from ..config import Config, GRPOConfig
 from ..data.dataset import Examples
-from ..model.cross_entropy import sampled_negatives, window_loss
+from ..data.ragged import Ragged
+from ..model.cross_entropy import WindowBatch, sampled_negatives, window_loss
 from ..run.processes import Processes, Sum, is_sharded
 from .findings import count_wrong, look_into_groups
 from .groups import Groups
@@ -95,7 +95,7 @@ class Rollout:
     figures: dict[str, float]
     wrong: bool
     """Whether some reward or score is not finite, the same on all processes."""
-    targets: list[tuple[Tensor, Tensor, Tensor]]
+    targets: list[WindowBatch]
     """Windows of the prompts' first targets, for their cross-entropy; empty where it has no weight."""
 
 
@@ -154,6 +154,7 @@ def roll_out_own(
         part = processes.share(len(examples))
         own = examples.take(np.arange(len(examples))[part])
         input_ids, attention_mask = catalog.encode_histories(own.histories)
+        weights = own.all_weights()
         groups = roll_out(
             model,
             catalog,
@@ -166,6 +167,7 @@ def roll_out_own(
             part=part,
             whole=len(examples),
             histories=own.histories,
+            weights=None if weights is None else torch.as_tensor(weights, device=processes.device),
         )
         batches.append(replace(groups, users=torch.as_tensor(own.user_ids, device=processes.device)))
     return batches
@@ -176,20 +178,18 @@ def for_company(groups: Groups) -> Groups:
     return groups.take(torch.zeros(1, dtype=torch.int64, device=groups.rewards.device)).without_rewards()
 
 
-def target_windows(
-    catalog: Catalog, forwards: list[Examples], processes: Processes
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Input ids, attention mask and labels of this process's prompts with their first targets, as SFT has them."""
+def target_windows(catalog: Catalog, forwards: list[Examples], processes: Processes) -> list[WindowBatch]:
+    """This process's prompts with their first targets, as SFT has them."""
     batches = []
     for examples in forwards:
         share = np.arange(len(examples))[processes.share(len(examples))]
         own = examples.take(share if len(share) else [0])  # a process that has no prompt runs one for company
-        windows = [np.append(history, target) for history, target in zip(own.histories, own.targets, strict=True)]
-        lengths = np.array([len(window) - 1 for window in windows], dtype=np.int32)
-        input_ids, attention_mask, labels = (
-            tensor.to(processes.device) for tensor in catalog.encode_windows(windows, lengths)
-        )
-        batches.append((input_ids, attention_mask, labels if len(share) else torch.full_like(labels, IGNORED)))
+        pairs = zip(own.histories, own.targets, strict=True)
+        windows = Ragged.of([np.append(history, target) for history, target in pairs])
+        if own.weights is not None:
+            windows = replace(windows, weights=np.repeat(own.weights, windows.lengths))
+        last = windows.lengths - 1
+        batches.append(WindowBatch.of(catalog, windows, last, processes.device, counts=len(share) > 0))
     return batches
 
 
@@ -219,8 +219,8 @@ def backward(
         kl, clipped = kl + found.kl * count, clipped + found.clip_fraction * count
         log_probs.append(found.log_probs)
     if rollout.targets:
-        (labels,) = processes.sums(sum((labels >= 0).sum() for _, _, labels in rollout.targets))
-        weighed = (labels / grpo.nll_weight, config.attention, sampled_negatives(catalog, config))
+        (total,) = processes.sums(sum(batch.total for batch in rollout.targets))
+        weighed = (total / grpo.nll_weight, config.attention, sampled_negatives(catalog, config))
     for index, batch in enumerate(rollout.targets, len(rollout.parts)):
         nll += stage.backward(window_loss, batch, *weighed, is_last=index == last)[0]
     sums = {"loss": Sum(loss + nll), "kl": Sum(kl, tokens), "clip_fraction": Sum(clipped, tokens)}

@@ -17,7 +17,7 @@ from ..config import Config, SFTConfig
 from ..data.dataset import Split, target_windows, training_windows
 from ..data.ragged import Ragged
 from ..evaluate.ranking import decided
-from ..model.cross_entropy import sampled_negatives, window_loss
+from ..model.cross_entropy import WindowBatch, sampled_negatives, window_loss
 from ..run.folder import RunFolder
 from .checkpoint import Progress
 from .engine import Stage
@@ -101,19 +101,17 @@ def _backward(
     rows: np.ndarray,
     config: Config,
 ) -> float:
-    """Forward and backward of one step over `rows`, sft.batch_size sequences a forward; the loss, nats a token."""
+    """Forward and backward of one step over `rows`, sft.batch_size sequences a forward; the loss, nats per token, each
+    token by the weight of its interaction where interactions have weights."""
     batches, size = [], config.sft.batch_size
     for start in range(0, len(rows), size):
         chosen = rows[start : start + size]
         own = chosen[stage.processes.share(len(chosen))]
         kept = own if len(own) else chosen[:1]  # a process that has no row runs one for company
-        input_ids, attention_mask, labels = (
-            tensor.to(stage.processes.device)
-            for tensor in catalog.encode_windows(windows.take(kept), first_targets[kept])
-        )
-        batches.append((input_ids, attention_mask, labels if len(own) else torch.full_like(labels, -100)))
-    (tokens,) = stage.processes.sums(sum(int((labels >= 0).sum()) for _, _, labels in batches))
-    weighed = (tokens, config.attention, sampled_negatives(catalog, config))
+        part = windows.take(kept), first_targets[kept]
+        batches.append(WindowBatch.of(catalog, *part, stage.processes.device, counts=len(own) > 0))
+    (total,) = stage.processes.sums(sum(batch.total.item() for batch in batches))
+    weighed = (total, config.attention, sampled_negatives(catalog, config))
     losses = [
         stage.backward(window_loss, batch, *weighed, is_last=index == len(batches) - 1)[0]
         for index, batch in enumerate(batches)

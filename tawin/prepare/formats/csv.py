@@ -67,13 +67,14 @@ def add_row(log: Log, row: Sequence[str], places: Places) -> None:
     """ValueError, with the reason, for a row that is no interaction."""
     if max(places.user, places.item, places.time or 0, places.rating or 0, places.event or 0) >= len(row):
         raise ValueError(f"expected more columns, got {len(row)}")
-    if places.event is not None and log.is_other_event(row[places.event]):
+    event = None if places.event is None else row[places.event]
+    if places.event is not None and log.is_other_event(event):
         return
     user, item = row[places.user].strip(), row[places.item].strip()
     if "\n" in user or "\n" in item:
         raise ValueError("expected an id on one line, got one with a line break: a quotation mark is never closed")
     time = None if places.time is None else row[places.time]
-    log.add_row(user, item, time, None if places.rating is None else row[places.rating])
+    log.add_row(user, item, time, None if places.rating is None else row[places.rating], event)
 
 
 def table_files(source: Path, suffixes: Sequence[str], options: Options) -> tuple[Path, ...]:

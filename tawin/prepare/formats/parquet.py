@@ -45,7 +45,7 @@ class ParquetTable:
                     if places.event is not None and log.is_other_event(event):
                         continue
                     try:
-                        log.add_row(user, item, time, rating)
+                        log.add_row(user, item, time, rating, event)
                     except ValueError as error:
                         reading.leave_out(count, count.lines, error)
             reading.finish(count)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tawin.catalog.encoding import Encoder
+from tawin.catalog.encoding import IGNORED, Encoder
 from tawin.data.ragged import Ragged
 
 ITEMS = [[10], [11, 12], [13, 14, 15]]
@@ -64,3 +67,17 @@ def test_a_window_with_one_target_is_the_others_prompt_and_its_completion(
         assert real(input_ids, attention_mask)[row] == tokens == input_ids[row, : len(tokens)].tolist()
         expected = [-100] * len(before) + COMPLETIONS[target]
         assert labels[row].tolist() == expected + [-100] * (labels.shape[1] - len(expected))
+
+
+@pytest.mark.parametrize("one_target", [False, True])
+def test_every_label_has_the_weight_of_its_item(one_target: bool) -> None:
+    windows = Ragged.of([np.array([2, 0, 1]), np.array([1, 2])])
+    windows = replace(windows, weights=np.array([1, 2, 3, 4, 5], dtype=np.float32))
+    encode, first = encoder([9] if one_target else [], SUFFIX if one_target else []), [2, 1]
+    _, _, labels = encode.windows(windows, first, one_target=one_target)
+    found = encode.label_weights(windows, first, labels, one_target=one_target)
+    assert found is not None and found.shape == labels.shape and (found[labels == IGNORED] == 0).all()
+    pieces = COMPLETIONS if one_target else ITEMS
+    assert found[0][labels[0] != IGNORED].tolist() == [3.0] * len(pieces[1])
+    assert found[1][labels[1] != IGNORED].tolist() == [5.0] * len(pieces[2])
+    assert encode.label_weights(replace(windows, weights=None), first, labels, one_target=one_target) is None

@@ -156,3 +156,10 @@ def test_a_csv_gives_recommendations_with_three_commands(
 def recommended(said: str) -> list[str]:
     """The items of the printed table."""
     return [line.split("│")[2].strip() for line in said.splitlines() if line.startswith("│")]
+
+
+@pytest.mark.parametrize("weights", ["view", "view=", "=1", "view=.2,view=.3", "view=a lot", ""])
+def test_weights_that_cannot_be_read_are_refused(weights: str) -> None:
+    options = ["--event-column", "event_type", "--weights", weights]
+    with pytest.raises(SystemExit, match=r"--weights: expected each event once with a number, as in view=\.2"):
+        cli.main(["prepare", "csv", "a", "b", *options])

@@ -12,10 +12,10 @@ def test_ids_are_numbered_as_they_come() -> None:
     log = Log(Selection())
     for user, item, time in (("b", "x", 3), ("a", "y", 2), ("b", "y", -1)):
         log.add(user, item, time)
-    users, items, times = log.arrays()
+    users, items, times, weights = log.arrays()
     assert (list(log.users), list(log.items)) == (["b", "a"], ["x", "y"])
     assert (users.tolist(), items.tolist()) == ([0, 1, 0], [0, 1, 1])
-    assert times is not None and times.tolist() == [3, 2, -1]
+    assert times is not None and times.tolist() == [3, 2, -1] and weights is None
 
 
 def test_unwanted_interactions_are_counted_and_their_ids_are_not_kept() -> None:

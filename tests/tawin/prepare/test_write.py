@@ -24,6 +24,7 @@ PREPARED = Prepared(
     items=np.array([0, 1, 0, 2, 2], dtype=np.int32),
     offsets=np.array([0, 3, 5]),
     times=np.array([1, 2, 2, 5, 6]),
+    weights=np.array([0.5, 1, 2, 3, 4], dtype=np.float32),
     titles=["Seventy", None, "Minus"],
     semantic_ids=[(1, 2), (1, 2), (0, 3)],
 )
@@ -38,6 +39,8 @@ def test_what_is_written_is_what_the_trainer_reads(tmp_path: Path, monkeypatch: 
     assert [items.tolist() for items in dataset.sequences] == [[0, 1, 0]]
     assert dataset.users_left_out == 1
     assert dataset.times is not None and [times.tolist() for times in dataset.times] == [[1, 2, 2]]
+    weights = dataset.sequences.of_weights()
+    assert weights is not None and [found.tolist() for found in weights] == [[0.5, 1, 2]]
     assert dataset.items.item_ids.tolist() == [70, 5, -1]
     assert dataset.items.titles == PREPARED.titles
     assert dataset.items.semantic_ids == PREPARED.semantic_ids
@@ -45,6 +48,7 @@ def test_what_is_written_is_what_the_trainer_reads(tmp_path: Path, monkeypatch: 
         "user_id": [0, 1],
         "item_ids": [[70, 5, 70], [-1, -1]],
         "times": [[1, 2, 2], [5, 6]],
+        "weights": [[0.5, 1, 2], [3, 4]],
     }
     assert pq.read_table(folder / "users.parquet").to_pydict() == {"user_id": [0, 1], "source_id": ["ann", "bob"]}
     assert sorted(path.name for path in folder.iterdir()) == [

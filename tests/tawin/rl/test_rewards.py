@@ -100,3 +100,21 @@ def test_a_reward_of_ones_own_sees_items_histories_and_titles(monkeypatch: pytes
 def test_a_reward_that_nobody_knows_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"grpo.reward: expected one of 'binary', 'ranking', got 'dense'"):
         rolled_out(GRPOConfig(reward="dense"), [0])
+
+
+@pytest.mark.parametrize("reward", ["binary", "ranking"])
+def test_a_target_is_worth_what_its_interaction_weighs(reward: str) -> None:
+    config = GRPOConfig(group_size=4, reward=reward, ensure_positive=True)
+    model, input_ids, mask = tiny_model("qwen2"), *ragged_prompts(2, 5)
+    targets, weights = torch.tensor([[0, 3], [1, 1]]), torch.tensor([[0.25, 2.0], [5.0, 5.0]])
+
+    def rewards(weights: torch.Tensor | None) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        groups = roll_out(model, small_catalog(), input_ids, mask, targets, config, generator, weights=weights)
+        return groups.rewards
+
+    plain, weighed = rewards(None), rewards(weights)
+    assert torch.equal(rewards(torch.ones(2, 2)), plain)
+    is_target = plain == 1
+    assert is_target.sum(1).min() >= 1 and torch.equal(weighed[~is_target], plain[~is_target])
+    assert set(weighed[0][is_target[0]].tolist()) <= {0.25, 2.0} and set(weighed[1][is_target[1]].tolist()) == {5.0}

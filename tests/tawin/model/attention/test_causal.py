@@ -19,7 +19,7 @@ from tawin.catalog.tokenizer import make_semantic_tokenizer
 from tawin.cli import train
 from tawin.config import PolicyConfig
 from tawin.model.attention.causal import causal_log_probs, require_attention, require_model_takes
-from tawin.model.cross_entropy import window_loss
+from tawin.model.cross_entropy import WindowBatch, window_loss
 from tawin.model.packing import checkpoint_activations
 from tawin.model.policy import build_model
 
@@ -49,11 +49,11 @@ def flash_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     yield calls
 
 
-def batch(rows: int) -> tuple[Tensor, Tensor, Tensor]:
+def batch(rows: int) -> WindowBatch:
     input_ids = torch.randint(1, 40, (rows, 7), generator=torch.Generator().manual_seed(0))
     attention_mask = torch.ones_like(input_ids)
     attention_mask[0, 5:] = 0
-    return input_ids, attention_mask, input_ids.masked_fill(attention_mask == 0, -100)
+    return WindowBatch(input_ids, attention_mask, input_ids.masked_fill(attention_mask == 0, -100))
 
 
 def loss_and_gradients(model: nn.Module, attention: str) -> tuple[Tensor, list[Tensor]]:

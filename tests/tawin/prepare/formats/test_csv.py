@@ -248,11 +248,46 @@ def test_only_the_events_that_are_kept_count_and_the_others_are_named(tmp_path: 
         made(suffix, path, tmp_path / "none", columns=Columns(event="kind"), keep=("buy",))
 
 
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize(
+    ("duplicates", "items", "weights"),
+    [
+        ("keep", ["x", "x", "y", "x", "z"], [0.5, 2, 0.5, 0.5, 2]),
+        ("consecutive", ["x", "y", "x", "z"], [2, 0.5, 0.5, 2]),  # of a view and its purchase the purchase's
+        ("first", ["x", "y", "z"], [2, 0.5, 2]),
+        ("last", ["y", "x", "z"], [0.5, 2, 2]),
+        ("drop", ["x", "x", "y", "x", "z"], [0.5, 2, 0.5, 0.5, 2]),
+    ],
+)
+def test_events_weigh_what_they_are_given(
+    tmp_path: Path, suffix: str, duplicates: Any, items: list[str], weights: list[float]
+) -> None:
+    rows = ["a,z,5,buy", "a,x,1,view", "a,x,2, buy ", "a,w,2,click", "a,y,3,view", "a,x,4,view"]
+    path = write(tmp_path / "log.csv", "user,item,time,event_type", *rows)
+    if suffix == "parquet":
+        pq.write_table(pyarrow.csv.read_csv(path), tmp_path / "log.parquet")
+        path = tmp_path / "log.parquet"
+    columns = Columns(event="event_type", time_unit="s")
+    report = made(
+        suffix, path, tmp_path / "data", columns=columns, weights={"view": 0.5, "buy": 2.0}, duplicates=duplicates
+    )
+    assert sequences(tmp_path / "data") == {"a": items}
+    assert pq.read_table(tmp_path / "data" / "interactions.parquet")["weights"].to_pylist() == [weights]
+    assert report["options"]["weights"] == {"view": 0.5, "buy": 2.0} and report["counts"]["other_events"] == {
+        "click": 1
+    }
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"keep": ("buy",)}, "--keep: expected it with --event-column"),
-        ({"columns": Columns(event="kind")}, "--event-column: expected it with --keep"),
+        ({"columns": Columns(event="kind")}, "--event-column: expected it with --keep or --weights"),
+        ({"weights": {"buy": 1.0}}, "--weights: expected it with --event-column"),
+        ({"columns": Columns(event="kind"), "keep": ("a",), "weights": {"a": 1.0}}, "--weights: expected it without"),
+        ({"columns": Columns(event="kind"), "weights": {"a": 0.0}}, "--weights: expected names .* got a=0; events"),
+        ({"columns": Columns(event="kind"), "weights": {"": 1.0}}, "--weights: expected names"),
+        ({"columns": Columns(event="kind"), "weights": {"a": float("inf")}}, "--weights: expected names"),
         ({"columns": Columns(event="kind"), "keep": ("buy", "")}, "--keep: expected names of events"),
     ],
 )
