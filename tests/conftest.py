@@ -19,9 +19,11 @@ import torch
 
 SLOW = (
     "bench",
+    "tools/compiled/test_report.py",
     "tools/faults",
     "tools/fuzz",
     "tools/gpu",
+    "tools/ptx_machine/test_switch.py",
     "tools/test_family_sweep.py",
     "tools/test_confident_tokens.py",
 )

@@ -10,7 +10,6 @@ import json
 import pickle
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ import torch
 import yaml
 
 from tawin.catalog.tokenizer import load_tokenizer
+from tawin.cli import train
 from tawin.config import Config
 from tawin.config.files import load_yaml
 from tawin.data.dataset import load_dataset, save_dataset
@@ -175,10 +175,10 @@ def test_a_browser_runs_nothing_of_a_report_even_without_its_security_policy(tmp
         assert "&lt;script&gt;document.body" in dom
 
 
-def test_a_run_name_never_leads_out_of_the_folder_that_it_is_given(tmp_path):
+def test_a_run_name_never_leads_out_of_the_folder_that_it_is_given(tmp_path, monkeypatch, capsys):
     # --out is the user's own path; a preset, which becomes part of a name, is one of a few words.
-    command = [sys.executable, str(ROOT / "train.py"), "--preset", "../../outside"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "invalid choice" in done.stderr
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        train.main(["--preset", "../../outside"])
+    assert "invalid choice" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())

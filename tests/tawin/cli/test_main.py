@@ -36,9 +36,10 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
 
 
-def test_the_package_is_a_program() -> None:
-    asked = run("-m", "tawin", "prepare", "--help")
-    assert asked.returncode == 0 and "usage: tawin prepare" in asked.stdout
+def test_the_package_is_a_program(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["prepare", "--help"])
+    assert "usage: tawin prepare" in capsys.readouterr().out
     refused = run("-m", "tawin", "report", "no/such/run")
     assert refused.returncode == 1 and "no/such/run: expected a run folder" in refused.stderr
 
