@@ -82,7 +82,7 @@ def largest_keys(keys, K: tl.constexpr):
 
 @triton.jit
 def candidate_keys(logits, maxima, log_sums, scale, beam_scores, beams, counts, children, CHILDREN: tl.constexpr):
-    """int64 [beams * children], in no particular order; shapes as in `child_logits`."""
+    """int64 [J, beams, LANES]; shapes as in `child_logits`."""
     scores = beam_scores + log_softmax_of(logits, maxima, log_sums, scale)
     # fp32 bits sort as integers once the negative numbers' order is turned round; + 0.0: -0.0 becomes +0.0. Places are
     # turned round too, the lower one being the better one.
@@ -92,7 +92,7 @@ def candidate_keys(logits, maxima, log_sums, scale, beam_scores, beams, counts, 
     keys = (sortable.to(tl.int64) << 32) + (place ^ 0x7FFFFFFF).to(tl.int64)
     # A NaN is not above -inf either.
     is_candidate = (children < counts) & (scores > float("-inf"))
-    return tl.ravel(tl.where(is_candidate, keys, MISSING))
+    return tl.where(is_candidate, keys, MISSING)
 
 
 @triton.jit
@@ -136,3 +136,21 @@ def sum_parts(maxima, sums, scale):
     origin = tl.where(maximum == float("-inf"), 0.0, maximum)
     parts = sums * tl.exp((maxima - origin) * scale)
     return origin, tl.log(tl.sum(tl.sum(parts, 2, keep_dims=True), 0, keep_dims=True))
+
+
+@triton.jit
+def best_columns(maxima, K: tl.constexpr, CHILDREN: tl.constexpr, BLOCK_W: tl.constexpr, LANES: tl.constexpr):
+    """Of the largest key of each column, int64 [BLOCK_W * LANES]: the K best columns, each int32 [1, K, 1].
+
+    A column is one lane of one beam's children [J]. Whether it has no candidate, which beam of the block, which lane.
+    """
+    largest = tl.reshape(tl.topk(maxima, K), [1, K, 1])
+    place = (largest & 0x7FFFFFFF).to(tl.int32) ^ 0x7FFFFFFF
+    return largest == MISSING, place // CHILDREN % BLOCK_W, place % LANES
+
+
+@triton.jit
+def of_beams(values, beams, K: tl.constexpr, BLOCK_W: tl.constexpr):
+    """values fp32 [1, BLOCK_W, 1] at the beams [1, K, 1] of the block: exact, as all that is added to one is zeros."""
+    is_one = tl.arange(0, BLOCK_W)[:, None] == tl.reshape(beams, [1, K])
+    return tl.reshape(tl.sum(tl.where(is_one, tl.reshape(values, [BLOCK_W, 1]), 0.0), 0), [1, K, 1])

@@ -20,7 +20,17 @@ from ...launch import REGISTERS, launch
 from ...trie import ItemTrie
 from ...types import BeamStep
 from ..log_prob.logsumexp import RowStatistics
-from .candidates import MISSING, candidate_keys, child_logits, largest_keys, sum_parts, write_step
+from .candidates import (
+    MISSING,
+    best_columns,
+    candidate_keys,
+    child_logits,
+    largest_keys,
+    of_beams,
+    sum_parts,
+    write_step,
+)
+from .wide_nodes import children_logsumexp_kernel
 
 MAX_BEAM_WIDTH = 512
 
@@ -31,6 +41,7 @@ _GATHER_PROGRAMS = 4  # a beam, for the rare node of many children
 _PROGRAMS_A_PROCESSOR = 4
 _HIDDEN_AT_ONCE = 128
 _LANES = 32
+_COLUMN_KEYS = 4  # a thread has so many times as many where columns are cut first: it sorts few of them
 
 
 class Selection(NamedTuple):
@@ -49,8 +60,29 @@ class Selection(NamedTuple):
         return self.groups * self.splits
 
     @property
+    def lanes(self) -> int:
+        """Children of a beam that lie side by side in a tile, one a column: as leaves the fewest keys to sort."""
+        least = min(self.block_c, _LANES)
+        if self.gathered:
+            return least
+        choices = [least * 2**i for i in range((self.block_c // least).bit_length())]
+        return min(choices, key=self._sorted_by_columns)
+
+    @property
+    def by_columns(self) -> bool:
+        """Whether a tile's columns are cut to the best before keys are sorted: where that halves what is sorted."""
+        return not self.gathered and 2 * self._sorted_by_columns(self.lanes) <= self.block_w * self.block_c
+
+    def _sorted_by_columns(self, lanes: int) -> int:
+        """The columns, then the keys of the best; without a gain where all columns are kept."""
+        columns = self.block_w * lanes
+        return columns + (self.block_c // lanes * self.kept if columns >= self.kept else self.block_w * self.block_c)
+
+    @property
     def num_warps(self) -> int:
-        return 4 if self.gathered else _warps(self.block_w * self.block_c)
+        if self.gathered:
+            return 4
+        return _warps(self.block_w * self.block_c // (_COLUMN_KEYS if self.by_columns else 1))
 
     @property
     def max_registers(self) -> int | None:
@@ -69,69 +101,6 @@ class RowInputs(NamedTuple):
     weight: torch.Tensor  # [V, H], likewise
     bias: torch.Tensor | None  # [V]
     temperature: float
-
-
-@triton.jit
-def children_logsumexp_kernel(
-    first_edges_ptr,
-    counts_ptr,
-    edge_tokens_ptr,
-    slots_ptr,
-    logits_ptr,
-    hidden_ptr,
-    weight_ptr,
-    bias_ptr,
-    maxima_ptr,
-    sums_ptr,
-    U,
-    H,
-    scale,
-    stride_hidden_row,
-    stride_weight_row,
-    SPLITS: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    LANES: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-):
-    scale = tl.cast(scale, tl.float32)
-    row = tl.program_id(0) // SPLITS
-    split = tl.program_id(0) % SPLITS
-    count = tl.load(counts_ptr + row)
-    # Whoever scores the children of a node with one tile of them sees them all and needs no help.
-    if count > BLOCK_C:
-        # Of one beam: [1, 1, 1].
-        rows = row.to(tl.int64) + tl.arange(0, 1)[None, :, None]
-        first_edges = tl.load(first_edges_ptr + rows)
-        counts = tl.load(counts_ptr + rows)
-        places = tl.arange(0, BLOCK_C // LANES)[:, None, None] * LANES + tl.arange(0, LANES)[None, None, :]
-        maximum = float("-inf")
-        total = 0.0
-        for tile in range(split, tl.cdiv(count, BLOCK_C), SPLITS):
-            children = tile * BLOCK_C + places
-            logits = child_logits(
-                logits_ptr,
-                slots_ptr,
-                hidden_ptr,
-                weight_ptr,
-                bias_ptr,
-                edge_tokens_ptr,
-                rows,
-                first_edges,
-                counts,
-                children,
-                U,
-                H,
-                stride_hidden_row,
-                stride_weight_row,
-                BLOCK_H,
-            )
-            larger = tl.maximum(maximum, tl.max(logits))
-            origin = tl.where(larger == float("-inf"), 0.0, larger)
-            total = total * tl.exp((maximum - origin) * scale) + tl.sum(tl.exp((logits - origin) * scale))
-            maximum = larger
-        target = row.to(tl.int64) * SPLITS + split
-        tl.store(maxima_ptr + target, maximum)
-        tl.store(sums_ptr + target, total)
 
 
 @triton.jit
@@ -169,6 +138,7 @@ def select_children_kernel(
     BLOCK_C: tl.constexpr,
     LANES: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    BY_COLUMNS: tl.constexpr,
 ):
     scale = tl.cast(scale, tl.float32)
     program = tl.program_id(0)
@@ -220,7 +190,44 @@ def select_children_kernel(
                 maximum = tl.where(counts > BLOCK_C, row_maxima, maximum)
                 log_sum = tl.where(counts > BLOCK_C, row_log_sums, log_sum)
         keys = candidate_keys(logits, maximum, log_sum, scale, beam_scores, beams, counts, children, CHILDREN)
-        own_best = largest_keys(keys, K)
+        if BY_COLUMNS:
+            # Sorting is what a selection takes its time for. The K best lie in the K columns with the best maxima,
+            # whose keys are made again.
+            columns = tl.ravel(tl.max(keys, 0))
+            none, local, lanes = best_columns(columns, K, CHILDREN, BLOCK_W, LANES)
+            best_beams = (program // SPLITS) % GROUPS * BLOCK_W + local
+            best_rows = prompt * W + best_beams
+            best_counts = tl.load(counts_ptr + best_rows, mask=none == 0, other=0)
+            best_children = start + tl.arange(0, BLOCK_C // LANES)[:, None, None] * LANES + lanes
+            best_logits = child_logits(
+                logits_ptr,
+                slots_ptr,
+                hidden_ptr,
+                weight_ptr,
+                bias_ptr,
+                edge_tokens_ptr,
+                best_rows,
+                tl.load(first_edges_ptr + best_rows, mask=none == 0, other=0),
+                best_counts,
+                best_children,
+                U,
+                H,
+                stride_hidden_row,
+                stride_weight_row,
+                BLOCK_H,
+            )
+            keys = candidate_keys(
+                best_logits,
+                of_beams(maximum, local, K, BLOCK_W),
+                of_beams(log_sum, local, K, BLOCK_W),
+                scale,
+                tl.load(beam_scores_ptr + best_rows, mask=none == 0, other=0.0),
+                best_beams,
+                best_counts,
+                best_children,
+                CHILDREN,
+            )
+        own_best = largest_keys(tl.ravel(keys), K)
         # Of two descending lists, the larger of each key and its opposite are the K largest of both.
         best = own_best if CHILDREN <= BLOCK_C else tl.bitonic_merge(tl.maximum(best, tl.flip(own_best, 0)), 0, True)
 
@@ -335,7 +342,7 @@ def select_children(rows: RowInputs, trie: ItemTrie, selection: Selection, step:
         "stride_weight_row": rows.weight.stride(0),
         "SPLITS": selection.splits,
         "BLOCK_C": selection.block_c,
-        "LANES": min(selection.block_c, _LANES),
+        "LANES": selection.lanes,
         "BLOCK_H": _HIDDEN_AT_ONCE,
     }
     results: dict[str, Any] = {
@@ -376,6 +383,7 @@ def select_children(rows: RowInputs, trie: ItemTrie, selection: Selection, step:
         lists_ptr=lists,
         GROUPS=selection.groups,
         BLOCK_W=selection.block_w,
+        BY_COLUMNS=selection.by_columns,
         **{**sources, **results},
     )
     while lists is not None:

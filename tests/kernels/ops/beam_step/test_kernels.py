@@ -35,6 +35,8 @@ TOLERANCE = 6e-5
 # How small shapes take the paths of large ones. "one launch" is how they go anyway.
 PATHS = {
     "one launch": {},
+    "columns": {"_LANES": 4},
+    "lists of columns": {"_LANES": 2, "_KEYS_AT_ONCE": 64, "_KEYS_OF_A_PART": 32, "_BEAMS_AT_ONCE": 4},
     "lists": {"_KEYS_AT_ONCE": 32, "_KEYS_OF_A_PART": 8, "_BEAMS_AT_ONCE": 4},
     "gathered": {"_MAX_LOGITS": 0, "_GATHERED_AT_ONCE": 4},
     "gathered, a prompt at a time": {"_MAX_LOGITS": 0, "_GATHERED_AT_ONCE": 4, "_MAX_KEYS": 1},
@@ -339,6 +341,24 @@ def test_what_the_kernels_do_not_take_is_refused_by_name_or_left_to_the_referenc
         beam_step(*arguments, 4, impl="triton")
     expected = reference.beam_step(*arguments, 4)
     assert all(torch.equal(a, b) for a, b in zip(beam_step(*arguments, 4), expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("W", "children", "beam_width", "by_columns"),
+    [
+        (16, 256, 16, True),
+        (1, 65_536, 16, True),
+        (4, 256, 4, True),
+        (16, 16, 16, False),
+        (50, 256, 50, True),
+        (512, 256, 512, False),
+    ],
+)
+def test_columns_are_cut_first_where_that_leaves_less_to_sort(W, children, beam_width, by_columns):
+    plan = plan_selection(64, W, children, beam_width, 132, gathered=False)
+    assert plan.by_columns == by_columns
+    if by_columns:
+        assert beam_width <= plan.block_w * plan.lanes <= plan.block_w * plan.block_c // 2
 
 
 @given(
