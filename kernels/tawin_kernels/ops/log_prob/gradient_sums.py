@@ -2,11 +2,14 @@
 
     out_s = base_s unit + sum of coefficient_i source_{index_i} over the members i of segment s
 
-Members are added in their order, one program a segment and block of columns, so the same input gives the same bits
-(index_add on a GPU adds in whatever order its threads arrive). Used by `gradient` and `children`.
+Members are added in their order, one program per segment and block of columns, so the same input gives the same bits
+(index_add on a GPU adds in whatever order its threads arrive). A long segment, as an end token's, is first summed in
+parts by programs of their own. Used by `gradient` and `children`.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
@@ -17,10 +20,93 @@ from .segments import Segments
 
 _COLUMNS_AT_ONCE = 256
 _MEMBERS_AT_ONCE = 8  # their loads are on the way together
+_PART = 32  # members: more of a segment are summed in parts, where there are not too many of those
+_MOST_PARTS = 1024
 _VALUES_AT_ONCE = 1024  # of the one program that looks for the largest
 
 
 @triton.jit
+def _sum_of_members(
+    source_ptr,
+    index_ptr,
+    coefficients_ptr,
+    order_ptr,
+    first,
+    end,
+    columns,
+    H,
+    stride_source_row,
+    BLOCK_M: tl.constexpr,
+):
+    """fp32, the shape of columns: the members order[first : end]."""
+    inside = columns < H
+    sums = tl.zeros(columns.shape, dtype=tl.float32)
+    for start in range(first, end, BLOCK_M):
+        places = start + tl.arange(0, BLOCK_M)
+        is_member = places < end
+        members = tl.load(order_ptr + places, mask=is_member, other=0)
+        rows = tl.load(index_ptr + members, mask=is_member, other=0)
+        coefficients = tl.load(coefficients_ptr + members, mask=is_member, other=0.0)
+        source = tl.load(
+            source_ptr + rows[:, None] * stride_source_row + columns[None, :],
+            mask=is_member[:, None] & inside[None, :],
+            other=0.0,
+        )
+        sums += tl.sum(coefficients[:, None] * source.to(tl.float32), 0)
+    return sums
+
+
+@triton.jit(do_not_specialize=["S", "part"])
+def segment_parts_kernel(
+    source_ptr,
+    index_ptr,
+    coefficients_ptr,
+    order_ptr,
+    offsets_ptr,
+    skip_ptr,
+    parts_ptr,
+    S,
+    part,
+    H,
+    stride_source_row,
+    BLOCK_M: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    """Places are cut at multiples of `part`. At most two segments longer than that have members in one piece: one from
+    before it, whose sum goes to row 0 of the piece, and one that begins in it, row 1."""
+    piece = (tl.program_id(0) // 2).to(tl.int64)
+    start, stop = piece * part, (piece + 1) * part
+    begins_here = tl.program_id(0) % 2
+    place = tl.where(begins_here == 1, stop - 1, start)
+    segment = tl.full([], 0, tl.int32)
+    above = tl.full([], 0, tl.int32) + S
+    while above - segment > 1:
+        middle = (segment + above) // 2
+        is_below = tl.load(offsets_ptr + middle) <= place
+        segment = tl.where(is_below, middle, segment)
+        above = tl.where(is_below, above, middle)
+    first, end = tl.load(offsets_ptr + segment), tl.load(offsets_ptr + segment + 1)
+    is_wanted = (first <= place) & (place < end) & (end - first > part) & ((begins_here == 0) | (first > start))
+    if skip_ptr is not None:
+        is_wanted &= tl.load(skip_ptr + segment) == 0
+    if is_wanted:
+        columns = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+        sums = _sum_of_members(
+            source_ptr,
+            index_ptr,
+            coefficients_ptr,
+            order_ptr,
+            tl.maximum(first, start),
+            tl.minimum(end, stop),
+            columns,
+            H,
+            stride_source_row,
+            BLOCK_M,
+        )
+        tl.store(parts_ptr + (2 * piece + begins_here) * H + columns, sums, mask=columns < H)
+
+
+@triton.jit(do_not_specialize=["part"])
 def segment_sum_kernel(
     source_ptr,
     index_ptr,
@@ -30,9 +116,11 @@ def segment_sum_kernel(
     keys_ptr,
     chosen_ptr,
     skip_ptr,
+    parts_ptr,
     base_ptr,
     unit_ptr,
     out_ptr,
+    part,
     H,
     stride_source_row,
     stride_out_row,
@@ -50,19 +138,29 @@ def segment_sum_kernel(
         columns = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
         inside = columns < H
         first, end = tl.load(offsets_ptr + segment), tl.load(offsets_ptr + segment + 1)
-        sums = tl.zeros([BLOCK_H], dtype=tl.float32)
-        for start in range(first, end, BLOCK_M):
-            places = start + tl.arange(0, BLOCK_M)
-            is_member = places < end
-            members = tl.load(order_ptr + places, mask=is_member, other=0)
-            rows = tl.load(index_ptr + members, mask=is_member, other=0)
-            coefficients = tl.load(coefficients_ptr + members, mask=is_member, other=0.0)
-            source = tl.load(
-                source_ptr + rows[:, None] * stride_source_row + columns[None, :],
-                mask=is_member[:, None] & inside[None, :],
-                other=0.0,
-            )
-            sums += tl.sum(coefficients[:, None] * source.to(tl.float32), 0)
+        has_parts = False
+        if parts_ptr is not None:
+            has_parts = end - first > part
+        # Without parts all members are added here, with them none is.
+        sums = _sum_of_members(
+            source_ptr,
+            index_ptr,
+            coefficients_ptr,
+            order_ptr,
+            first,
+            tl.where(has_parts, first, end),
+            columns,
+            H,
+            stride_source_row,
+            BLOCK_M,
+        )
+        if parts_ptr is not None:
+            last_piece = tl.where(has_parts, tl.cdiv(end, part), first // part)
+            for piece in range(first // part, last_piece, BLOCK_M):
+                pieces = piece + tl.arange(0, BLOCK_M)
+                rows = 2 * pieces + (pieces * part < first).to(tl.int64)
+                mask = (pieces < last_piece)[:, None] & inside[None, :]
+                sums += tl.sum(tl.load(parts_ptr + rows[:, None] * H + columns[None, :], mask=mask, other=0.0), 0)
         if base_ptr is not None:
             base = tl.load(base_ptr + place * H + columns, mask=inside, other=0.0)
             sums += base * tl.load(unit_ptr)
@@ -91,28 +189,40 @@ def segment_sum(
     chosen, int32 or int64 [C]: these segments only, and base is [C, H] then. skip bool [S]: not those.
     """
     count = len(segments.keys) if chosen is None else len(chosen)
-    H = source.shape[1]
+    members, H = len(segments.order), source.shape[1]
     out = torch.empty(count, H, dtype=torch.float32, device=source.device) if into is None else into
+    part = max(_PART, triton.next_power_of_2(triton.cdiv(members, _MOST_PARTS)))
+    shared: dict[str, Any] = {
+        "source_ptr": source,
+        "index_ptr": index,
+        "coefficients_ptr": coefficients,
+        "order_ptr": segments.order,
+        "offsets_ptr": segments.offsets,
+        "skip_ptr": skip,
+        "parts_ptr": None,
+        "part": part,
+        "H": H,
+        "stride_source_row": source.stride(0),
+        "BLOCK_M": _MEMBERS_AT_ONCE,
+        "BLOCK_H": _COLUMNS_AT_ONCE,
+    }
+    blocks = triton.cdiv(H, _COLUMNS_AT_ONCE)
+    # Chosen are rows, whose members are those of a group at most.
+    if chosen is None and min(members, segments.longest) > part and count > 0:
+        pieces = triton.cdiv(members, part)
+        shared["parts_ptr"] = torch.empty(2 * pieces, H, dtype=torch.float32, device=source.device)
+        launch(segment_parts_kernel, (2 * pieces, blocks), num_warps=2, S=count, **shared)
     launch(
         segment_sum_kernel,
-        (count, triton.cdiv(H, _COLUMNS_AT_ONCE)),
+        (count, blocks),
         num_warps=2,
-        source_ptr=source,
-        index_ptr=index,
-        coefficients_ptr=coefficients,
-        order_ptr=segments.order,
-        offsets_ptr=segments.offsets,
         keys_ptr=None if into is None else segments.keys,
         chosen_ptr=chosen,
-        skip_ptr=skip,
         base_ptr=base,
         unit_ptr=unit,
         out_ptr=out,
-        H=H,
-        stride_source_row=source.stride(0),
         stride_out_row=out.stride(0),
-        BLOCK_M=_MEMBERS_AT_ONCE,
-        BLOCK_H=_COLUMNS_AT_ONCE,
+        **shared,
     )
     return out
 

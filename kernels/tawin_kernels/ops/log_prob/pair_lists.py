@@ -139,7 +139,7 @@ def list_pairs_on_device(
     if rows is None:
         order, num_rows = live_rows(is_live)
         members = order.long()
-        by_row = Segments(members, members, torch.arange(len(tokens) + 1, device=tokens.device))
+        by_row = Segments(members, members, torch.arange(len(tokens) + 1, device=tokens.device), 1)
     else:
         # By token within a row: pairs of one token stand side by side.
         by_row, num_rows = list_segments(torch.where(is_live, rows * V + tokens, R * V), R * V, width=V)

@@ -23,10 +23,11 @@ class Segments(NamedTuple):
     keys: torch.Tensor  # int64 [S], distinct, ascending
     order: torch.Tensor  # int64 [P], members by key, equal keys in their old order
     offsets: torch.Tensor  # int64 [S + 1]
+    longest: int  # no segment has more members, as far as the host knows
 
     def part(self, first: int, last: int) -> Segments:
         """The segments first .. last - 1."""
-        return Segments(self.keys[first:last], self.order, self.offsets[first : last + 1])
+        return Segments(self.keys[first:last], self.order, self.offsets[first : last + 1], self.longest)
 
 
 @triton.jit(do_not_specialize=["N", "width", "end"])
@@ -67,7 +68,7 @@ def list_segments(keys: torch.Tensor, end: int, *, width: int = 1) -> tuple[Segm
     """
     N = len(keys)
     sorted_keys, order = keys.sort(stable=True)
-    segments = Segments(torch.empty_like(keys), order, keys.new_empty(N + 1))
+    segments = Segments(torch.empty_like(keys), order, keys.new_empty(N + 1), N)
     count = torch.empty(1, dtype=torch.int32, device=keys.device)
     launch(
         list_segments_kernel,
@@ -88,4 +89,4 @@ def group_by(keys: torch.Tensor) -> Segments:
     """Members 0 .. P - 1 grouped by their keys, int64 [P]. Waits for the device to count the groups."""
     order = keys.argsort(stable=True)
     distinct, counts = keys[order].unique_consecutive(return_counts=True)
-    return Segments(distinct, order, torch.cat([counts.new_zeros(1), counts.cumsum(0)]))
+    return Segments(distinct, order, torch.cat([counts.new_zeros(1), counts.cumsum(0)]), len(keys))

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from tawin_kernels.ops.log_prob import gradient_sums
 from tawin_kernels.ops.log_prob.gradient_sums import matrix_product, segment_sum, unit_of
 from tawin_kernels.ops.log_prob.segments import group_by
 
@@ -50,6 +51,30 @@ def test_sums_are_added_to_a_base_and_written_to_the_rows_of_their_keys():
     torch.testing.assert_close(into[3].float(), sums[1], atol=2e-6, rtol=2**-11)
     torch.testing.assert_close(into[5].float(), sums[2] + 0.25 * base[0], atol=2e-6, rtol=2**-11)  # as it was
     assert not bool(into[[0, 2, 4]].any())
+
+
+@pytest.mark.parametrize("most_parts", [1024, 2])
+def test_long_segments_are_summed_in_parts_and_short_ones_beside_them_are_not(monkeypatch, most_parts):
+    monkeypatch.setattr(gradient_sums, "_MOST_PARTS", most_parts)
+    generator = torch.Generator().manual_seed(0)
+    # Long ones that begin and end within a piece of 32, at its border, side by side, and with short ones between.
+    lengths = torch.tensor([5, 33, 1, 64, 25, 32, 40, 3, 300, 1])
+    keys = torch.arange(10).repeat_interleave(lengths)[torch.randperm(504, generator=generator)].to(DEVICE)
+    source = torch.randn(504, 300, generator=generator).to(DEVICE)
+    index = torch.randint(0, 504, (504,), generator=generator).to(DEVICE)
+    coefficients = torch.randn(504, generator=generator).to(DEVICE)
+    segments = group_by(keys)
+    expected = torch.zeros(10, 300, dtype=torch.float64, device=DEVICE)
+    expected.index_add_(0, keys, coefficients.double()[:, None] * source.double()[index])
+    sums = segment_sum(source, index, coefficients, segments)
+    # fp32 sums of up to 300 terms of size one.
+    torch.testing.assert_close(sums.double(), expected, atol=3e-5, rtol=0)
+    assert torch.equal(sums, segment_sum(source, index, coefficients, segments))
+    part = segment_sum(source, index, coefficients, segments.part(3, 9))
+    assert torch.equal(part, sums[3:9])
+    skip, into = torch.arange(10, device=DEVICE) % 2 == 0, torch.zeros(10, 300, device=DEVICE)
+    segment_sum(source, index, coefficients, segments, into=into, skip=skip)
+    assert torch.equal(into, sums * ~skip[:, None])
 
 
 @pytest.mark.parametrize("dtype", KERNEL_DTYPES)
