@@ -39,6 +39,7 @@ def check_beam_step(
     normalizer: str,
     temperature: float,
     bias: torch.Tensor | None,
+    depth: int | None,
     check_values: bool | None,
 ) -> None:
     require_tensor("hidden", hidden, dims="[B, W, H]", sizes=(None, None, None), dtypes=FLOATING)
@@ -51,9 +52,15 @@ def check_beam_step(
     require_tensor("scores", scores, dims="[B, W]", sizes=sizes, dtypes=score_dtypes, device_of=like)
     require_int("beam_width", beam_width, minimum=1)
     require_choice("normalizer", normalizer, get_args(Normalizer))
+    first, end, expected = 0, trie.num_nodes, f"nodes of the trie in [-1, {trie.num_nodes})"
+    if depth is not None:
+        require_int("depth", depth, minimum=0)
+        if depth >= trie.max_depth:
+            raise ValueError(f"depth: expected less than that of the trie, {trie.max_depth}, got {depth}")
+        first, end = trie.level_offsets[depth : depth + 2]
+        expected = f"-1 or nodes of depth {depth} in [{first}, {end})"
     if values_are_checked(check_values, hidden):
-        in_trie = (nodes >= -1) & (nodes < trie.num_nodes)
-        require_values("nodes", in_trie, nodes, f"nodes of the trie in [-1, {trie.num_nodes})")
+        require_values("nodes", (nodes == -1) | (nodes >= first) & (nodes < end), nodes, expected)
         require_values("scores", ~scores.isnan(), scores, "no NaN (a dead beam has -inf)")
 
 

@@ -69,6 +69,7 @@ class Chains:
                 candidates,
                 normalizer=self._normalizer,
                 bias=self._bias,
+                depth=depth,
             )
             if not bool(forced.any()):
                 return of_choices

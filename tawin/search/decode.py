@@ -104,6 +104,7 @@ class _Steps:
             candidates,
             normalizer=self._options.normalizer,
             bias=self._bias,
+            depth=depth,
         )
 
     def follow(self, depth: int, nodes: Tensor, tokens: Tensor, parents: Tensor) -> None:

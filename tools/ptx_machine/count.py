@@ -122,7 +122,8 @@ def _beam_step(
     draw = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(B, W, H, generator=draw).bfloat16(), torch.randn(V, H, generator=draw).bfloat16()
     nodes = torch.zeros(B, W, dtype=torch.int64) if W == 1 else torch.arange(1, W + 1).expand(B, W)
-    beam_step(hidden, weight, trie, nodes, torch.zeros(B, W), K, normalizer=normalizer, impl="triton")
+    depth = 0 if W == 1 else 1
+    beam_step(hidden, weight, trie, nodes, torch.zeros(B, W), K, normalizer=normalizer, depth=depth, impl="triton")
 
 
 def _codes(levels: int, codes: int, items: int) -> ItemTrie:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,6 +19,16 @@ from ..arguments import INT64, require_int, require_tensor, require_values
 from .file import ARRAYS, chunks, read_arrays, write_arrays
 
 _INT32_MAX = 2**31 - 1
+
+
+class Below(NamedTuple):
+    """What can follow some of a trie's nodes: those of one depth, or all."""
+
+    tokens: torch.Tensor  # int32 [U], distinct, ascending
+    slots: torch.Tensor  # int32 [max_token + 1]: where each token stands among them, -1 = it does not follow
+    max_children: int
+    nodes: int
+    edges: int
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -172,8 +182,29 @@ class ItemTrie:
     def token_slots(self) -> torch.Tensor:
         """int32 [max_token + 1]: where each token stands in `used_tokens`, -1 = it is not there. Kept as that is."""
         with torch.inference_mode(False):
-            slots = torch.full((self.max_token + 1,), -1, dtype=torch.int32, device=self.device)
-            slots[self.used_tokens.long()] = torch.arange(len(self.used_tokens), dtype=torch.int32, device=self.device)
+            return self._slots(self.used_tokens)
+
+    @cached_property
+    def levels(self) -> tuple[Below, ...]:
+        """Of each depth but the last, what can follow its nodes. Made on first use (waits for the device) and kept."""
+        with torch.inference_mode(False):
+            return tuple(self._level(depth) for depth in range(self.max_depth))
+
+    def _level(self, depth: int) -> Below:
+        first, last, end = self.level_offsets[depth : depth + 3]
+        tokens = self.edge_tokens[last - 1 : end - 1].unique()  # edge e leads to node e + 1
+        counts = self.child_offsets[first : last + 1].diff()
+        return Below(tokens, self._slots(tokens), int(counts.max()), len(counts), end - last)
+
+    def below(self, depth: int | None) -> Below:
+        """What can follow the nodes of a depth in [0, max_depth), or any node."""
+        if depth is not None:
+            return self.levels[depth]
+        return Below(self.used_tokens, self.token_slots, self.max_children, self.num_nodes, self.num_nodes - 1)
+
+    def _slots(self, tokens: torch.Tensor) -> torch.Tensor:
+        slots = torch.full((self.max_token + 1,), -1, dtype=torch.int32, device=self.device)
+        slots[tokens.long()] = torch.arange(len(tokens), dtype=torch.int32, device=self.device)
         return slots
 
     @cached_property
@@ -202,7 +233,7 @@ class ItemTrie:
 
     def prepare(self) -> None:
         """Make what is made on first use now: a CUDA graph may not wait for the device while it is captured."""
-        _ = self.token_slots
+        _ = self.token_slots, self.levels
 
     def to(self, device: torch.device | str) -> ItemTrie:
         """The trie itself if it is on `device`, else a copy there, which makes what is made on first use anew."""

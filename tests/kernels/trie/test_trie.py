@@ -210,6 +210,17 @@ def test_the_child_by_a_token_is_found_wherever_there_is_one(items, questions):
     assert trie.child(nodes, tokens).tolist() == [children.get(question, -1) for question in questions]
 
 
+def test_what_follows_is_known_of_each_depth():
+    trie = ItemTrie.from_sequences([[2, 9], [2, 4], [2, 7], [7, 7], [4, 2]])
+    assert [below.tokens.tolist() for below in trie.levels] == [[2, 4, 7], [2, 4, 7, 9]]
+    assert trie.levels[0].slots.tolist() == [-1, -1, 0, -1, 1, -1, -1, 2, -1, -1]
+    assert [tuple(below[2:]) for below in trie.levels] == [(3, 1, 3), (3, 3, 5)]
+    assert trie.levels is trie.levels
+    assert trie.below(0) is trie.levels[0]
+    assert trie.below(None).tokens is trie.used_tokens
+    assert trie.below(None)[2:] == (3, 9, 8)
+
+
 def test_used_tokens_and_their_slots_are_made_once():
     trie = ItemTrie.from_sequences([[9, 2], [4, 2], [4, 7]])
     trie.prepare()

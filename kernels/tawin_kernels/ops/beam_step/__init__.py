@@ -8,8 +8,9 @@ It knows nothing of models or caches: a hidden state goes in, the chosen tokens,
 
 hidden [B, W, H], weight [V, H]. Only beams with children count; they are listed first, on the device. Then:
   vocab   logsumexp of each row over V tokens, streamed (`logsumexp`): no [B, W, V] tensor
-  both    the logits at the U tokens that the trie uses, fp32 [B * W, U], by tensor cores, at most 64 MiB of them:
-          prompts go in pieces where that is less than all. Where U is in the thousands, too many for that, and each
+  both    the logits at the U tokens that the trie uses, at the beams' depth if that is given, fp32 [B * W, U], by
+          tensor cores, at most 64 MiB of them: prompts go in pieces where that is less than all. Where U is in the
+          thousands, too many for that, and each
           node has so few of them that reading is cheaper than multiplying, the LM-head rows of the children are
           gathered instead
   both    the selection (`selection`), which looks up the children's logits
@@ -35,10 +36,10 @@ import triton.language as tl
 from ...arguments import Impl
 from ...dispatch import op
 from ...launch import launch, multiprocessors
-from ...trie import ItemTrie
+from ...trie import Below, ItemTrie
 from ...types import BeamStep, Normalizer
 from ..log_prob.logsumexp import RowStatistics, token_logits, vocabulary_statistics
-from ..log_prob.tiles import rows_in_place
+from ..log_prob.tiles import Head, rows_in_place
 from . import reference
 from .selection import MAX_BEAM_WIDTH, RowInputs, Selection, plan_selection, select_children
 
@@ -117,50 +118,52 @@ def live_beams(trie: ItemTrie, nodes: torch.Tensor, scores: torch.Tensor) -> Liv
     return beams
 
 
-def _expected_children(W: int, trie: ItemTrie) -> float:
+def _expected_children(W: int, trie: ItemTrie, depth: int | None) -> float:
     """Of a node where a beam stands, from what the host knows.
 
-    A single beam is taken to stand at the root, the widest node as a rule; several below it, where the trie goes on.
+    Without a depth a single beam is taken to stand at the root, the widest node as a rule; several below it, where the
+    trie goes on.
     """
+    if depth is not None:
+        return trie.levels[depth].edges / trie.levels[depth].nodes
     if W == 1 or trie.max_depth <= 1:
         return trie.max_children
     first, end = trie.level_offsets[1], trie.level_offsets[-2]  # the depths between the root and the last
     return (trie.num_nodes - trie.level_offsets[2]) / (end - first)
 
 
-def _is_gathered(B: int, W: int, trie: ItemTrie, weight: torch.Tensor) -> bool:
-    """Whether the children's LM-head rows are gathered, instead of computing the logits of all tokens of the trie.
+def _is_gathered(B: int, W: int, trie: ItemTrie, depth: int | None, weight: torch.Tensor) -> bool:
+    """Whether the children's LM-head rows are gathered, instead of computing the logits of all that can be a child.
 
     By what a beam costs, in bytes: gathering reads a row of the LM head for each child; the product takes 2 H FLOPs a
     token, and its result is written and read.
     """
-    U, H = len(trie.used_tokens), weight.shape[1]
+    U, H = len(trie.below(depth).tokens), weight.shape[1]
     if W * U > _MAX_LOGITS:
         return True
     if B * W * U <= _MAX_LOGITS or U <= _MANY_TOKENS:
         return False
     flops_per_byte = _FLOPS_PER_BYTE_FP32 if weight.dtype == torch.float32 else _FLOPS_PER_BYTE
     product = U * (2 * H / flops_per_byte + 8)
-    return _expected_children(W, trie) * H * weight.element_size() < product
+    return _expected_children(W, trie, depth) * H * weight.element_size() < product
 
 
 def _step_prompts(
-    states: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
+    head: Head,
     trie: ItemTrie,
+    below: Below,
     beams: LiveBeams,
     scores: torch.Tensor,
     statistics: RowStatistics | None,
-    temperature: float,
     selection: Selection,
     step: BeamStep,
 ) -> None:
     """One piece: fill `step` for states [B * W, H], its beams and contiguous scores [B, W]."""
     logits = None
     if not selection.gathered:
-        logits = token_logits(states, weight, bias, trie.used_tokens, beams.row_ids, beams.num_rows)  # [R, U]
-    rows = RowInputs(scores, beams.first_edges, beams.counts, statistics, logits, states, weight, bias, temperature)
+        states, weight, bias, _ = head
+        logits = token_logits(states, weight, bias, below.tokens, beams.row_ids, beams.num_rows)  # [R, U]
+    rows = RowInputs(scores, beams.first_edges, beams.counts, statistics, logits, below.slots, head)
     select_children(rows, trie, selection, step)
 
 
@@ -174,6 +177,7 @@ def triton_beam_step(
     beam_width: int,
     normalizer: Normalizer,
     temperature: float,
+    depth: int | None,
 ) -> BeamStep:
     """`beam_step` as kernels, unchecked. Hidden states are copied where rows are not evenly spaced."""
     B, W, _ = hidden.shape
@@ -190,13 +194,13 @@ def triton_beam_step(
 
     weight, nodes, scores = rows_in_place(weight), nodes.contiguous(), scores.contiguous()
     bias = None if bias is None else bias.contiguous()
-    gathered = _is_gathered(B, W, trie, weight)
+    below, gathered = trie.below(depth), _is_gathered(B, W, trie, depth, weight)
     processors = multiprocessors(hidden.device)
     if gathered:
-        whole = plan_selection(B, W, trie.max_children, beam_width, processors, gathered=True)
+        whole = plan_selection(B, W, below.max_children, beam_width, processors, gathered=True)
         at_once = max(1, _MAX_KEYS // (whole.lists * whole.kept))
     else:
-        at_once = max(1, _MAX_LOGITS // (W * len(trie.used_tokens)))
+        at_once = max(1, _MAX_LOGITS // (W * len(below.tokens)))
     states = rows_in_place(hidden.reshape(-1, hidden.shape[-1]))  # [R, H]
     beams = statistics = None
     if normalizer == "vocab":  # of all prompts at once: each call reads the whole LM head
@@ -207,30 +211,28 @@ def triton_beam_step(
         rows = slice(piece.start * W, piece.stop * W)
         if beams is None or at_once < B:
             beams = live_beams(trie, nodes[piece], scores[piece])
-        selection = plan_selection(piece.stop - first, W, trie.max_children, beam_width, processors, gathered=gathered)
+        selection = plan_selection(piece.stop - first, W, below.max_children, beam_width, processors, gathered=gathered)
         _step_prompts(
-            states[rows],
-            weight,
-            bias,
+            Head(states[rows], weight, bias, temperature),
             trie,
+            below,
             beams,
             scores[piece],
             None if statistics is None else RowStatistics(statistics.maxima[rows], statistics.log_sums[rows], None),
-            temperature,
             selection,
             BeamStep(*(result[piece] for result in step)),
         )
     return step
 
 
-def _limit(W: int, trie: ItemTrie, beam_width: int) -> str | None:
+def _limit(W: int, max_children: int, beam_width: int) -> str | None:
     """What the kernels do not take, as an error message, or None."""
     if beam_width > MAX_BEAM_WIDTH:
         return f"beam_width: expected at most {MAX_BEAM_WIDTH} with the Triton kernels, got {beam_width}"
-    if W * triton.next_power_of_2(trie.max_children) > _MAX_PLACES:
+    if W * triton.next_power_of_2(max_children) > _MAX_PLACES:
         return (
             f"hidden: expected W * children of a node of at most 2**31 with the Triton kernels, got {W} beams and "
-            f"{trie.max_children} children"
+            f"{max_children} children"
         )
     return None
 
@@ -248,6 +250,7 @@ def beam_step(
     normalizer: Normalizer = "vocab",
     temperature: float = 1.0,
     bias: torch.Tensor | None = None,
+    depth: int | None = None,
     impl: Impl = "auto",
     check_values: bool | None = None,
 ) -> BeamStep:
@@ -263,6 +266,8 @@ def beam_step(
         leaves more to the reference op.
     normalizer: "vocab": log p over the whole vocabulary; "trie": renormalised over the children of the beam's node.
     temperature: logits are divided by it, at least 1e-30.
+    depth: in [0, trie.max_depth), where all beams stand at that depth, as in a search: only the tokens that follow
+        there are multiplied, and only the children that a node has there are looked for. None: they stand anywhere.
     impl: "auto", "triton" or "reference"; an explicit choice that cannot run raises.
     check_values: True: check tensor values on a GPU too, which synchronises it. On the CPU they are always checked.
 
@@ -271,11 +276,11 @@ def beam_step(
     On a GPU nothing waits for the device once `trie.prepare()` was called: a step may be captured in a CUDA graph.
     Raises TypeError or ValueError naming the argument.
     """
-    limit = _limit(hidden.shape[1], trie, beam_width)
+    limit = _limit(hidden.shape[1], trie.below(depth).max_children, beam_width)
     if limit is None:
         # int: Triton takes no other whole number, such as NumPy's, for a size of a block.
         return triton_beam_step(
-            hidden, lm_head_weight, bias, trie, nodes, scores, int(beam_width), normalizer, temperature
+            hidden, lm_head_weight, bias, trie, nodes, scores, int(beam_width), normalizer, temperature, depth
         )
     if impl == "triton":
         raise ValueError(f"{limit}; use impl='reference' or 'auto'")
@@ -283,6 +288,7 @@ def beam_step(
         "normalizer": normalizer,
         "temperature": temperature,
         "bias": bias,
+        "depth": depth,
         "check_values": check_values,
     }
     return reference.beam_step(hidden, lm_head_weight, trie, nodes, scores, beam_width, **options)

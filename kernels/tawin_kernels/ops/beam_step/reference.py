@@ -28,6 +28,7 @@ def beam_step(
     normalizer: Normalizer = "vocab",
     temperature: float = 1.0,
     bias: torch.Tensor | None = None,
+    depth: int | None = None,
     impl: Impl = "auto",
     check_values: bool | None = None,
 ) -> BeamStep:

@@ -20,6 +20,7 @@ from ...launch import REGISTERS, launch
 from ...trie import ItemTrie
 from ...types import BeamStep
 from ..log_prob.logsumexp import RowStatistics
+from ..log_prob.tiles import Head
 from .candidates import (
     MISSING,
     best_columns,
@@ -96,11 +97,9 @@ class RowInputs(NamedTuple):
     first_edges: torch.Tensor  # int32 [R]
     counts: torch.Tensor  # int32 [R], children of each beam, 0 for a beam that is not expanded
     statistics: RowStatistics | None  # of the vocabulary; None: normalised over the children
-    logits: torch.Tensor | None  # fp32 [R, U], before the temperature; None: computed from the next four
-    hidden: torch.Tensor  # [R, H], elements of a row side by side
-    weight: torch.Tensor  # [V, H], likewise
-    bias: torch.Tensor | None  # [V]
-    temperature: float
+    logits: torch.Tensor | None  # fp32 [R, U], before the temperature; None: computed from the head
+    slots: torch.Tensor  # int32 [max_token + 1], the column of each token
+    head: Head
 
 
 @triton.jit
@@ -322,24 +321,25 @@ def plan_selection(B: int, W: int, max_children: int, beam_width: int, processor
 def select_children(rows: RowInputs, trie: ItemTrie, selection: Selection, step: BeamStep) -> None:
     """Write the best children of each prompt's beams into `step` ([B, beam_width], contiguous). Unchecked."""
     B, W = rows.beam_scores.shape
+    hidden, weight, bias, temperature = rows.head
     lists: torch.Tensor | None = None
     if selection.lists > 1:
         size = (B, selection.lists, selection.kept)
         lists = torch.empty(size, dtype=torch.int64, device=rows.beam_scores.device)
     sources: dict[str, Any] = {
         "edge_tokens_ptr": trie.edge_tokens,
-        "slots_ptr": trie.token_slots,
+        "slots_ptr": rows.slots,
         "logits_ptr": rows.logits,
-        "hidden_ptr": rows.hidden,
-        "weight_ptr": rows.weight,
-        "bias_ptr": rows.bias,
+        "hidden_ptr": hidden,
+        "weight_ptr": weight,
+        "bias_ptr": bias,
         "first_edges_ptr": rows.first_edges,
         "counts_ptr": rows.counts,
         "U": 0 if rows.logits is None else rows.logits.shape[1],
-        "H": rows.hidden.shape[1],
-        "scale": 1.0 / float(rows.temperature),
-        "stride_hidden_row": rows.hidden.stride(0),
-        "stride_weight_row": rows.weight.stride(0),
+        "H": hidden.shape[1],
+        "scale": 1.0 / float(temperature),
+        "stride_hidden_row": hidden.stride(0),
+        "stride_weight_row": weight.stride(0),
         "SPLITS": selection.splits,
         "BLOCK_C": selection.block_c,
         "LANES": selection.lanes,

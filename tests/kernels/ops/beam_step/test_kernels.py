@@ -314,6 +314,39 @@ def test_prompts_at_a_wide_root_are_multiplied_in_pieces(monkeypatch, normalizer
 
 
 @pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("normalizer", ["vocab", "trie"])
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_a_step_at_a_known_depth_is_that_without_it_and_multiplies_what_follows_there(name, normalizer, depth):
+    generator = torch.Generator().manual_seed(1)
+    levels = [
+        torch.randint(first, first + count, (40, 1), generator=generator) for first, count in ((0, 5), (5, 3), (8, 40))
+    ]
+    trie = ItemTrie.from_sequences(torch.cat(levels, 1)).to(DEVICE)
+    hidden, weight, bias = tensors(2, 3, 16, seed=depth)
+    first, end = trie.level_offsets[depth : depth + 2]
+    nodes = torch.randint(first, end, (2, 3), generator=generator)
+    nodes[1, 0] = -1
+    nodes, scores = nodes.to(DEVICE), -torch.rand(2, 3, generator=generator).to(DEVICE)
+    options = {"normalizer": normalizer, "bias": bias, "impl": "triton"}
+    with path(name), pytest.MonkeyPatch.context() as monkeypatch:
+        widths = []
+
+        def counted(states, weight, bias, tokens, *rest):
+            widths.append(len(tokens))
+            return token_logits(states, weight, bias, tokens, *rest)
+
+        token_logits = beam_step_module.token_logits
+        monkeypatch.setattr(beam_step_module, "token_logits", counted)
+        step = beam_step(hidden, weight, trie, nodes, scores, 4, depth=depth, **options)
+        anywhere = beam_step(hidden, weight, trie, nodes, scores, 4, **options)
+    compare(step, hidden, weight, trie, nodes, scores, 4, bias=bias, normalizer=normalizer)
+    for field in ("tokens", "nodes", "parents"):
+        assert torch.equal(getattr(step, field), getattr(anywhere, field))
+    if widths:
+        assert widths == [len(trie.levels[depth].tokens), len(trie.used_tokens)]
+
+
+@pytest.mark.parametrize("name", PATHS)
 def test_two_runs_give_the_same_bits_and_no_gradient(name):
     trie = ItemTrie.from_sequences([[a, b] for a in range(6) for b in range(10)]).to(DEVICE)
     hidden, weight, _ = tensors(2, 3, 40)
@@ -418,6 +451,7 @@ def test_a_step_launches_what_its_shapes_say_and_asks_the_device_nothing(B, W, c
             W,
             normalizer,
             1.0,
+            None,
         )
     assert step.nodes.shape == (B, W)
     assert len(recorded) == launches
@@ -441,7 +475,7 @@ def test_a_step_launches_what_its_shapes_say_and_asks_the_device_nothing(B, W, c
 )
 def test_a_wide_root_is_multiplied_and_few_children_of_many_tokens_are_gathered(B, W, children, tokens, gathers):
     weight = torch.empty(151_936, 896, dtype=torch.bfloat16, device="meta")
-    assert beam_step_module._is_gathered(B, W, meta_trie(children, tokens, 151_936), weight) is gathers
+    assert beam_step_module._is_gathered(B, W, meta_trie(children, tokens, 151_936), None, weight) is gathers
 
 
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="a CUDA graph needs a GPU")
