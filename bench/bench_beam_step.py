@@ -86,6 +86,7 @@ def step_of(way: str, case: StepCase) -> Step:
             x.scores,
             shape.beam_width,
             normalizer=shape.normalizer,  # type: ignore[arg-type]
+            depth=shape.depth,
             impl=impl,
         )
     peer: Any = full_softmax_step if name == "full_softmax" else dense_mask_step

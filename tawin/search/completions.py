@@ -226,10 +226,9 @@ def sample_sequences(
         chooses = chains.chooses(depth, nodes[:, :rows].masked_fill(~running[:, :rows], -1))  # [B, R]
         if bool(chooses.any()):
             children, present = _children(trie, nodes[:, :rows][chooses])  # edges [N, C], bool
-            logits = chains.hidden[chooses].float() @ weight.float().T  # [N, V]
-            if bias is not None:
-                logits = logits + bias.float()
-            log_probs = logits.log_softmax(-1).gather(1, trie.edge_tokens[children].long())  # [N, C]
+            rows_of = torch.arange(len(children), device=nodes.device)[:, None].expand_as(children)
+            tokens_of = trie.edge_tokens[children].long().masked_fill(~present, -100)
+            log_probs = linear_log_probs(chains.hidden[chooses], weight, tokens_of, rows=rows_of, bias=bias)  # [N, C]
             weights = log_probs.masked_fill(~present, -torch.inf).softmax(-1)
             # Sums of integers are exact in any order: on a GPU those of floats are not the same every time.
             sums = (weights.double() * 2**40).long().cumsum(-1).double()
@@ -240,7 +239,7 @@ def sample_sequences(
                 log_probs = weights.log()
             whole = chooses if rows == group_size else chooses.expand(-1, group_size)
             edges[whole] = children.gather(1, drawn).flatten()
-            of_token[whole] = log_probs.gather(1, drawn).flatten()
+            of_token[whole] = log_probs.gather(1, drawn).flatten().to(of_token.dtype)
         tokens[..., depth] = torch.where(running, trie.edge_tokens[edges].long(), -100)
         scores = scores + of_token.masked_fill(~running, 0.0)
         nodes = torch.where(running, edges + 1, nodes)

@@ -10,7 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tawin_kernels import ItemTrie
+from tawin_kernels.ops.log_prob import lm_head
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tawin.search import completions as rollout
 from tawin.search.completions import (
@@ -228,6 +230,27 @@ def test_sampled_sequences_are_scored_over_the_trie_where_that_is_asked_for() ->
     assert torch.equal(drawn[0].nodes, drawn[1].nodes)
     scores = score_sequences(model, input_ids, mask, drawn[1].token_ids, normalizer="trie", trie=trie)
     torch.testing.assert_close(drawn[1].scores, scores, atol=TOLERANCE, rtol=0)
+
+
+@torch.no_grad()
+def test_sampling_holds_the_logits_of_the_vocabulary_of_few_states_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("qwen2", seed=8)
+    V = model.config.vocab_size
+    monkeypatch.setattr(lm_head, "MAX_LOGITS", V)
+    shapes = []
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **kwargs or {})
+            if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default) and V in result.shape:
+                shapes.append(result.shape)
+            return result
+
+    trie = ItemTrie.from_sequences([[5, 6], [5, 7], [8, 9], [8, 11], [12, 3], [12, 4]])
+    with Products():
+        sample_sequences(model, *ragged_prompts(2, 5), trie, 50, generator=torch.Generator().manual_seed(0))
+    # Not 100 states of 50 sequences. Two prompts' tokens go through layers that happen to be as wide.
+    assert shapes and max(shape[0] for shape in shapes) <= 4
 
 
 def test_prefix_nodes_walk_down_the_trie() -> None:
