@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ...launch import launch
+from ...launch import REGISTERS, launch
 from .segments import Segments
 
 _COLUMNS_AT_ONCE = 256
@@ -211,11 +211,12 @@ def segment_sum(
     if chosen is None and min(members, segments.longest) > part and count > 0:
         pieces = triton.cdiv(members, part)
         shared["parts_ptr"] = torch.empty(2 * pieces, H, dtype=torch.float32, device=source.device)
-        launch(segment_parts_kernel, (2 * pieces, blocks), num_warps=2, S=count, **shared)
+        launch(segment_parts_kernel, (2 * pieces, blocks), num_warps=2, max_registers=REGISTERS, S=count, **shared)
     launch(
         segment_sum_kernel,
         (count, blocks),
         num_warps=2,
+        max_registers=REGISTERS,
         keys_ptr=None if into is None else segments.keys,
         chosen_ptr=chosen,
         base_ptr=base,
