@@ -10,15 +10,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain, pairwise
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 
-from ..arguments import INT64, require_int, require_tensor, require_values
+from ..arguments import require_int
 from .file import ARRAYS, chunks, read_arrays, write_arrays
-
-_INT32_MAX = 2**31 - 1
+from .sequences import INT32_MAX, append, check_prefixes, check_tokens, flatten, starts_of
 
 
 class Below(NamedTuple):
@@ -70,12 +69,12 @@ class ItemTrie:
         The trie lies on the device of `token_ids`. ValueError for an item that is a proper prefix of another (both are
         named), negative tokens, tokens above int32, empty items and no items.
         """
-        flat, lengths = _flatten(token_ids, lengths)
-        _check_tokens(flat, lengths)
+        flat, lengths = flatten(token_ids, lengths)
+        check_tokens(flat, lengths)
         if end_token is not None:
-            require_int("end_token", end_token, minimum=0, maximum=_INT32_MAX)
-            flat, lengths = _append(flat, lengths, int(end_token))
-        starts = _starts(lengths)  # [items]
+            require_int("end_token", end_token, minimum=0, maximum=INT32_MAX)
+            flat, lengths = append(flat, lengths, int(end_token))
+        starts = starts_of(lengths)  # [items]
 
         # Level by level: the items' current nodes and next tokens, sorted and made unique, are the next level's nodes.
         leaves = torch.zeros_like(lengths)  # [items], the node that each item has come to
@@ -92,12 +91,12 @@ class ItemTrie:
             tokens.append(edges % stride)
             leaves[going_on] = edge_of_item + num_nodes
             num_nodes += len(edges)
-        if max(num_nodes, len(lengths)) >= _INT32_MAX:
+        if max(num_nodes, len(lengths)) >= INT32_MAX:
             got = f"{num_nodes} nodes and {len(lengths)} items"
             raise ValueError(f"token_ids: expected fewer than 2**31 - 1 nodes and items, got {got}")
 
         child_counts = torch.bincount(torch.cat(parents), minlength=num_nodes)
-        _check_prefixes(flat, lengths, child_counts[leaves] > 0)
+        check_prefixes(flat, lengths, child_counts[leaves] > 0)
         return cls._from_arrays(
             child_offsets=_offsets(child_counts),
             edge_tokens=torch.cat(tokens).int(),
@@ -300,82 +299,6 @@ class ItemTrie:
         return cls._from_arrays(**read_arrays(path, memory_map=memory_map))
 
 
-def _flatten(token_ids: Any, lengths: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tokens of all items one after another (int64), and how many each item has (int64 [items])."""
-    if isinstance(token_ids, torch.Tensor):
-        require_tensor("token_ids", token_ids, dims="[items, L]", sizes=(None, None), dtypes=INT64)
-        num_items, width = token_ids.shape
-        if lengths is None:
-            return token_ids.reshape(-1), token_ids.new_full((num_items,), width)
-        like = ("token_ids", token_ids)
-        require_tensor("lengths", lengths, dims="[items]", sizes=(num_items,), dtypes=INT64, device_of=like)
-        require_values("lengths", (lengths >= 0) & (lengths <= width), lengths, f"lengths in [0, {width}]")
-        return token_ids[torch.arange(width, device=token_ids.device) < lengths[:, None]], lengths
-    if lengths is not None:
-        raise TypeError(f"lengths: expected None with a list of token lists, got {type(lengths).__name__}")
-    if not isinstance(token_ids, (list, tuple)):
-        raise TypeError(
-            f"token_ids: expected an int64 tensor [items, L] or a list of token lists, got {type(token_ids).__name__}"
-        )
-    try:
-        flat = torch.tensor(list(chain.from_iterable(token_ids)))
-        lengths = torch.tensor([len(item) for item in token_ids], dtype=torch.int64)
-    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-        raise TypeError(f"token_ids: expected a list of lists of int tokens ({error})") from error
-    if len(flat) > 0 and flat.dtype != torch.int64:
-        raise TypeError(f"token_ids: expected int tokens, got {str(flat.dtype).removeprefix('torch.')}")
-    return flat.long(), lengths
-
-
-def _starts(lengths: torch.Tensor) -> torch.Tensor:
-    return lengths.cumsum(0) - lengths
-
-
 def _offsets(counts: torch.Tensor) -> torch.Tensor:
     """int32 [n + 1]: the running sum of n counts, from 0."""
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)]).int()
-
-
-def _append(flat: torch.Tensor, lengths: torch.Tensor, token: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """All items with one more token."""
-    longer = lengths + 1
-    appended = flat.new_full((len(flat) + len(lengths),), token)
-    is_old = torch.ones_like(appended, dtype=torch.bool)
-    is_old[longer.cumsum(0) - 1] = False
-    appended[is_old] = flat
-    return appended, longer
-
-
-def _name_item(flat: torch.Tensor, lengths: torch.Tensor, item: int) -> str:
-    end = int(lengths[: item + 1].sum())
-    return f"item {item} {flat[end - int(lengths[item]) : end].tolist()}"
-
-
-def _check_tokens(flat: torch.Tensor, lengths: torch.Tensor) -> None:
-    if len(lengths) == 0:
-        raise ValueError("token_ids: expected at least one item, got none")
-    if bool((lengths == 0).any()):
-        item = int((lengths == 0).nonzero()[0])
-        raise ValueError(f"token_ids: expected at least one token in every item, got none in item {item}")
-    bad = ((flat < 0) | (flat > _INT32_MAX)).nonzero()
-    if len(bad) > 0:
-        item = int(torch.searchsorted(lengths.cumsum(0), bad[0], right=True))
-        raise ValueError(
-            f"token_ids: expected tokens in [0, 2**31), got {int(flat[bad[0]])} in {_name_item(flat, lengths, item)}"
-        )
-
-
-def _check_prefixes(flat: torch.Tensor, lengths: torch.Tensor, is_prefix: torch.Tensor) -> None:
-    """is_prefix: bool [items], whether other items go on from where the item ends."""
-    if not bool(is_prefix.any()):
-        return
-    prefix = int(is_prefix.nonzero()[0])
-    starts, length = _starts(lengths), int(lengths[prefix])
-    longer = (lengths > length).nonzero().squeeze(1)
-    heads = flat[starts[longer, None] + torch.arange(length, device=flat.device)]
-    own = flat[int(starts[prefix]) : int(starts[prefix]) + length]
-    other = int(longer[(heads == own).all(1)][0])
-    raise ValueError(
-        f"token_ids: expected no item that is a proper prefix of another, got {_name_item(flat, lengths, prefix)} and "
-        f"{_name_item(flat, lengths, other)}; give an end_token that no item contains, it is appended to every item"
-    )
