@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import hypothesis
@@ -99,8 +100,19 @@ def no_report() -> Iterator[None]:
 
 
 @pytest.fixture
-def limit_files() -> Iterator[Callable[[int], None]]:
-    """Called with a size in bytes: until the test ends, writing a larger file fails, as on a full disk."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+def limit_files() -> Callable[[int], AbstractContextManager[None]]:
+    """Given a size in bytes: within it writing a larger file fails, as on a full disk.
+
+    Not until the test ends: pytest says before that how it went, into a file perhaps.
+    """
+
+    @contextmanager
+    def limited(size: int) -> Iterator[None]:
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    return limited

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +222,7 @@ def test_a_walk_over_mapped_data_takes_no_memory_of_its_own(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("form", ["values", "times"])
 def test_a_mapped_form_that_cannot_be_written_is_named_and_leaves_nothing(
-    tmp_path: Path, limit_files: Callable[[int], None], form: str
+    tmp_path: Path, limit_files: Callable[[int], AbstractContextManager[None]], form: str
 ) -> None:
     write_folder(tmp_path / "data", [[50, 20, -4]] * 3000)
     path = tmp_path / "data" / "interactions.parquet"
@@ -230,7 +231,9 @@ def test_a_mapped_form_that_cannot_be_written_is_named_and_leaves_nothing(
     if form == "times":
         load_dataset(tmp_path / "data", memory_map=tmp_path / "mapped")
     before = names(tmp_path / "mapped") if form == "times" else []
-    limit_files(1000)
-    with pytest.raises(WriteError, match=rf"^{tmp_path}/mapped/[^:]*: could not be written: .*File too large"):
+    with (
+        limit_files(1000),
+        pytest.raises(WriteError, match=rf"^{tmp_path}/mapped/[^:]*: could not be written: .*File too large"),
+    ):
         load_dataset(tmp_path / "data", memory_map=tmp_path / "mapped", with_times=form == "times")
     assert names(tmp_path / "mapped") == before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -92,13 +93,15 @@ def test_what_fails_on_the_way_leaves_nothing(
 
 
 def test_a_folder_that_cannot_be_written_is_named_and_nothing_of_it_is_left(
-    tmp_path: Path, limit_files: Callable[[int], None]
+    tmp_path: Path, limit_files: Callable[[int], AbstractContextManager[None]]
 ) -> None:
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file" / "data", Path("/proc/data")):
         with pytest.raises(WriteError, match=rf"^{folder}: could not be written: "):
             write_folder(PREPARED, {}, folder)
-    limit_files(100)
-    with pytest.raises(WriteError, match=rf"^{tmp_path}/data: could not be written: .*File too large"):
+    with (
+        limit_files(100),
+        pytest.raises(WriteError, match=rf"^{tmp_path}/data: could not be written: .*File too large"),
+    ):
         write_folder(PREPARED, {}, tmp_path / "data")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -189,13 +190,15 @@ def test_a_failure_leaves_no_file(serving: Serving, tmp_path: Path, monkeypatch:
 
 
 def test_a_write_that_fails_names_the_file_that_was_written_and_not_the_histories(
-    serving: Serving, tmp_path: Path, limit_files: Callable[[int], None]
+    serving: Serving, tmp_path: Path, limit_files: Callable[[int], AbstractContextManager[None]]
 ) -> None:
     histories = write(tmp_path / "in.parquet", random_histories(serving, 30))
     with pytest.raises(WriteError, match=r"^/proc/out.parquet: could not be written: "):
         recommend_file.recommend_file(serving, histories, Path("/proc/out.parquet"))
-    limit_files(100)
-    with pytest.raises(WriteError, match=rf"^{tmp_path}/out.parquet: could not be written: .*File too large"):
+    with (
+        limit_files(100),
+        pytest.raises(WriteError, match=rf"^{tmp_path}/out.parquet: could not be written: .*File too large"),
+    ):
         recommend_file.recommend_file(serving, histories, tmp_path / "out.parquet")
     assert [path.name for path in tmp_path.iterdir()] == ["in.parquet"]
 
