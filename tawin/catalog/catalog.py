@@ -192,8 +192,10 @@ class Catalog:
     def label_weights(
         self, windows: Ragged, first_targets: Sequence[int] | np.ndarray, labels: torch.Tensor
     ) -> torch.Tensor | None:
-        """What each label of `encode_windows`, [B, S], weighs: float32 [B, S], 0 where there is none. None where the
-        windows have no weights."""
+        """float32 [B, S], what each label weighs, 0 where there is none; None where the windows have no weights.
+
+        windows, first_targets, labels: what `encode_windows` was given, and the labels [B, S] that it gave.
+        """
         return self._encoder.label_weights(windows, first_targets, labels, one_target=self.one_target)
 
     def save(self, folder: str | Path) -> None:

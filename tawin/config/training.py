@@ -13,6 +13,8 @@ from tawin_kernels.types import Normalizer, RankTransform
 
 from .checks import require, require_choices
 
+TokenCount = Literal["tokens", "choices"]
+
 
 @dataclass(frozen=True)
 class PolicyConfig:
@@ -194,6 +196,9 @@ class GRPOConfig(OptimizerConfig):
     without a target."""
     loss_type: LossType = "grpo"
     """As in TRL; cispo takes epsilon_high as the largest ratio itself (5 is customary)."""
+    count: TokenCount = "tokens"
+    """What a mean over a completion's tokens counts: all of them, or with the trie as normalizer "choices", those that
+    more than one token could have stood in for. The others have log p 0, so that length does not count."""
     epsilon_low: float = 0.2
     """Clip range of the ratio. With one update per rollout the ratio is 1: nothing is clipped, and gspo is grpo."""
     epsilon_high: float = 0.2
@@ -235,6 +240,12 @@ class GRPOConfig(OptimizerConfig):
             "grpo.epsilon_high",
             "at least 1 with grpo.loss_type 'cispo' (it is the largest ratio itself)",
             self.epsilon_high,
+        )
+        require(
+            self.count == "tokens" or self.softmax_over == "trie",
+            "grpo.count",
+            "'tokens' with a softmax over the vocabulary, grpo.normalizer 'vocab' (every token is a choice there)",
+            self.count,
         )
         require(
             self.negatives != "sample" or self.normalizer != "vocab",

@@ -9,8 +9,9 @@ from tawin_kernels import ItemTrie
 from tawin_kernels.types import Normalizer
 from torch import Tensor
 
+from ..config.training import TokenCount
 from ..model.tree_attention import Prompt
-from ..search.completions import prefix_nodes
+from ..search.completions import prefix_nodes, scored_tokens
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,10 @@ class Groups:
     def mask(self) -> Tensor:
         """bool [B, G, L], the tokens that exist."""
         return self.token_ids >= 0
+
+    def counted(self, count: TokenCount) -> Tensor:
+        """bool [B, G, L], the tokens that count in a mean over tokens: see `GRPOConfig.count`."""
+        return self.mask if count == "tokens" else scored_tokens(self.token_ids, self.trie, self.nodes)
 
     @property
     def normalizer(self) -> Normalizer:

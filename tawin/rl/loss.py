@@ -13,6 +13,7 @@ from tawin_kernels.ops.loss.types import LOSS_KINDS
 from torch import Tensor, nn
 
 from ..config import GRPOConfig
+from ..config.training import TokenCount
 from ..model.backbone import backbone
 from ..model.token_tree import completion_states
 from ..run.phases import phase
@@ -51,7 +52,7 @@ def group_loss(
             states,
             weight,
             groups.token_ids,
-            groups.mask,
+            groups.counted(config.count),
             groups.rewards,
             groups.scores,
             tawin=config.tawin.kernel_options() if config.tawin.enabled else None,
@@ -72,9 +73,9 @@ def group_loss(
         )
 
 
-def loss_denominator(groups: list[Groups], loss_type: str) -> float:
+def loss_denominator(groups: list[Groups], loss_type: str, count: TokenCount = "tokens") -> float:
     """What the summed loss of all `groups` of a batch is divided by: sequences, tokens, or sequences x max length."""
-    sequences, tokens = sum(g.valid.sum() for g in groups), sum(g.mask.sum() for g in groups)
+    sequences, tokens = sum(g.valid.sum() for g in groups), sum(g.counted(count).sum() for g in groups)
     return float(LOSS_KINDS[loss_type].denominator(sequences, tokens, groups[0].token_ids.shape[2]))
 
 

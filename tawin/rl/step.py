@@ -120,7 +120,7 @@ def collect(stage: Stage, catalog: Catalog, chosen: Examples, config: Config) ->
             "hit_share": Sum(sum(groups.hits.sum() for groups in batches), prompts),
             "live_share": Sum(sum(live), prompts),
             "wrong": Sum(count_wrong(batches, min(grpo.group_size, catalog.num_sequences))),
-            "denominator": Sum(loss_denominator(batches, grpo.loss_type)),
+            "denominator": Sum(loss_denominator(batches, grpo.loss_type, grpo.count)),
             **{f"live {index}": Sum(count) for index, count in enumerate(live)},
         }
     )
@@ -130,7 +130,7 @@ def collect(stage: Stage, catalog: Catalog, chosen: Examples, config: Config) ->
     return Rollout(
         batches,
         [dealt[index] if len(dealt[index].rewards) else for_company(batches[index]) for index in trained],
-        [dealt[index].mask.sum() for index in trained],
+        [dealt[index].counted(grpo.count).sum() for index in trained],
         known["denominator"],
         grpo,
         {name: known[name] for name in ("reward", "hit_share", "live_share")},

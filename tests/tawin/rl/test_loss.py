@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,8 +111,10 @@ def test_the_gradient_is_that_of_hidden_states_with_repeats(loss_type: str, beta
 
 
 @pytest.mark.parametrize("negatives", ["beam", "sample"])
-def test_over_the_trie_the_gradient_is_that_of_the_log_probs_over_the_children(negatives: str) -> None:
-    config = GRPOConfig(group_size=4, negatives=negatives, normalizer="trie", tawin=TAWinConfig(enabled=False))
+@pytest.mark.parametrize("count", ["tokens", "choices"])
+def test_over_the_trie_the_gradient_is_that_of_the_log_probs_over_the_children(negatives: str, count: Any) -> None:
+    options: Any = {"negatives": negatives, "normalizer": "trie", "count": count}
+    config = GRPOConfig(group_size=4, tawin=TAWinConfig(enabled=False), **options)
     model, groups = rolled_out(config, [0, 1, 2, 3, 4, 5, 6])
     assert groups.live.any()
     parts, parameters = backbone(model), list(model.parameters())
@@ -127,7 +130,10 @@ def test_over_the_trie_the_gradient_is_that_of_the_log_probs_over_the_children(n
     log_probs = logits.masked_fill(~children, -torch.inf).log_softmax(-1)
     log_probs = log_probs.gather(-1, groups.token_ids.clamp_min(0)[..., None])[..., 0].masked_fill(~groups.mask, 0.0)
     # At ratio 1 the gradient is that of -A log p, averaged over the tokens of each completion.
-    loss = -(result.advantages[..., None] * log_probs / groups.mask.sum(-1, keepdim=True).clamp_min(1)).sum() / 7.0
+    counted = groups.mask if count == "tokens" else groups.mask & (children.sum(-1) > 1)
+    assert (counted.sum() < groups.mask.sum()) == (count == "choices")
+    loss = -(result.advantages[..., None] * log_probs / counted.sum(-1, keepdim=True).clamp_min(1)).sum() / 7.0
+    assert loss_denominator([groups], "dapo", count) == counted.sum()
     pairs = zip(torch.autograd.grad(result.loss, parameters), torch.autograd.grad(loss, parameters), strict=True)
     for got, wanted in pairs:
         # fp32 sums in another order
