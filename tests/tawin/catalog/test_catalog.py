@@ -259,7 +259,9 @@ def test_ragged_sequences_are_encoded_as_the_same_arrays_are(item_tokens: str) -
         assert all(torch.equal(first, second) for first, second in zip(ours, expected, strict=True))
 
 
-CATALOGS = {mode: catalog_of(item_tokens=mode) for mode in ("item", "semantic_id", "title")}
+with pytest.MonkeyPatch.context() as few_tokens:  # so that titles differ in length
+    few_tokens.setattr("tawin.catalog.catalog.TITLE_VOCABULARY", 300)
+    CATALOGS = {mode: catalog_of(item_tokens=mode) for mode in ("item", "semantic_id", "title")}
 
 
 def test_items_outside_the_catalogue_are_not_encoded() -> None:
