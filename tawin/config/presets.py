@@ -28,7 +28,7 @@ PRESETS: dict[str, Config] = {
     "cpu-small": Config(
         split=SplitConfig(max_history=20, rl_seen=1),
         catalog=CatalogConfig(item_tokens="item"),
-        policy=PolicyConfig(hidden_size=96, layers=2, intermediate_size=256, attention_dropout=0.1, hidden_dropout=0.3),
+        policy=PolicyConfig(hidden_size=96, layers=2, intermediate_size=256, attention_dropout=0.1, hidden_dropout=0.2),
         # No patience: the last epochs, at a rate near 0, are the best, and valid is flat before them.
         sft=SFTConfig(learning_rate=3e-3, weight_decay=0.0, batch_size=64, epochs=8, patience=8),
     ),
