@@ -75,11 +75,15 @@ class PromptTokens:
     """Of the titles within a history."""
     completion: Completion
     """Of the title that completes a prompt; the end token follows it."""
+    title_words: int | None = None
+    """Words of a title within a history, at most; None: all."""
 
     def spell(self, titles: Sequence[str], tokenizer: Any) -> tuple[list[list[int]], list[list[int]] | None]:
         """The tokens of titles that complete a prompt, and of titles within a history; None: the same."""
         tokens = title_tokens(titles, tokenizer, lead=_LEADS[self.completion])
-        if (self.title, self.completion) == ("ended", "spaced"):
+        if self.title_words is not None:
+            titles = [" ".join(title.split()[: self.title_words]) for title in titles]
+        elif (self.title, self.completion) == ("ended", "spaced"):
             return tokens, None
         return tokens, title_tokens(titles, tokenizer, lead=_LEADS[self.title], ends=self.title == "ended")
 
@@ -111,7 +115,7 @@ def prompt_tokens(tokenizer: Any, config: PromptConfig, instruction: str = "", *
     writes_items = bool(opens or closes or template.separator)
     if not (writes_items or config.chat) and template.text == HISTORY:
         prefix = prefix_tokens(tokenizer, instruction)
-        return PromptTokens(prefix, (), (), prefix, "ended", "spaced")
+        return PromptTokens(prefix, (), (), prefix, "ended", "spaced", config.title_words)
     if config.chat and titles and not writes_items:
         raise ValueError("prompt.separator: expected text between the titles of a chat (', ', say), got ''")
     require_reads_text(tokenizer, "a prompt of one's own")
@@ -134,6 +138,7 @@ def prompt_tokens(tokenizer: Any, config: PromptConfig, instruction: str = "", *
         empty=_beginning(tokenizer, before + (after[:-1] if titles and after.endswith(" ") else after), config.chat),
         title=form,
         completion=completion,
+        title_words=config.title_words,
     )
 
 

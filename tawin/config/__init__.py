@@ -76,6 +76,13 @@ class Config:
             self.catalog.instruction,
         )
 
+        require(
+            self.prompt.title_words is None or self.catalog.item_tokens == "title",
+            "prompt.title_words",
+            "None where items are not titles (catalog.item_tokens)",
+            self.prompt.title_words,
+        )
+
     @property
     def needs_reference(self) -> bool:
         """Whether the KL term takes a model of its own: adapters can be switched off for it."""

@@ -166,9 +166,13 @@ class PromptConfig:
     """The template is the user's message in the tokenizer's own chat template; the item is the answer."""
     system: str = ""
     """The system message of a chat."""
+    title_words: int | None = None
+    """Words of each title within a history, at most: prompts of long titles become short. The answer is the whole
+    title. None: all."""
 
     def __post_init__(self) -> None:
         require_choices(self, "prompt")
+        require(self.title_words is None or self.title_words >= 1, "prompt.title_words", "at least 1", self.title_words)
         require_type("prompt.chat", self.chat, bool)
         for name, slot in (("template", "{history}"), ("item", "{item}")):
             text = getattr(self, name)

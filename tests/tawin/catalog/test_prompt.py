@@ -102,6 +102,22 @@ def test_text_is_kept_to_the_letter_where_a_token_would_span_a_border(kind: str)
     assert tokenizer.decode(tokens_of(catalog, 0)) == " Red lamp" + tokenizer.eos_token
 
 
+@pytest.mark.parametrize("prompt", [{}, {"style": "rere"}])
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_titles_are_cut_in_histories_and_whole_as_answers(prompt: dict[str, Any], kind: str) -> None:
+    tokenizer = TOKENIZERS[kind]()
+    whole, cut = catalog_of(tokenizer, **prompt), catalog_of(tokenizer, title_words=1, **prompt)
+    assert cut.one_target and cut.token_ids.tolist() == whole.token_ids.tolist()
+    ((tokens,), (longer,)) = (prompts_of(catalog, [[0, 1]]) for catalog in (cut, whole))
+    text = tokenizer.decode(longer)
+    for long, short in (("Red lamp", "Red"), ("Blue lamp, large", "Blue")):
+        assert long in text
+        text = text.replace(long, short)
+    assert tokenizer.decode(tokens) == text
+    _, _, labels = cut.encode_windows([np.array([0, 1])], [1])
+    assert labels[labels >= 0].tolist() == tokens_of(cut, 1)
+
+
 def test_without_options_nothing_stands_around_the_items() -> None:
     tokenizer = TOKENIZERS["bos"]()
     for item_tokens in WRITTEN:

@@ -42,6 +42,8 @@ def test_a_partial_yaml_changes_only_what_it_names(tmp_path: Path) -> None:
         ("grpo:\n  group_size: 1", "grpo.group_size: expected 2..512, got 1"),
         ("grpo:\n  negatives: random", "grpo.ensure_positive"),
         ("grpo:\n  loss_type: cispo", "grpo.epsilon_high"),
+        ("prompt: {title_words: 3}", "prompt.title_words: expected None where items are not titles"),
+        ("prompt: {title_words: 0}", "prompt.title_words: expected at least 1, got 0"),
         ("grpo: {count: choices}", "grpo.count: expected 'tokens' with a softmax over the vocabulary"),
         (
             "grpo: {negatives: sample, normalizer: vocab}",
